@@ -1,0 +1,158 @@
+"""Generator files that describe themselves, and the exact state that a training run resumes from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import files
+from model import Generator
+
+GENERATOR_FORMAT = "srgan-generator-1"
+CHECKPOINT_FORMAT = "srgan-checkpoint-1"
+
+
+def save_generator(path: str | Path, generator: nn.Module, **facts: Any) -> None:
+    """Write a generator file: its architecture, its weights, and plain `facts` about its training.
+
+    A path that ends in `.safetensors` is written in that format, with the same metadata as JSON strings.
+
+    Raises:
+        ArithmeticError: a weight is not finite; nothing is written.
+        OSError: the file cannot be written.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
+    metadata = {"format": GENERATOR_FORMAT, **generator.architecture, **facts}
+    if Path(path).suffix != ".safetensors":
+        files.save_tensors(path, {**metadata, "state_dict": state})
+        return
+    from safetensors.torch import save
+
+    files.check_finite(state)
+    with files.write_atomic(path) as file:
+        file.write(save(state, {name: json.dumps(value) for name, value in metadata.items()}))
+
+
+def load_generator(path: str | Path) -> nn.Module:
+    """Read a generator file, on the CPU and in evaluation mode; the file says what network it holds.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: no generator file, damaged, or weights that do not fit the network that the file names.
+    """
+    loaded = files.load_tensors(path)
+    if Path(path).suffix == ".safetensors":
+        loaded = {name: _from_json(value) for name, value in loaded.items()}
+    if isinstance(loaded, dict) and loaded.get("format") == CHECKPOINT_FORMAT:
+        raise ValueError(f"{path}: a training checkpoint, not a generator file; use generator_last.pth beside it")
+    if (
+        not isinstance(loaded, dict)
+        or loaded.get("format") != GENERATOR_FORMAT
+        or not isinstance(loaded.get("state_dict"), dict)
+    ):
+        raise ValueError(f"{path}: not a generator file of this project (format {GENERATOR_FORMAT})")
+    state = loaded["state_dict"]
+    try:
+        generator = _build_empty(loaded, len(state))
+        expected = generator.state_dict()
+        state = {name: state[name].to(tensor.dtype) for name, tensor in expected.items() if state[name].shape == tensor.shape}
+        generator.load_state_dict(state, assign=True)
+    except (KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the weights do not fit the network that the file names ({_first_line(error)})") from error
+    try:
+        files.check_finite(state)
+    except ArithmeticError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return generator.requires_grad_(True).eval()
+
+
+def _build_empty(metadata: dict[str, Any], tensors: int) -> nn.Module:
+    """Build the network that a file names without memory for its weights; refuse one larger than the file."""
+    kind, upscale, blocks = (metadata.get(name) for name in ("generator", "upscale", "blocks"))
+    if kind != "srresnet":
+        raise ValueError(f"unknown generator {kind!r}")
+    if not isinstance(blocks, int) or not 1 <= blocks <= tensors:
+        raise ValueError(f"{blocks!r} blocks in a file of {tensors} tensors")
+    with torch.device("meta"):
+        return Generator(upscale, blocks)
+
+
+def _from_json(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[1] if len(lines) > 1 else lines[0]
+
+
+def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
+    """Write `last.pth` and keep the one before it as `previous.pth`; at every moment one of them is whole.
+
+    Raises:
+        ArithmeticError: a tensor is not finite; nothing is written.
+        OSError: the file cannot be written; the older ones are untouched.
+    """
+    last = Path(folder, "last.pth")
+    files.check_finite(state)
+    files.keep_as(last, last.with_name("previous.pth"))
+    files.save_tensors(last, {"format": CHECKPOINT_FORMAT, **state})
+
+
+def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:
+    """Return the newest whole training state in a folder, None where there is none, and what is wrong with a newer one.
+
+    Raises:
+        ValueError: there are files, and none of them is whole.
+    """
+    problems = []
+    for path in (Path(folder, "last.pth"), Path(folder, "previous.pth")):
+        if not path.exists():
+            continue
+        try:
+            state = files.load_tensors(path)
+            if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+                raise ValueError(f"{path}: not a training checkpoint of this version")
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            return state, "; ".join(problems)
+    if problems:
+        raise ValueError("; ".join(problems) + ". Start afresh with another --out, or delete these files")
+    return None, ""
+
+
+def check_same_options(saved: dict[str, Any], current: dict[str, Any], may_differ: set[str]) -> None:
+    """Raise ValueError naming every option that differs from the run's first start and would change its result."""
+    differing = [
+        f"--{name.replace('_', '-')} (was {saved.get(name)}, is {current.get(name)})"
+        for name in sorted(saved.keys() | current.keys())
+        if name not in may_differ and saved.get(name) != current.get(name)
+    ]
+    if differing:
+        raise ValueError(f"this run was begun with other options: {', '.join(differing)}; use those, or another --out")
+
+
+def check_same_images(what: str, saved: list, current: list) -> None:
+    """Raise ValueError naming images that were added, removed or changed since a run began.
+
+    Both are `ImageStore.fingerprint()`: (name, bytes, checksum), a checksum of 0 being unknown.
+    """
+    before, now = ({name: (size, checksum) for name, size, checksum in images} for images in (saved, current))
+    changes = [f"{name} is gone" for name in before if name not in now]
+    changes += [f"{name} is new" for name in now if name not in before]
+    for name in before.keys() & now.keys():
+        (old_size, old_checksum), (size, checksum) = before[name], now[name]
+        if (checksum != old_checksum) if checksum and old_checksum else (size != old_size):
+            changes.append(f"{name} has changed")
+    if changes:
+        more = f" and {len(changes) - 10} more" if len(changes) > 10 else ""
+        listed = ", ".join(sorted(changes)[:10]) + more
+        raise ValueError(
+            f"the {what} images are not those that the run began with: {listed}; restore them, or use another --out"
+        )

@@ -1,0 +1,131 @@
+"""What every script shares: exit statuses, one-line errors, progress bars, and stopping on a signal.
+
+Exit status 0: done. 2: the user's input is wrong. 1: the run itself failed (loss not finite, memory).
+128+n: stopped by signal n. Set SRGAN_TRACEBACK=1 to see the traceback behind a one-line error.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+
+from tqdm import tqdm
+
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help that keeps the description's lines and shows every default that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default in (None, False) or "default" in (action.help or ""):
+            return action.help or ""
+        return super()._get_help_string(action)
+
+
+class StopRequest:
+    """Context in which the first Ctrl-C, SIGTERM or SIGHUP only sets `number`, and a second one ends the process at once."""
+
+    def __init__(self):
+        self.number: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_error) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame) -> None:
+        if self.number is not None:
+            raise SystemExit(128 + number)
+        self.number = number
+        print(f"\n{signal.Signals(number).name}: saving after this step; again to stop at once", file=sys.stderr)
+
+
+def positive_int(text: str) -> int:
+    """Parse an option that counts something: a whole number, 1 or more."""
+    return _number(text, int, 1)
+
+
+def non_negative_int(text: str) -> int:
+    """Parse a whole number, 0 or more."""
+    return _number(text, int, 0)
+
+
+def non_negative_float(text: str) -> float:
+    """Parse a finite number, 0 or more."""
+    return _number(text, float, 0)
+
+
+def _number(text: str, kind: type, least: int):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not least <= value < float("inf"):
+        what = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} of at least {least}")
+    return value
+
+
+def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
+    """Return a bar for anything that takes longer than two seconds; redrawn seldom where the output is a file."""
+    defaults = {"delay": 2, "leave": False, "dynamic_ncols": True, "mininterval": 0.2 if sys.stderr.isatty() else 10}
+    return tqdm(iterable, **{**defaults, **options})
+
+
+def ignore_signals(_worker: int | None = None) -> None:
+    """Leave Ctrl-C, SIGTERM and SIGHUP, which may reach a whole process group, to the main process."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of PyTorch or Python means that memory ran out."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("out of memory" in text or "can't allocate memory" in text or "Cannot allocate memory" in text)
+    )
+
+
+def describe(error: BaseException) -> str:
+    """Return an error as one line that names the file it is about."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def run_script(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> None:
+    """Parse the command line, run `main(args)`, and leave with the project's exit status.
+
+    ValueError and OSError are the user's to mend (2); ArithmeticError and exhausted memory are the run's (1).
+    Anything else is a fault of the program and keeps its traceback.
+    """
+
+    def stop(number, _frame):
+        raise SystemExit(128 + number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
+    args = parser.parse_args()
+    try:
+        sys.exit(main(args) or 0)
+    except Exception as error:
+        if os.environ.get("SRGAN_TRACEBACK") == "1":
+            raise
+        if is_out_of_memory(error):
+            message, status = f"out of memory: {describe(error)}", 1
+        elif isinstance(error, ArithmeticError):
+            message, status = describe(error), 1
+        elif isinstance(error, (ValueError, OSError)):
+            message, status = describe(error), 2
+        else:
+            raise
+        print(f"{parser.prog}: error: {message}", file=sys.stderr)
+        sys.exit(status)

@@ -1,0 +1,203 @@
+"""Image folders to tensors; training samples are pure functions of (seed, epoch, index)."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+import images
+from pixel_cache import ImageStore, Layout
+
+
+class TrainDatasetFromFolder(Dataset):
+    """Random HR crops, flipped and turned, with their LR; sample (epoch, i) is a pure function of (seed, epoch, i).
+
+    LR is the crop of the whole image's LR, so that a crop looks as it will at test time; HR crops start on the scale's grid.
+
+    Args:
+        folder: HR images, also in subfolders.
+        crop_size: side of the HR crop in pixels, a multiple of the scale.
+        upscale: the scale.
+        lr_folder: LR images made elsewhere, paired by name; None to make LR by bicubic.
+        crops_per_image: samples of every image in an epoch.
+        seed: of the crops.
+        cache_folder: where decoded pixels are kept; None to decode an image for every crop.
+        skip_bad: leave out images that cannot be read.
+
+    Raises:
+        ValueError: a crop that the scale does not divide, no image as large as the crop, or what `ImageStore.open` raises.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        crop_size: int = 88,
+        upscale: int = 4,
+        *,
+        lr_folder: str | Path | None = None,
+        crops_per_image: int = 1,
+        seed: int = 0,
+        cache_folder: str | Path | None = None,
+        skip_bad: bool = False,
+    ):
+        if crop_size < upscale or crop_size % upscale:
+            raise ValueError(f"crop size {crop_size} is not a multiple of the scale {upscale}")
+        self.crop_size, self.upscale, self.crops_per_image, self.seed = crop_size, upscale, crops_per_image, seed
+        self.store = store = ImageStore.open(Layout(folder, upscale, lr_folder), cache_folder, skip_bad)
+        fits = [min(entry.height, entry.width) >= crop_size for entry in store.entries]
+        self.usable = [index for index, fit in enumerate(fits) if fit]
+        self.too_small = [store.entries[index].name for index, fit in enumerate(fits) if not fit]
+        if not self.usable:
+            largest = max(store.entries, key=lambda entry: min(entry.height, entry.width), default=None)
+            seen = f"the largest is {largest.name} of {largest.width}x{largest.height}" if largest else "none can be read"
+            raise ValueError(
+                f"{store.layout.folder}: no image has {crop_size}x{crop_size} pixels ({seen}); use a smaller --crop"
+            )
+        self._draws = lru_cache(maxsize=2)(self._draw_epoch)
+
+    def __len__(self) -> int:
+        return len(self.usable) * self.crops_per_image
+
+    def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return the LR and HR crop, uint8 (3, crop/upscale, crop/upscale) and (3, crop, crop), of i or (epoch, i)."""
+        lr, hr = self.__getitems__([index])
+        return lr[0], hr[0]
+
+    def __getitems__(self, indices: list[int | tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Return a whole batch at once: LR and HR, uint8 (N, 3, H, W)."""
+        lr_side = self.crop_size // self.upscale
+        hr_batch = np.empty((len(indices), self.crop_size, self.crop_size, 3), np.uint8)
+        lr_batch = np.empty((len(indices), lr_side, lr_side, 3), np.uint8)
+        for position, index in enumerate(indices):
+            epoch, sample = index if isinstance(index, tuple) else (0, index)
+            hr, lr = self.store[self.usable[sample // self.crops_per_image]][:2]
+            down, across, turn = self._draws(epoch)[sample]
+            top, left = int(down * (lr.shape[0] - lr_side + 1)), int(across * (lr.shape[1] - lr_side + 1))
+            lr = lr[top : top + lr_side, left : left + lr_side]
+            top, left = top * self.upscale, left * self.upscale
+            hr = hr[top : top + self.crop_size, left : left + self.crop_size]
+            lr_batch[position], hr_batch[position] = _turned(lr, int(turn * 8)), _turned(hr, int(turn * 8))
+        return _channels_first(lr_batch), _channels_first(hr_batch)
+
+    def _draw_epoch(self, epoch: int) -> np.ndarray:
+        """Three numbers in [0, 1) for every sample: where the crop lies, down and across, and how it is turned."""
+        return np.random.default_rng([self.seed, epoch]).random((len(self), 3))
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_draws"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._draws = lru_cache(maxsize=2)(self._draw_epoch)
+
+
+def _turned(image: np.ndarray, turn: int) -> np.ndarray:
+    """Return (H, H, 3) flipped and turned in one of the square's eight ways."""
+    if turn & 1:
+        image = image[:, ::-1]
+    if turn & 2:
+        image = image[::-1]
+    return image.transpose(1, 0, 2) if turn & 4 else image
+
+
+def _channels_first(batch: np.ndarray) -> Tensor:
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+
+def whole_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Collate a batch that `__getitems__` has already made."""
+    return batch
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, i) in an order that is a pure function of (seed, epoch), from any batch on.
+
+    Set `epoch` and `first_batch` before iterating. The last, partial batch is kept.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int = 0):
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.epoch = 0
+        self.first_batch = 0
+
+    def __len__(self) -> int:
+        return -(-self.length // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self.epoch, 1]).permutation(self.length).tolist()
+        for start in range(self.first_batch * self.batch_size, self.length, self.batch_size):
+            yield [(self.epoch, sample) for sample in order[start : start + self.batch_size]]
+
+
+class ValDatasetFromFolder(Dataset):
+    """Whole images: (name, LR, bicubic, HR), each uint8 (1, 3, H, W); HR cropped to a multiple of the scale.
+
+    Args:
+        folder, upscale, lr_folder, cache_folder, skip_bad: as for training.
+        count: use the first `count` images only.
+
+    Raises:
+        ValueError: no image as large as the scale, or what `ImageStore.open` raises.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        upscale: int = 4,
+        *,
+        lr_folder: str | Path | None = None,
+        count: int | None = None,
+        cache_folder: str | Path | None = None,
+        skip_bad: bool = False,
+    ):
+        self.store = store = ImageStore.open(Layout(folder, upscale, lr_folder, bicubic=True), cache_folder, skip_bad)
+        usable = [index for index, entry in enumerate(store.entries) if entry.height and entry.width]
+        self.too_small = [entry.name for entry in store.entries if not (entry.height and entry.width)]
+        if not usable:
+            raise ValueError(f"{store.layout.folder}: no image has {store.layout.upscale}x{store.layout.upscale} pixels")
+        self.usable = usable[:count]
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor, Tensor, Tensor]:
+        if index >= len(self):
+            raise IndexError(index)
+        hr, lr, bicubic = self.store[self.usable[index]]
+        name = Path(self.store.entries[self.usable[index]].name).with_suffix("").as_posix().replace("/", "_")
+        return name, images.to_tensor(lr), images.to_tensor(bicubic), images.to_tensor(hr)
+
+
+class TestDatasetFromFolder(Dataset):
+    """LR images with their HR where there is a folder of those: (name, LR, HR or None), uint8 (1, 3, H, W).
+
+    Args:
+        lr_folder: LR images; None to make them from `hr_folder` by bicubic.
+        hr_folder: HR images, paired by name; None where there are none.
+        upscale: needed where there are HR images.
+    """
+
+    __test__ = False  # not a pytest class
+
+    def __init__(self, lr_folder: str | Path | None, hr_folder: str | Path | None = None, upscale: int = 4):
+        if lr_folder is None and hr_folder is None:
+            raise ValueError("a folder of LR or of HR images is needed")
+        self.lr_paths = None if hr_folder else images.list_images(lr_folder)
+        self.store = ImageStore.open(Layout(hr_folder, upscale, lr_folder), None) if hr_folder else None
+
+    def __len__(self) -> int:
+        return len(self.lr_paths or self.store)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor, Tensor | None]:
+        if index >= len(self):
+            raise IndexError(index)
+        if self.store is None:
+            return self.lr_paths[index].stem, images.to_tensor(images.read_picture(self.lr_paths[index]).rgb), None
+        name, arrays = self.store.entries[index].name, self.store[index]
+        if not arrays:
+            raise ValueError(f"{self.store.layout.folder / name}: smaller than {self.store.layout.upscale} pixels")
+        return Path(name).stem, images.to_tensor(arrays[1]), images.to_tensor(arrays[0])

@@ -1,0 +1,231 @@
+"""Files that are whole or absent, tensors loaded without running code, checksums, locks, free-space checks."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".srgan-", ".tmp"
+
+
+@contextlib.contextmanager
+def write_atomic(path: str | Path) -> Iterator[IO[bytes]]:
+    """Yield a binary file that takes the place of `path` when the block ends well, and is removed when it fails.
+
+    The temporary file lies in the same folder; it is flushed to the disk before it is renamed, and so is the folder after.
+
+    Raises:
+        OSError: no such folder, no permission, no space; an older file at `path` is then untouched.
+    """
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written ({error.strerror})", str(path)) from error
+    os.close(handle)
+    try:
+        with open(temporary, "w+b") as file:  # by its name, so that helper processes can open it too
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary):
+            raise OSError(error.errno, f"cannot be written ({error.strerror})", str(path)) from error
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a rename to the disk, where the system lets a folder be opened."""
+    with contextlib.suppress(PermissionError, IsADirectoryError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    with write_atomic(path) as file:
+        file.write(text.encode())
+
+
+def keep_as(path: str | Path, backup: str | Path) -> None:
+    """Give the file at `path`, if there is one, the second name `backup`, without a moment in which neither is whole."""
+    path, backup = Path(path), Path(backup)
+    if not path.exists():
+        return
+    link = backup.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}{TEMPORARY_SUFFIX}")
+    with contextlib.suppress(FileNotFoundError):
+        link.unlink()
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without hard links
+        with open(path, "rb") as source, write_atomic(backup) as target:
+            shutil.copyfileobj(source, target)
+        return
+    os.replace(link, backup)
+    _sync_folder(backup.parent)
+
+
+def remove_leftovers(*folders: str | Path) -> None:
+    """Remove temporary files that a killed process left; only under a lock that no live writer can hold."""
+    for folder in folders:
+        for leftover in Path(folder).glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Make a folder and its parents, and see that files can be written there; return it.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"folder cannot be written ({error.strerror})", str(folder)) from error
+    return folder
+
+
+def check_free_space(folder: str | Path, needed_bytes: int, advice: str) -> None:
+    """Raise OSError (ENOSPC) with `advice` when `folder`'s disk has less than `needed_bytes` and a little more free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes + 64 * 2**20:
+        text = f"needs {needed_bytes / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free: {advice}"
+        raise OSError(errno.ENOSPC, text, str(folder))
+
+
+@contextlib.contextmanager
+def lock(path: str | Path, wait: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`; the system drops it when the process ends, however it ends.
+
+    Raises:
+        ValueError: another process holds it and `wait` is False.
+    """
+    file = open(path, "a+b")  # noqa: SIM115 - stays open as long as the lock is held
+    try:
+        try:
+            _lock_file(file, wait)
+        except OSError as error:
+            raise ValueError(f"{path}: another process is using this folder; wait for it or name another") from error
+        yield
+    finally:
+        file.close()
+
+
+def _lock_file(file: IO[bytes], wait: bool) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_tensors(path: str | Path, value: Any) -> None:
+    """Write nested plain data and tensors in PyTorch's format, whole or not at all.
+
+    Raises:
+        ArithmeticError: a floating-point tensor is not finite; nothing is written.
+    """
+    check_finite(value)
+    with write_atomic(path) as file:
+        torch.save(value, file)
+
+
+def check_finite(value: Any, name: str = "") -> None:
+    """Raise FloatingPointError naming the first floating-point tensor in nested data that has a NaN or an infinity."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            check_finite(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            check_finite(inner, f"{name}[{index}]")
+    elif isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+        raise FloatingPointError(f"{name} has values that are not finite")
+
+
+def load_tensors(path: str | Path) -> Any:
+    """Read nested plain data and tensors onto the CPU, without running code that a file may carry.
+
+    A `.safetensors` file gives {"state_dict": tensors, **its metadata}. The checksums of a PyTorch file are verified first,
+    since `torch.load` does not notice a flipped bit.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: not a file of tensors, damaged, or one that would run code.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        if not file.read(1):
+            raise ValueError(f"{path}: the file is empty")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    if not zipfile.is_zipfile(path):
+        return _torch_load(path)  # PyTorch's format before 1.6
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+    if damaged:
+        raise ValueError(f"{path}: damaged (checksum of {damaged} is wrong)")
+    return _torch_load(path)
+
+
+def _torch_load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a stranger's file makes the unpickler raise
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            reason = "it is no file of tensors, or would run code when loaded"
+        else:
+            reason = "it is cut short or no file of tensors"
+        raise ValueError(f"{path}: not read, {reason}") from error
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return {"state_dict": tensors, **(file.metadata() or {})}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from error

@@ -1,0 +1,121 @@
+"""LR image to SR image, of any size, in tiles that give the whole image's result; the choice of device and precision."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import checkpoint
+import cli
+import images
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SMALLEST_TILE = 16
+_MEMORY_BUDGET = 4 * 2**30  # bytes; larger tiles are no faster
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Return the device of a name: auto (CUDA, then Apple's MPS, then the CPU), cpu, cuda or mps; ValueError if absent."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available.get(name, False):
+        raise ValueError(f"device {name!r} is not available here; use --device auto or cpu")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return fp32, bf16 or fp16; auto means bf16 where the device computes it in hardware, else fp16 on a GPU, else fp32."""
+    if name != "auto":
+        if name == "fp16" and device.type == "cpu":
+            raise ValueError("precision fp16 is for GPUs; use --precision auto, bf16 or fp32 on the CPU")
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "bf16"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Return the context in which a network computes at a precision."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, PRECISIONS[precision])
+
+
+def load_generator(path: str | Path, device: torch.device) -> nn.Module:
+    """Read a generator file for inference on a device; raises what `checkpoint.load_generator` raises."""
+    return checkpoint.load_generator(path).to(device=device, memory_format=torch.channels_last)
+
+
+def upscale(
+    generator: nn.Module, lr: np.ndarray, tile: int | None = None, precision: str = "fp32", progress: bool = False
+) -> np.ndarray:
+    """Enlarge an image by a generator that is in evaluation mode, on the device that it is on.
+
+    Args:
+        generator: maps (1, 3, H, W) in [-1, 1] to (1, 3, s·H, s·W); has `upscale` and `halo`.
+        lr: (H, W, 3) uint8.
+        tile: side of a tile in LR pixels without its halo; None: as the free memory allows; 0: the whole image at once.
+            When memory runs out the tile is halved, and said so.
+        precision: fp32, bf16 or fp16.
+        progress: show a bar over the tiles.
+
+    Returns:
+        (s·H, s·W, 3) uint8.
+    """
+    device = next(generator.parameters()).device
+    height, width = lr.shape[:2]
+    if tile is None:
+        tile = _tile_for_memory(generator, device)
+    tile = min(tile or max(height, width), max(height, width))
+    while True:
+        try:
+            return _upscale_tiles(generator, lr, tile, device, precision, progress)
+        except (RuntimeError, MemoryError) as error:
+            if not cli.is_out_of_memory(error) or tile <= SMALLEST_TILE:
+                raise
+        tile = max(SMALLEST_TILE, tile // 2)
+        print(f"out of memory: going on with tiles of {tile}", file=sys.stderr)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def _upscale_tiles(generator, lr, tile, device, precision, progress) -> np.ndarray:
+    height, width = lr.shape[:2]
+    scale, halo = generator.upscale, generator.halo
+    sr = np.empty((height * scale, width * scale, 3), np.uint8)
+    corners = [(top, left) for top in range(0, height, tile) for left in range(0, width, tile)]
+    for top, left in cli.progress_bar(corners, desc="tiles", unit="tile", disable=not progress or len(corners) == 1):
+        bottom, right = min(top + tile, height), min(left + tile, width)
+        outer_top, outer_left = max(top - halo, 0), max(left - halo, 0)
+        patch = np.ascontiguousarray(lr[outer_top : bottom + halo, outer_left : right + halo])
+        with autocast(device, precision):
+            result = generator(images.uint8_to_signed(images.to_tensor(patch).to(device)))
+        inner = result[
+            :,
+            :,
+            (top - outer_top) * scale : (bottom - outer_top) * scale,
+            (left - outer_left) * scale : (right - outer_left) * scale,
+        ]
+        sr[top * scale : bottom * scale, left * scale : right * scale] = images.to_array(images.signed_to_uint8(inner))
+    return sr
+
+
+def _tile_for_memory(generator: nn.Module, device: torch.device) -> int:
+    """Return the largest tile whose activations fit half the free memory, and not more than the budget."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        free = 2 * _MEMORY_BUDGET
+    bytes_a_pixel = 64 * 4 * generator.upscale**2 * 4  # four float32 tensors of 64 channels at the output's size
+    side = int((min(free / 2, _MEMORY_BUDGET) / bytes_a_pixel) ** 0.5)
+    return max(SMALLEST_TILE, side - 2 * generator.halo)

@@ -1,0 +1,119 @@
+"""The networks of SRGAN (Ledig et al., 2017): https://arxiv.org/abs/1609.04802, figure 4."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+UPSCALES = (2, 3, 4, 8)
+MINIMUM_CROP = 32  # VGG16 halves five times, the discriminator four times
+
+
+class ResBlock(nn.Module):
+    """Residual block: conv, BN, PReLU, conv, BN, and the sum with its input (Ledig et al., section 2.1.1)."""
+
+    def __init__(self, channels: int = 64):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.prelu = nn.PReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (N, C, H, W) to features of the same shape."""
+        residual = self.prelu(self.bn1(self.conv1(x)))
+        return x + self.bn2(self.conv2(residual))
+
+
+class UpsampleBlock(nn.Module):
+    """Sub-pixel convolution (Shi et al., 2016): conv to factor² times the channels, pixel shuffle, PReLU."""
+
+    def __init__(self, channels: int = 64, factor: int = 2):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels * factor**2, 3, padding=1)
+        self.pixel_shuffle = nn.PixelShuffle(factor)
+        self.prelu = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (N, C, H, W) to (N, C, factor·H, factor·W)."""
+        return self.prelu(self.pixel_shuffle(self.conv(x)))
+
+
+class Generator(nn.Module):
+    """SRResNet, the generator of SRGAN.
+
+    Args:
+        upscale: 2, 3, 4 or 8; one upsampling block for every factor of 2, one of factor 3 for x3.
+        blocks: number of residual blocks (the paper's 16; 8 here).
+
+    Raises:
+        ValueError: another scale, or less than one block.
+    """
+
+    def __init__(self, upscale: int = 4, blocks: int = 8):
+        super().__init__()
+        if upscale not in UPSCALES:
+            raise ValueError(f"upscale {upscale} is not one of {', '.join(map(str, UPSCALES))}")
+        if blocks < 1:
+            raise ValueError(f"blocks {blocks} is less than 1")
+        self.upscale = upscale
+        self.blocks = blocks
+        self.factors = [3] if upscale == 3 else [2] * int(math.log2(upscale))
+        self.head = nn.Sequential(nn.Conv2d(3, 64, 9, padding=4), nn.PReLU())
+        self.trunk = nn.Sequential(*(ResBlock(64) for _ in range(blocks)))
+        self.fusion = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64))
+        self.upsample = nn.Sequential(*(UpsampleBlock(64, factor) for factor in self.factors))
+        self.tail = nn.Conv2d(64, 3, 9, padding=4)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Map LR images (N, 3, H, W) in [-1, 1] to SR images (N, 3, upscale·H, upscale·W) in [-1, 1]."""
+        shallow = self.head(lr)  # (N, 64, H, W)
+        features = shallow + self.fusion(self.trunk(shallow))  # (N, 64, H, W)
+        return torch.tanh(self.tail(self.upsample(features)))  # (N, 3, upscale·H, upscale·W)
+
+    @property
+    def architecture(self) -> dict[str, str | int]:
+        """What a generator file has to say so that the network can be built again."""
+        return {"generator": "srresnet", "upscale": self.upscale, "blocks": self.blocks}
+
+    @property
+    def halo(self) -> int:
+        """Radius of the receptive field in LR pixels: a tile with this margin gives the whole image's result."""
+        radius = 4 + 2 * self.blocks + 1  # head, trunk, fusion
+        scale = 1
+        for factor in self.factors:
+            radius += 1 / scale
+            scale *= factor
+        return math.ceil(radius + 4 / scale)
+
+
+class Discriminator(nn.Module):
+    """VGG-style discriminator: eight convolutions, strides 1 and 2 in turn, and a 1x1-convolution head.
+
+    Batch normalisation follows every convolution but the first, as in Ledig et al., figure 4; `batch_norm=False`
+    leaves it out. In training it needs more than one value a channel: at least 32x32 pixels, or a batch of two or more.
+    """
+
+    def __init__(self, batch_norm: bool = True):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1), nn.LeakyReLU(0.2)]
+        widths = [64, 64, 128, 128, 256, 256, 512, 512]
+        for index in range(1, 8):
+            stride = 2 if index % 2 else 1
+            layers.append(nn.Conv2d(widths[index - 1], widths[index], 3, stride=stride, padding=1))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(widths[index]))
+            layers.append(nn.LeakyReLU(0.2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(512, 1024, 1), nn.LeakyReLU(0.2), nn.Conv2d(1024, 1, 1)
+        )
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1], at least 32x32 pixels, to unbounded realism scores (N,)."""
+        return self.classifier(self.features(x)).flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1] to the probability (N,) that each is a real HR image."""
+        return torch.sigmoid(self.logits(x))

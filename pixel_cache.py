@@ -1,0 +1,271 @@
+"""Images decoded once into a memory-mapped file, so that reading a crop of one is a slice."""
+
+import hashlib
+import json
+import os
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import cli
+import files
+import images
+
+CACHE_FOLDER = ".srgan-cache"
+_MAGIC = b"srgan-cache-1\n\0\0"
+
+
+@dataclass
+class Entry:
+    """One image of a folder: its name there, the state of its file, and where its pixels lie in the cache."""
+
+    name: str
+    file_bytes: int
+    mtime_ns: int
+    lr_name: str | None = None
+    height: int = 0  # of the HR image, a multiple of the scale; 0 where the file could not be read
+    width: int = 0
+    offset: int = 0
+    checksum: int = 0  # CRC-32 of the HR pixels and then the LR pixels; 0 where nothing was cached
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is decoded for every image: HR and LR at a scale, and for validation the bicubic upscale of LR too."""
+
+    folder: Path
+    upscale: int
+    lr_folder: Path | None = None
+    bicubic: bool = False
+
+    def __post_init__(self):
+        for name in ("folder", "lr_folder"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
+
+    def shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
+        """Return the shapes (H, W, 3) of HR, LR and, where it is kept, bicubic."""
+        hr, lr = (height, width, 3), (height // self.upscale, width // self.upscale, 3)
+        return [hr, lr, hr] if self.bicubic else [hr, lr]
+
+    def decode(self, entry: Entry) -> list[np.ndarray]:
+        """Decode an image to its uint8 arrays (H, W, 3), in the order of `shapes`; ValueError where it is damaged."""
+        hr = images.crop_to_multiple(images.read_picture(self.folder / entry.name).rgb, self.upscale)
+        if not hr.size:  # smaller than the scale
+            return []
+        if self.lr_folder is None:
+            lr = images.downscale(hr, self.upscale)
+        else:
+            lr = images.read_picture(self.lr_folder / entry.lr_name).rgb
+            lr = lr[: hr.shape[0] // self.upscale, : hr.shape[1] // self.upscale]
+            if lr.shape != self.shapes(*hr.shape[:2])[1]:
+                raise ValueError(
+                    f"{self.lr_folder / entry.lr_name}: {lr.shape[1]}x{lr.shape[0]} pixels do not fit the HR image of "
+                    f"{hr.shape[1]}x{hr.shape[0]} at x{self.upscale}"
+                )
+        return [hr, lr, images.upscale_bicubic(lr, self.upscale)] if self.bicubic else [hr, lr]
+
+
+class ImageStore:
+    """The HR and LR arrays (and bicubic ones) of every image of a folder, from a cache file or decoded at each call.
+
+    Raises:
+        ValueError: images that cannot be read, or whose LR image is missing or does not fit, unless `skip_bad`.
+    """
+
+    def __init__(self, layout: Layout, entries: list[Entry], cache_file: Path | None, skip_bad: bool):
+        self.layout = layout
+        self.cache_file = cache_file
+        self.bad = [entry for entry in entries if entry.error]
+        if self.bad and not skip_bad:
+            raise ValueError(_name_bad(layout.folder, self.bad))
+        self.entries = [entry for entry in entries if not entry.error]
+        self._pixels: np.memmap | None = None
+
+    @classmethod
+    def open(
+        cls, layout: Layout, cache_folder: str | Path | None, skip_bad: bool = False, processes: int | None = None
+    ) -> "ImageStore":
+        """Open a folder through its cache in `cache_folder`, building that first where need be; None: without a cache.
+
+        Raises:
+            ValueError: no such folder, no image in it, or images that cannot be read (unless `skip_bad`).
+            OSError: the cache cannot be written, or the disk has no room for it.
+        """
+        entries = _list_entries(layout)
+        if cache_folder is None:
+            return cls(layout, _decode_all(layout, entries, None, processes), None, skip_bad)
+        cache_folder = Path(cache_folder)
+        path = cache_folder / _cache_name(layout, entries)
+        if not path.exists():
+            with files.lock(files.make_folder(cache_folder) / "lock", wait=True):
+                if not path.exists():
+                    files.remove_leftovers(cache_folder)
+                    for superseded in cache_folder.glob(path.name.rsplit("-", 1)[0] + "-*"):
+                        superseded.unlink()
+                    _build_cache(layout, entries, path, processes)
+        return cls(layout, _read_index(path), path, skip_bad)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> list[np.ndarray]:
+        """Return the uint8 arrays (H, W, 3) of image `index`: HR, LR and, where it is kept, bicubic."""
+        entry = self.entries[index]
+        if self.cache_file is None:
+            return self.layout.decode(entry)
+        if self._pixels is None:
+            self._pixels = np.memmap(self.cache_file, mode="r")
+        arrays, offset = [], entry.offset
+        for shape in self.layout.shapes(entry.height, entry.width):
+            size = int(np.prod(shape))
+            arrays.append(self._pixels[offset : offset + size].reshape(shape))
+            offset += size
+        return arrays
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_pixels": None}  # a worker process maps the file itself
+
+    def fingerprint(self) -> list[tuple[str, int, int]]:
+        """Return (name, bytes, pixel checksum or 0) of every image: what a resumed run compares."""
+        return [(entry.name, entry.file_bytes, entry.checksum) for entry in self.entries]
+
+
+def cache_folder_for(folder: str | Path, chosen: Path | None, fallback: Path) -> Path:
+    """Return where the pixels of an image folder are kept: where the user chose, in the folder, or else in `fallback`."""
+    if chosen is not None:
+        return chosen
+    own = Path(folder, CACHE_FOLDER)
+    return own if os.access(own if own.exists() else folder, os.W_OK) else fallback / CACHE_FOLDER
+
+
+def _list_entries(layout: Layout) -> list[Entry]:
+    entries = []
+    for path in images.list_images(layout.folder):
+        try:
+            status = path.stat()
+        except OSError:  # a link to nothing
+            entries.append(Entry(path.relative_to(layout.folder).as_posix(), 0, 0))
+            continue
+        entries.append(Entry(path.relative_to(layout.folder).as_posix(), status.st_size, status.st_mtime_ns))
+    if layout.lr_folder is not None:
+        _pair(layout, entries)
+    return entries
+
+
+def _pair(layout: Layout, entries: list[Entry]) -> None:
+    """Give every HR image the LR image of its name: `0801.png` has `0801.png` or `0801x4.png`, of any suffix."""
+    by_stem = {path.stem: path for path in images.list_images(layout.lr_folder)}
+    for entry in entries:
+        stem = Path(entry.name).stem
+        partner = by_stem.get(stem) or by_stem.get(f"{stem}x{layout.upscale}")
+        if partner is None:
+            entry.error = f"no LR image {stem} or {stem}x{layout.upscale} (of any suffix) in {layout.lr_folder}"
+            continue
+        status = partner.stat()
+        entry.lr_name = partner.relative_to(layout.lr_folder).as_posix()
+        entry.file_bytes += status.st_size
+        entry.mtime_ns = max(entry.mtime_ns, status.st_mtime_ns)
+
+
+def _name_bad(folder: Path, bad: list[Entry]) -> str:
+    named = "; ".join(f"{entry.name}: {entry.error}" for entry in bad[:10])
+    more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
+    return f"{folder}: {len(bad)} image(s) cannot be read: {named}{more}. Mend or remove them, or pass --skip-bad-images"
+
+
+# --- the cache file: pixels, then the index as JSON, then its length and a magic word ------------------------------
+
+
+def _cache_name(layout: Layout, entries: list[Entry]) -> str:
+    """Name the cache after its folders and scale, and then after the files' names, sizes and times."""
+    kind = f"x{layout.upscale}" + ("-validation" if layout.bicubic else "")
+    place = _digest([str(layout.folder.resolve()), str(layout.lr_folder and layout.lr_folder.resolve())])
+    return f"{kind}-{place}-{_digest([[entry.name, entry.lr_name, entry.file_bytes, entry.mtime_ns] for entry in entries])}"
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _read_index(path: Path) -> list[Entry]:
+    with open(path, "rb") as file:
+        file.seek(-len(_MAGIC) - 8, os.SEEK_END)
+        length, magic = int.from_bytes(file.read(8), "little"), file.read()
+        if magic != _MAGIC:
+            raise ValueError(f"{path}: not a cache of this version, or damaged; delete it")
+        file.seek(-len(_MAGIC) - 8 - length, os.SEEK_END)
+        return [Entry(**entry) for entry in json.loads(file.read(length))]
+
+
+def _build_cache(layout: Layout, entries: list[Entry], path: Path, processes: int | None) -> None:
+    """Decode every image into a new cache file; the file appears under its name only when it is whole."""
+    total = 0
+    for entry in cli.progress_bar(entries, desc=f"sizes of {layout.folder.name}", unit="image"):
+        try:
+            height, width = images.read_size(layout.folder / entry.name)
+        except (OSError, ValueError) as error:
+            entry.error = _reason(error, layout.folder / entry.name)
+            continue
+        entry.height, entry.width = (side - side % layout.upscale for side in (height, width))
+        entry.offset = total
+        total += sum(int(np.prod(shape)) for shape in layout.shapes(entry.height, entry.width))
+    files.check_free_space(path.parent, total, "name a folder on another disk by --cache DIR, or pass --no-cache")
+    with files.write_atomic(path) as file:
+        file.truncate(total)
+        entries = _decode_all(layout, entries, file.name, processes)
+        file.seek(total)
+        index = json.dumps([asdict(entry) for entry in entries]).encode()
+        file.write(index + len(index).to_bytes(8, "little") + _MAGIC)
+
+
+def _decode_all(layout: Layout, entries: list[Entry], pixel_file: str | None, processes: int | None) -> list[Entry]:
+    """Decode every image in several processes, into the pixel file where there is one, and fill in the entries."""
+    processes = max(1, min(processes or os.cpu_count() or 1, len(entries) // 4))
+    decode = partial(_decode_one, layout, pixel_file)
+    progress = partial(cli.progress_bar, total=len(entries), desc=f"decoding {layout.folder.name}", unit="image")
+    if processes == 1:
+        return list(progress(map(decode, entries)))
+    with ProcessPoolExecutor(processes, initializer=cli.ignore_signals) as pool:
+        try:
+            return list(progress(pool.map(decode, entries, chunksize=max(1, min(64, len(entries) // (8 * processes))))))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _decode_one(layout: Layout, pixel_file: str | None, entry: Entry) -> Entry:
+    if entry.error:
+        return entry
+    try:
+        arrays = layout.decode(entry)
+        height, width = arrays[0].shape[:2] if arrays else (0, 0)
+        if pixel_file is not None and (height, width) != (entry.height, entry.width):
+            raise ValueError("its header tells another size than its pixels have")
+    except (ValueError, OSError) as error:
+        entry.error = _reason(error, layout.folder / entry.name)
+        return entry
+    entry.height, entry.width = height, width
+    if pixel_file is not None:
+        entry.checksum = _write_pixels(pixel_file, entry.offset, arrays)
+    return entry
+
+
+def _write_pixels(pixel_file: str, offset: int, arrays: list[np.ndarray]) -> int:
+    checksum = 0
+    with open(pixel_file, "r+b") as file:
+        file.seek(offset)
+        for array in arrays:
+            data = np.ascontiguousarray(array).data
+            checksum = zlib.crc32(data, checksum)
+            file.write(data)
+    return checksum
+
+
+def _reason(error: Exception, path: Path) -> str:
+    return (getattr(error, "strerror", None) or str(error)).removeprefix(f"{path}: ")

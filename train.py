@@ -1,0 +1,604 @@
+"""Train SRGAN (Ledig et al., 2017): the alternating updates of a discriminator and a generator.
+
+python train.py --upscale 4 --crop 88
+"""
+
+import argparse
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+import checkpoint
+import cli
+import files
+import images
+import inference
+import metrics
+from dataloader import EpochSampler, TrainDatasetFromFolder, ValDatasetFromFolder, whole_batch
+from generator_loss_functions import GeneratorLoss, check_vgg_weights, load_vgg16
+from model import MINIMUM_CROP, UPSCALES, Discriminator, Generator
+from pixel_cache import cache_folder_for
+
+TERMS = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
+COLUMNS = """Epoch Loss_D Loss_G Score_D Score_G PSNR SSIM Loss_Pixel Loss_Adversarial Loss_Perceptual Loss_TV
+    Bicubic_PSNR Bicubic_SSIM Learning_Rate Images_Per_Second Seconds LPIPS""".split()
+PIXEL_TERMS = ["Loss_G", "Loss_Pixel"]  # what a pixel-only epoch has
+BAR = {"Loss_D": "Loss_D", "Loss_G": "Loss_G", "Score_D": "D(x)", "Score_G": "D(G(z))"}
+# Options that a restart may change: they do not change the result, or (the second line) only its last bits.
+FREE_OPTIONS = {"out", "cache", "no_cache", "val_triplets", "dry_run", "epochs", "skip_bad_images"} | {
+    *("data", "train_dir", "val_dir", "train_lr_dir", "val_lr_dir"),  # the images themselves are compared
+    *("device", "precision", "workers", "compile"),
+}
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("--upscale", type=int, default=4, choices=UPSCALES, help="how many times larger the result is")
+    parser.add_argument("--crop", type=cli.positive_int, default=88, help="side of the HR training crops in pixels")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", type=Path, default=Path("data"), help="folder of DIV2K_train_HR/ and DIV2K_valid_HR/")
+    data.add_argument("--train-dir", type=Path, help="any folder of training images instead")
+    data.add_argument("--val-dir", type=Path, help="any folder of validation images instead")
+    data.add_argument("--train-lr-dir", type=Path, help="LR files of the training images, paired by name (default: bicubic)")
+    data.add_argument("--val-lr-dir", type=Path, help="LR files of the validation images, paired by name (default: bicubic)")
+    data.add_argument("--crops-per-image", type=cli.positive_int, default=1, help="crops of every image in an epoch")
+    data.add_argument("--val-images", type=cli.positive_int, help="validate on the first N images (default: all)")
+    data.add_argument("--val-every", type=cli.positive_int, default=1, help="validate every N epochs, and after the last")
+    data.add_argument("--val-triplets", type=cli.non_negative_int, default=5, help="pictures bicubic | HR | SR to save")
+    data.add_argument("--workers", type=cli.non_negative_int, help="loader processes (default: 0 on the CPU, up to 4 on a GPU)")
+    data.add_argument("--cache", type=Path, help="folder of decoded pixels (default: .srgan-cache in the image folder)")
+    data.add_argument("--no-cache", action="store_true", help="decode an image for every crop: slow, and no disk is needed")
+    data.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
+    model = parser.add_argument_group("model")
+    model.add_argument("--blocks", type=cli.positive_int, default=8, help="residual blocks of the generator")
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--pixel-weight", type=cli.non_negative_float, default=1.0, help="weight of the MSE")
+    loss.add_argument("--adversarial-weight", type=cli.non_negative_float, default=1e-3, help="weight of -log D(G(z))")
+    loss.add_argument("--perceptual-weight", type=cli.non_negative_float, default=6e-3, help="weight of the VGG16 loss")
+    loss.add_argument("--tv-weight", type=cli.non_negative_float, default=2e-8, help="weight of the total variation")
+    loss.add_argument(
+        "--vgg-weights", default="imagenet", metavar="imagenet|random|FILE", help="where VGG16's weights come from"
+    )
+    optim = parser.add_argument_group("optimisation")
+    optim.add_argument("--epochs", type=cli.non_negative_int, default=100, help="adversarial epochs")
+    optim.add_argument("--pretrain-epochs", type=cli.non_negative_int, default=0, help="pixel-only epochs before them")
+    optim.add_argument("--batch-size", type=cli.positive_int, default=64, help="crops an update")
+    optim.add_argument("--learning-rate", type=cli.non_negative_float, default=1e-4, help="of Adam, for both networks")
+    optim.add_argument(
+        "--pretrain-learning-rate", type=cli.non_negative_float, help="of the pixel-only epochs (default: the same)"
+    )
+    optim.add_argument("--lr-schedule", choices=("constant", "cosine"), default="constant", help="rate over each phase")
+    optim.add_argument("--warmup-steps", type=cli.non_negative_int, default=0, help="updates with a rising rate in each phase")
+    optim.add_argument("--ema", type=cli.non_negative_float, default=0.0, help="decay of averaged weights, 0.999 say (0: none)")
+    optim.add_argument("--seed", type=cli.non_negative_int, default=0, help="of the weights, the order and the crops")
+    optim.add_argument("--init", type=Path, help="start the generator from this generator file")
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    speed.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: the fastest sound one"
+    )
+    speed.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, help="folder of the run (default: results/srgan_x<upscale>)")
+    output.add_argument("--dry-run", action="store_true", help="build all, run one step and one image, write nothing")
+    return parser
+
+
+# --- one update ---------------------------------------------------------------------------------------------------
+
+
+class Models:
+    """The networks of a run, their optimisers and the generator's loss; what `state` names is what a checkpoint holds."""
+
+    def __init__(self, args: argparse.Namespace):
+        torch.manual_seed(args.seed)
+        self.device, self.precision = torch.device(args.device), args.precision
+        self.generator, self.discriminator = Generator(args.upscale, args.blocks), Discriminator()
+        if args.init:
+            self.generator.load_state_dict(load_init(args.init, self.generator.architecture))
+        for network in (self.generator, self.discriminator):
+            network.to(device=self.device, memory_format=torch.channels_last).train()
+        self.ema = (
+            AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True) if args.ema else None
+        )
+        self.optimizer_g, self.optimizer_d = (new_adam(network) for network in (self.generator, self.discriminator))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.loss: GeneratorLoss | None = None  # made when the adversarial epochs are due
+        compiled = torch.compile if args.compile else lambda function: function
+        self.generate, self.discriminate = compiled(self.generator.forward), compiled(self.discriminator.logits)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        names = ("generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "scaler")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def validated(self) -> nn.Module:
+        """The generator that is validated and saved: the averaged one, where there is one."""
+        return self.ema.module if self.ema else self.generator
+
+
+def new_adam(network: nn.Module) -> torch.optim.Adam:
+    """Return Adam with the seed's betas; the rate is set at every step."""
+    return torch.optim.Adam(network.parameters(), betas=(0.9, 0.999))
+
+
+def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> Tensor:
+    """Update D and then G on a batch in [-1, 1]; return the values of `TERMS`, on the device."""
+    scaler = models.scaler
+    with inference.autocast(models.device, models.precision):
+        fake = models.generate(lr)
+
+    # (1) Update D: minimise BCE(D(x), 1) + BCE(D(G(z)), 0)
+    models.optimizer_d.zero_grad(set_to_none=True)
+    with inference.autocast(models.device, models.precision):
+        real_logits, fake_logits = models.discriminate(hr), models.discriminate(fake.detach())
+    real_logits, fake_logits = real_logits.float(), fake_logits.float()
+    loss_d = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
+    loss_d = loss_d + F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+    scaler.scale(loss_d).backward()
+    scaler.step(models.optimizer_d)
+
+    # (2) Update G: minimise MSE + 0.001 BCE(D(G(z)), 1) + 0.006 VGG + 2e-8 TV
+    models.optimizer_g.zero_grad(set_to_none=True)
+    models.discriminator.requires_grad_(False)
+    with inference.autocast(models.device, models.precision):
+        sr, target = images.signed_to_unit(fake.float()), images.signed_to_unit(hr)
+        loss_g, terms = models.loss(models.discriminate(fake), sr, target)
+    scaler.scale(loss_g).backward()
+    models.discriminator.requires_grad_(True)
+    scaler.step(models.optimizer_g)
+    scaler.update()
+
+    scores = [torch.sigmoid(logits.detach()).mean() for logits in (real_logits, fake_logits)]
+    return torch.stack([loss_d.detach(), loss_g.detach(), *scores, *(term.detach() for term in terms.values())])
+
+
+def pixel_step(models: Models, lr: Tensor, hr: Tensor) -> Tensor:
+    """Update G on the pixel loss alone (the paper's SRResNet); return the values of `PIXEL_TERMS`, on the device."""
+    models.optimizer_g.zero_grad(set_to_none=True)
+    with inference.autocast(models.device, models.precision):
+        fake = models.generate(lr)
+    loss = F.mse_loss(images.signed_to_unit(fake.float()), images.signed_to_unit(hr))
+    models.scaler.scale(loss).backward()
+    models.scaler.step(models.optimizer_g)
+    models.scaler.update()
+    return loss.detach().repeat(len(PIXEL_TERMS))
+
+
+def learning_rate_at(step: int, total_steps: int, peak: float, schedule: str, warmup_steps: int) -> float:
+    """Return the rate of update `step` (from 0) of a phase: a linear rise, then constant or half a cosine towards 0."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+
+
+# --- an epoch and its validation ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """How far a run has come: the epoch that is due or under way, its batches done, and what they summed to."""
+
+    epoch: int = 1  # from 1, the pixel-only epochs first
+    batch: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    sums: Tensor | None = None  # of the phase's terms, each batch weighted by its samples
+    best_psnr: float = -math.inf  # of the phase
+
+
+def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, stop: cli.StopRequest) -> None:
+    """Make the updates of an epoch that are not made yet, until the end or a stop request.
+
+    Raises:
+        ArithmeticError: a loss is not finite.
+    """
+    pixel_only = progress.epoch <= args.pretrain_epochs
+    step, terms = (pixel_step, PIXEL_TERMS) if pixel_only else (adversarial_step, TERMS)
+    first, epochs = (1, args.pretrain_epochs) if pixel_only else (args.pretrain_epochs + 1, args.epochs)
+    peak = args.pretrain_learning_rate if pixel_only else args.learning_rate
+    batches = len(loader)
+    if progress.sums is None:
+        progress.sums = torch.zeros(len(terms))
+    progress.sums = progress.sums.to(models.device)
+    loader.batch_sampler.epoch, loader.batch_sampler.first_batch = progress.epoch, progress.batch
+    began, shown, before = time.monotonic(), time.monotonic(), progress.seconds
+    title = f"epoch {progress.epoch}/{args.pretrain_epochs + args.epochs}{' pixel-only' if pixel_only else ''}"
+    with cli.progress_bar(total=batches, initial=progress.batch, desc=title, unit="step") as bar:
+        for lr, hr in loader:
+            rate = learning_rate_at(
+                (progress.epoch - first) * batches + progress.batch, epochs * batches, peak, args.lr_schedule, args.warmup_steps
+            )
+            for optimizer in (models.optimizer_g, models.optimizer_d):
+                optimizer.param_groups[0]["lr"] = rate
+            lr, hr = (images.uint8_to_signed(batch.to(models.device, non_blocking=True)) for batch in (lr, hr))
+            progress.sums += step(models, lr, hr) * len(lr)
+            if models.ema:
+                models.ema.update_parameters(models.generator)
+            progress.batch += 1
+            progress.samples += len(lr)
+            progress.seconds = before + time.monotonic() - began
+            if time.monotonic() - shown > 0.5 or progress.batch == batches:
+                shown = time.monotonic()
+                means = finite_means(progress, terms)
+                speed = progress.samples / progress.seconds
+                bar.set_postfix_str(
+                    ", ".join(f"{BAR[name]} {means[name]:.3g}" for name in terms if name in BAR) + f", {speed:.1f} images/s"
+                )
+            bar.update()
+            if stop.number:
+                return
+
+
+def finite_means(progress: Progress, terms: list[str]) -> dict[str, float]:
+    """Return the means of the epoch so far, which waits for the device; ArithmeticError where one is not finite."""
+    means = dict(zip(terms, (progress.sums / max(1, progress.samples)).tolist()))
+    wrong = [name for name, mean in means.items() if not math.isfinite(mean)]
+    if wrong:
+        raise FloatingPointError(
+            f"{', '.join(wrong)} not finite by epoch {progress.epoch}, step {progress.batch}; the checkpoints are from before. "
+            "Try a lower --learning-rate, --warmup-steps, or --precision fp32, with another --out"
+        )
+    return means
+
+
+@torch.inference_mode()
+def validate(
+    generator: nn.Module,
+    dataset: ValDatasetFromFolder,
+    precision: str,
+    bicubic_scores: dict[str, tuple[float, float]],
+    folder: Path | None,
+    triplets: int,
+    stop: cli.StopRequest,
+) -> dict[str, float] | None:
+    """Return the mean PSNR and SSIM of SR and of bicubic over whole 8-bit images, one held at a time; None when stopped.
+
+    The first `triplets` images are drawn as bicubic | HR | SR in `folder`. `bicubic_scores` keeps bicubic's own figures,
+    which never change, from one call to the next.
+    """
+    device = next(generator.parameters()).device
+    was_training = generator.training
+    generator.eval()
+    scores = []
+    try:
+        for index, (name, lr, bicubic, hr) in enumerate(
+            cli.progress_bar(dataset, total=len(dataset), desc="validation", unit="image")
+        ):
+            if stop.number:
+                return None
+            sr = inference.upscale(generator, images.to_array(lr), precision=precision)
+            target = images.uint8_to_unit(hr.to(device))
+            if name not in bicubic_scores:
+                bicubic_scores[name] = psnr_and_ssim(images.uint8_to_unit(bicubic.to(device)), target)
+            scores.append(
+                (*psnr_and_ssim(images.uint8_to_unit(images.to_tensor(sr).to(device)), target), *bicubic_scores[name])
+            )
+            if index < triplets and folder is not None:
+                shown = zip((images.to_array(bicubic), images.to_array(hr), sr), ("bicubic {2:.2f} dB", "HR", "SR {0:.2f} dB"))
+                row = [(label.format(*scores[-1]), images.crop_centre(picture, 400)) for picture, label in shown]
+                images.write_picture(files.make_folder(folder) / f"{name}.png", images.Picture(images.side_by_side(row)))
+    finally:
+        generator.train(was_training)
+    means = torch.tensor(scores, dtype=torch.float64).mean(0).tolist()
+    return dict(zip(("PSNR", "SSIM", "Bicubic_PSNR", "Bicubic_SSIM"), means))
+
+
+def psnr_and_ssim(image: Tensor, hr: Tensor) -> tuple[float, float]:
+    """Return PSNR in dB and SSIM of one image (1, 3, H, W) in [0, 1]."""
+    return metrics.psnr(image, hr).item(), metrics.ssim(image, hr).item()
+
+
+# --- a run --------------------------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace, out: Path) -> int:
+    """Train from where `out` stands to the last epoch; return the exit status."""
+    folder, total_epochs, options = out / "checkpoints", args.pretrain_epochs + args.epochs, plain_options(args)
+    files.remove_leftovers(out, folder)
+    saved, problem = checkpoint.load_checkpoint(folder)
+    if problem:
+        print(f"warning: {problem}; going on from previous.pth", file=sys.stderr)
+    if saved:
+        checkpoint.check_same_options(saved["options"], options, FREE_OPTIONS)
+        if saved["progress"]["epoch"] > total_epochs:
+            print(f"{out}: finished after {len(saved['rows'])} epochs; nothing to do (a larger --epochs goes on)")
+            return 0
+    train_set, val_set = open_datasets(args)
+    seen = {"training": train_set.store.fingerprint(), "validation": val_set.store.fingerprint()}
+    for what in seen if saved else ():
+        checkpoint.check_same_images(what, saved["images"][what], seen[what])
+    if needs_vgg(args):
+        check_vgg_weights(args.vgg_weights)
+    models, progress, rows = Models(args), Progress(), []
+    machine = {name: str(getattr(args, name)) for name in ("device", "precision", "compile")} | {
+        "threads": torch.get_num_threads()
+    }
+    if saved:
+        for name, part in models.state.items():
+            part.load_state_dict(saved["models"][name])
+        progress, rows = Progress(**saved["progress"]), saved["rows"]
+        print(f"{out}: going on with epoch {progress.epoch}, step {progress.batch + 1}")
+        if saved["machine"] != machine:
+            print(f"bit-exactness with the earlier part ends here: {saved['machine']} became {machine}")
+    loader = new_loader(args, train_set)
+    print_plan(args, models, train_set, val_set, len(loader))
+    for name in ("checkpoints", "validation"):
+        files.make_folder(out / name)
+    write_config(args, out / "config.json")
+    write_statistics(out / "statistics.csv", rows)
+
+    def save() -> None:
+        state = {name: part.state_dict() for name, part in models.state.items()}
+        checkpoint.save_checkpoint(
+            folder,
+            {"options": options, "machine": machine, "images": seen, "models": state, "progress": vars(progress), "rows": rows},
+        )
+
+    bicubic_scores: dict[str, tuple[float, float]] = {}
+    with cli.StopRequest() as stop:
+        while progress.epoch <= total_epochs and not stop.number:
+            epoch = progress.epoch
+            if progress.batch == 0 and epoch in (1, args.pretrain_epochs + 1):  # a phase begins
+                models.optimizer_g, progress.best_psnr = new_adam(models.generator), -math.inf
+            if epoch > args.pretrain_epochs and models.loss is None:
+                models.loss = new_loss(args, models.device)
+            if progress.batch < len(loader):
+                train_epoch(args, models, loader, progress, stop)
+            due = epoch % args.val_every == 0 or epoch in (args.pretrain_epochs, total_epochs)
+            scores, began = {}, time.monotonic()
+            if due and not stop.number:
+                triplets = out / "validation" / f"epoch_{epoch:03d}"
+                scores = validate(models.validated, val_set, args.precision, bicubic_scores, triplets, args.val_triplets, stop)
+            if scores is None or progress.batch < len(loader) or (stop.number and not scores):
+                break
+            rows.append(new_row(args, models, progress, scores, time.monotonic() - began))
+            print(describe_epoch(rows, total_epochs), flush=True)
+            facts = {"epoch": epoch, "validation_psnr_db": scores.get("PSNR")}
+            checkpoint.save_generator(folder / "generator_last.pth", models.validated, **facts)
+            if scores and scores["PSNR"] > progress.best_psnr:
+                progress.best_psnr = scores["PSNR"]
+                checkpoint.save_generator(folder / "generator_best.pth", models.validated, **facts)
+            if epoch == args.pretrain_epochs:
+                checkpoint.save_generator(folder / "generator_pretrained.pth", models.validated, **facts)
+            progress = Progress(epoch=epoch + 1, best_psnr=progress.best_psnr)
+            write_statistics(out / "statistics.csv", rows)
+            save()
+        if progress.batch:
+            save()
+    if stop.number:
+        print(f"stopped in epoch {progress.epoch} after step {progress.batch}; run the same command to go on", file=sys.stderr)
+        return 128 + stop.number
+    best = max((row for row in rows if row["PSNR"] is not None), key=lambda row: row["PSNR"])
+    print(
+        f"finished: best PSNR {best['PSNR']:.2f} dB, SSIM {best['SSIM']:.4f} in epoch {best['Epoch']} "
+        f"(bicubic {best['Bicubic_PSNR']:.2f} dB, {best['Bicubic_SSIM']:.4f}); all of it is in {out}"
+    )
+    return 0
+
+
+def new_row(args, models: Models, progress: Progress, scores: dict[str, float], validation_seconds: float) -> dict[str, Any]:
+    """Return the CSV row of an epoch; what does not apply to it is None."""
+    means = finite_means(progress, PIXEL_TERMS if progress.epoch <= args.pretrain_epochs else TERMS)
+    if models.loss is not None and models.loss.vgg is None:
+        means.pop("Loss_Perceptual", None)
+    values = {
+        "Epoch": progress.epoch,
+        "Learning_Rate": models.optimizer_g.param_groups[0]["lr"],
+        "Images_Per_Second": progress.samples / progress.seconds,
+        "Seconds": progress.seconds + validation_seconds,
+    }
+    return dict.fromkeys(COLUMNS) | values | means | scores
+
+
+def describe_epoch(rows: list[dict[str, Any]], total_epochs: int) -> str:
+    """Return the log line of the newest epoch, and what a discriminator that has won or lost means."""
+    row = rows[-1]
+    text = f"epoch {row['Epoch']}/{total_epochs}"
+    text += "".join(f"  {BAR[name]} {row[name]:.4g}" for name in TERMS if name in BAR and row[name] is not None)
+    if row["PSNR"] is not None:
+        text += f"  PSNR {row['PSNR']:.2f} dB (bicubic {row['Bicubic_PSNR']:.2f})  SSIM {row['SSIM']:.4f} ({row['Bicubic_SSIM']:.4f})"
+    text += f"  {row['Images_Per_Second']:.1f} images/s  {row['Seconds']:.0f} s"
+    gaps = [row["Score_D"] - row["Score_G"] for row in rows[-3:] if row["Score_D"] is not None]
+    if len(gaps) == 3 and min(gaps) > 0.99:
+        text += "\nnote: D tells real from fake without fail (D(x) - D(G(z)) > 0.99 for 3 epochs): G learns little from it; "
+        text += "more --pretrain-epochs or a lower --learning-rate help"
+    if len(gaps) == 3 and max(gaps) < 0.01:
+        text += "\nnote: D cannot tell real from fake (D(x) - D(G(z)) < 0.01 for 3 epochs): it has collapsed or G has won; "
+        text += "look at the triplets, and restart with a lower --learning-rate if they are poor"
+    return text
+
+
+def write_statistics(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the CSV, whole or not at all."""
+    files.write_text(path, pandas.DataFrame(rows, columns=COLUMNS).to_csv(index=False, float_format="%.7g"))
+
+
+# --- what a run is made of ----------------------------------------------------------------------------------------
+
+
+def resolve(args: argparse.Namespace) -> None:
+    """Fill in the defaults that depend on the machine or on other options.
+
+    Raises:
+        ValueError: options that cannot work; the message says which.
+    """
+    if args.crop % args.upscale:
+        rounded = args.crop - args.crop % args.upscale
+        print(f"--crop {args.crop} is not a multiple of {args.upscale}: using {rounded}")
+        args.crop = rounded
+    if args.crop < MINIMUM_CROP:
+        raise ValueError(f"--crop {args.crop} is too small: the networks need at least {MINIMUM_CROP}")
+    if args.ema >= 1:
+        raise ValueError(f"--ema {args.ema} is not a decay: it has to be below 1, such as 0.999")
+    if args.pretrain_epochs + args.epochs == 0:
+        raise ValueError("--epochs 0 with --pretrain-epochs 0 leaves nothing to do")
+    device = inference.resolve_device(args.device)
+    args.precision = inference.resolve_precision(args.precision, device)
+    args.device = device.type
+    args.train_dir = args.train_dir or args.data / "DIV2K_train_HR"
+    args.val_dir = args.val_dir or args.data / "DIV2K_valid_HR"
+    args.out = args.out or Path("results", f"srgan_x{args.upscale}")
+    if args.pretrain_learning_rate is None:
+        args.pretrain_learning_rate = args.learning_rate
+    if args.workers is None:
+        args.workers = min(4, torch.get_num_threads()) if device.type == "cuda" else 0
+
+
+def plain_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options as plain data for JSON and checkpoints."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+
+def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, ValDatasetFromFolder]:
+    """Open both folders, through their caches unless told not to; name the images that are left out."""
+    for folder, option in ((args.train_dir, "--train-dir"), (args.val_dir, "--val-dir")):
+        if not folder.is_dir():
+            raise ValueError(
+                f"{folder}: no such folder; get DIV2K by `python prepare_data.py div2k`, or name your own by {option}"
+            )
+
+    def shared(folder: Path) -> dict[str, Any]:
+        cache = None if args.no_cache or args.dry_run else cache_folder_for(folder, args.cache, args.out)
+        return {"cache_folder": cache, "skip_bad": args.skip_bad_images}
+
+    train_set = TrainDatasetFromFolder(
+        args.train_dir,
+        args.crop,
+        args.upscale,
+        lr_folder=args.train_lr_dir,
+        crops_per_image=args.crops_per_image,
+        seed=args.seed,
+        **shared(args.train_dir),
+    )
+    val_set = ValDatasetFromFolder(
+        args.val_dir, args.upscale, lr_folder=args.val_lr_dir, count=args.val_images, **shared(args.val_dir)
+    )
+    for dataset in (train_set, val_set):
+        bad = [entry.name for entry in dataset.store.bad]
+        for names, why in ((dataset.too_small, "smaller than the crop"), (bad, "cannot be read")):
+            if names:
+                more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+                print(f"{dataset.store.layout.folder}: {len(names)} image(s) left out, {why}: {', '.join(names[:10])}{more}")
+    return train_set, val_set
+
+
+def new_loader(args: argparse.Namespace, dataset: TrainDatasetFromFolder) -> DataLoader:
+    """Return the loader of whole uint8 batches, in the order of the epoch that its sampler is set to."""
+    return DataLoader(
+        dataset,
+        batch_sampler=EpochSampler(len(dataset), args.batch_size, args.seed),
+        collate_fn=whole_batch,
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
+        pin_memory=args.device == "cuda",
+        worker_init_fn=cli.ignore_signals,
+    )
+
+
+def needs_vgg(args: argparse.Namespace) -> bool:
+    """Tell whether the run comes to compare VGG16 features: pixel-only runs do not."""
+    return args.epochs > 0 and args.perceptual_weight > 0
+
+
+def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
+    """Return the generator's loss, with VGG16 loaded where its weight is not 0."""
+    vgg = load_vgg16(args.vgg_weights) if args.perceptual_weight > 0 else None
+    loss = GeneratorLoss(vgg, args.pixel_weight, args.adversarial_weight, args.perceptual_weight, args.tv_weight)
+    return loss.to(device=device, memory_format=torch.channels_last)
+
+
+def load_init(path: Path, architecture: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of a generator file; ValueError where it holds another network than the run trains."""
+    generator = checkpoint.load_generator(path)
+    if generator.architecture != architecture:
+        raise ValueError(f"--init {path}: holds {generator.architecture}, this run trains {architecture}")
+    return generator.state_dict()
+
+
+def print_plan(args, models: Models, train_set, val_set, batches: int) -> None:
+    """Print what is about to be done, and every option."""
+    g, d = (sum(p.numel() for p in network.parameters()) for network in (models.generator, models.discriminator))
+    options = {name: value for name, value in plain_options(args).items() if value is not None and value is not False}
+    print("options:", " ".join(f"{name}={value}" for name, value in options.items()))
+    print(f"networks: generator {g:,} parameters, discriminator {d:,}; on {args.device} in {args.precision}")
+    print(
+        f"images: {len(train_set.usable)} for training from {args.train_dir}, {len(val_set)} for validation from {args.val_dir}"
+    )
+    print(
+        f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of {batches} updates with {args.batch_size} "
+        f"crops of {args.crop}x{args.crop}: {batches * (args.pretrain_epochs + args.epochs):,} updates",
+        flush=True,
+    )
+    if needs_vgg(args) and args.vgg_weights == "random":
+        print(
+            "note: --vgg-weights random: the perceptual loss compares features of an UNTRAINED VGG16, not ImageNet's",
+            flush=True,
+        )
+
+
+def write_config(args: argparse.Namespace, path: Path) -> None:
+    """Write what is needed to know how a run was made: options, versions, commit, device."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        commit = None
+    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
+    packages = ("torch", "torchvision", "numpy", "pillow", "pandas", "pytorch-msssim")
+    config = {
+        "options": plain_options(args),
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "git_commit": commit,
+        "device": {"type": args.device, "name": name, "threads": torch.get_num_threads()},
+    }
+    files.write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def dry_run(args: argparse.Namespace) -> int:
+    """Build everything, run one step of each phase and one validation image, print shapes and the plan; write nothing."""
+    train_set, val_set = open_datasets(args)
+    models, loader = Models(args), new_loader(args, train_set)
+    print_plan(args, models, train_set, val_set, len(loader))
+    lr, hr = (images.uint8_to_signed(batch.to(models.device)) for batch in next(iter(loader)))
+    print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {tuple(models.generate(lr).shape)}")
+    if args.pretrain_epochs:
+        print("pixel-only step:", dict(zip(PIXEL_TERMS, pixel_step(models, lr, hr).tolist())))
+    if args.epochs:
+        models.loss = new_loss(args, models.device)
+        print("adversarial step:", dict(zip(TERMS, adversarial_step(models, lr, hr).tolist())))
+    val_set.usable = val_set.usable[:1]
+    print("validation image:", validate(models.generator, val_set, args.precision, {}, None, 0, cli.StopRequest()))
+    print("dry run: nothing was written")
+    return 0
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train, or go on with the run in `--out`."""
+    resolve(args)
+    if args.dry_run:
+        return dry_run(args)
+    with files.lock(files.make_folder(args.out) / ".lock"):
+        return run(args, args.out)
+
+
+if __name__ == "__main__":
+    cli.run_script(main, get_args_parser())
