@@ -35,8 +35,10 @@ def save_generator(path: str | Path, generator: nn.Module, **facts: Any) -> None
         file.write(save(state, {name: json.dumps(value) for name, value in metadata.items()}))
 
 
-def load_generator(path: str | Path) -> nn.Module:
+def load_generator(path: str | Path, expected: dict[str, Any] | None = None) -> nn.Module:
     """Read a generator file, on the CPU and in evaluation mode; the file says what network it holds.
+
+    With `expected`, an `architecture` of a network, a file that holds another one is refused.
 
     Raises:
         OSError: the file cannot be opened.
@@ -65,7 +67,13 @@ def load_generator(path: str | Path) -> nn.Module:
         files.check_finite(state)
     except ArithmeticError as error:
         raise ValueError(f"{path}: {error}") from error
+    if expected is not None and generator.architecture != expected:
+        raise ValueError(f"{path}: holds {_listed(generator.architecture)}, this run trains {_listed(expected)}")
     return generator.requires_grad_(True).eval()
+
+
+def _listed(architecture: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in architecture.items())
 
 
 def _build_empty(metadata: dict[str, Any], tensors: int) -> nn.Module:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+import cli
 import images
 from pixel_cache import ImageStore, Layout
 
@@ -106,6 +107,30 @@ def _turned(image: np.ndarray, turn: int) -> np.ndarray:
 
 def _channels_first(batch: np.ndarray) -> Tensor:
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+
+def new_loader(dataset: TrainDatasetFromFolder, batch_size: int, seed: int, workers: int, pin: bool = False) -> DataLoader:
+    """Return the loader of whole uint8 batches, in the order of the epoch that its `batch_sampler` is set to."""
+    return DataLoader(
+        dataset,
+        batch_sampler=EpochSampler(len(dataset), batch_size, seed),
+        collate_fn=whole_batch,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin,
+        worker_init_fn=cli.ignore_signals,
+    )
+
+
+def describe_left_out(dataset: "TrainDatasetFromFolder | ValDatasetFromFolder") -> str:
+    """Return a line for each reason why images of the folder are not used, counted and named; empty where all are."""
+    bad = [entry.name for entry in dataset.store.bad]
+    text = ""
+    for names, why in ((dataset.too_small, "too small"), (bad, "cannot be read")):
+        if names:
+            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            text += f"{dataset.store.layout.folder}: {len(names)} image(s) left out, {why}: {', '.join(names[:10])}{more}\n"
+    return text
 
 
 def whole_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -236,6 +236,12 @@ def check_output_path(path: str | Path, width: int | None = None, height: int | 
     return kind
 
 
+def prepare_output(path: str | Path) -> None:
+    """See, before a long computation, that a picture can be written to `path`, making its folder; raises what writing would."""
+    check_output_path(path)
+    files.make_folder(Path(path).parent)
+
+
 def write_picture(path: str | Path, picture: Picture) -> None:
     """Write a picture as the format of the path's suffix, whole or not at all; alpha is laid on white in JPEG and BMP.
 

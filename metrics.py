@@ -4,6 +4,8 @@ import torch
 from pytorch_msssim import ssim as msssim_ssim
 from torch import Tensor
 
+import images
+
 
 def psnr(sr: Tensor, hr: Tensor) -> Tensor:
     """Return the PSNR in dB of each image (N,), from images (N, C, H, W) in [0, 1]; infinite where they are equal."""
@@ -18,6 +20,12 @@ def ssim(sr: Tensor, hr: Tensor) -> Tensor:
     """
     taps = min(11, *((side - 1) // 2 * 2 + 1 for side in sr.shape[-2:]))
     return msssim_ssim(sr, hr, data_range=1, size_average=False, win_size=taps)
+
+
+def psnr_ssim_rgb(sr: Tensor, hr: Tensor) -> tuple[float, float]:
+    """Return PSNR in dB and SSIM of one image (1, 3, H, W) uint8: RGB, every pixel."""
+    sr, hr = images.uint8_to_unit(sr), images.uint8_to_unit(hr)
+    return psnr(sr, hr).item(), ssim(sr, hr).item()
 
 
 def rgb_to_y(image: Tensor) -> Tensor:

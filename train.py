@@ -4,18 +4,13 @@ python train.py --upscale 4 --crop 88
 """
 
 import argparse
-import json
 import math
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pandas
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,16 +23,13 @@ import files
 import images
 import inference
 import metrics
-from dataloader import EpochSampler, TrainDatasetFromFolder, ValDatasetFromFolder, whole_batch
+import run_log
+from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder, describe_left_out, new_loader
 from generator_loss_functions import GeneratorLoss, check_vgg_weights, load_vgg16
 from model import MINIMUM_CROP, UPSCALES, Discriminator, Generator
 from pixel_cache import cache_folder_for
+from run_log import PIXEL_TERMS, TERMS
 
-TERMS = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
-COLUMNS = """Epoch Loss_D Loss_G Score_D Score_G PSNR SSIM Loss_Pixel Loss_Adversarial Loss_Perceptual Loss_TV
-    Bicubic_PSNR Bicubic_SSIM Learning_Rate Images_Per_Second Seconds LPIPS""".split()
-PIXEL_TERMS = ["Loss_G", "Loss_Pixel"]  # what a pixel-only epoch has
-BAR = {"Loss_D": "Loss_D", "Loss_G": "Loss_G", "Score_D": "D(x)", "Score_G": "D(G(z))"}
 # Options that a restart may change: they do not change the result, or (the second line) only its last bits.
 FREE_OPTIONS = {"out", "cache", "no_cache", "val_triplets", "dry_run", "epochs", "skip_bad_images"} | {
     *("data", "train_dir", "val_dir", "train_lr_dir", "val_lr_dir"),  # the images themselves are compared
@@ -110,7 +102,7 @@ class Models:
         self.device, self.precision = torch.device(args.device), args.precision
         self.generator, self.discriminator = Generator(args.upscale, args.blocks), Discriminator()
         if args.init:
-            self.generator.load_state_dict(load_init(args.init, self.generator.architecture))
+            self.generator = checkpoint.load_generator(args.init, expected=self.generator.architecture)
         for network in (self.generator, self.discriminator):
             network.to(device=self.device, memory_format=torch.channels_last).train()
         self.ema = (
@@ -124,6 +116,7 @@ class Models:
 
     @property
     def state(self) -> dict[str, Any]:
+        """What a checkpoint holds, by name; each has `state_dict` and `load_state_dict`."""
         names = ("generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "scaler")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -204,6 +197,12 @@ class Progress:
     sums: Tensor | None = None  # of the phase's terms, each batch weighted by its samples
     best_psnr: float = -math.inf  # of the phase
 
+    def means(self, terms: list[str]) -> dict[str, float]:
+        """Return the means of the epoch so far by name; ArithmeticError where one is not finite."""
+        means = dict(zip(terms, (self.sums / max(1, self.samples)).tolist()))
+        run_log.check_finite(means, self.epoch, self.batch)
+        return means
+
 
 def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, stop: cli.StopRequest) -> None:
     """Make the updates of an epoch that are not made yet, until the end or a stop request.
@@ -238,26 +237,12 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
             progress.seconds = before + time.monotonic() - began
             if time.monotonic() - shown > 0.5 or progress.batch == batches:
                 shown = time.monotonic()
-                means = finite_means(progress, terms)
+                means = progress.means(terms)  # waits for the device
                 speed = progress.samples / progress.seconds
-                bar.set_postfix_str(
-                    ", ".join(f"{BAR[name]} {means[name]:.3g}" for name in terms if name in BAR) + f", {speed:.1f} images/s"
-                )
+                bar.set_postfix_str(f"{run_log.describe_terms(means)}  {speed:.1f} images/s", refresh=False)
             bar.update()
             if stop.number:
                 return
-
-
-def finite_means(progress: Progress, terms: list[str]) -> dict[str, float]:
-    """Return the means of the epoch so far, which waits for the device; ArithmeticError where one is not finite."""
-    means = dict(zip(terms, (progress.sums / max(1, progress.samples)).tolist()))
-    wrong = [name for name, mean in means.items() if not math.isfinite(mean)]
-    if wrong:
-        raise FloatingPointError(
-            f"{', '.join(wrong)} not finite by epoch {progress.epoch}, step {progress.batch}; the checkpoints are from before. "
-            "Try a lower --learning-rate, --warmup-steps, or --precision fp32, with another --out"
-        )
-    return means
 
 
 @torch.inference_mode()
@@ -278,20 +263,16 @@ def validate(
     device = next(generator.parameters()).device
     was_training = generator.training
     generator.eval()
-    scores = []
+    scores, bar = [], cli.progress_bar(dataset, total=len(dataset), desc="validation", unit="image")
     try:
-        for index, (name, lr, bicubic, hr) in enumerate(
-            cli.progress_bar(dataset, total=len(dataset), desc="validation", unit="image")
-        ):
+        for index, (name, lr, bicubic, hr) in enumerate(bar):
             if stop.number:
                 return None
             sr = inference.upscale(generator, images.to_array(lr), precision=precision)
-            target = images.uint8_to_unit(hr.to(device))
+            target = hr.to(device)
             if name not in bicubic_scores:
-                bicubic_scores[name] = psnr_and_ssim(images.uint8_to_unit(bicubic.to(device)), target)
-            scores.append(
-                (*psnr_and_ssim(images.uint8_to_unit(images.to_tensor(sr).to(device)), target), *bicubic_scores[name])
-            )
+                bicubic_scores[name] = metrics.psnr_ssim_rgb(bicubic.to(device), target)
+            scores.append((*metrics.psnr_ssim_rgb(images.to_tensor(sr).to(device), target), *bicubic_scores[name]))
             if index < triplets and folder is not None:
                 shown = zip((images.to_array(bicubic), images.to_array(hr), sr), ("bicubic {2:.2f} dB", "HR", "SR {0:.2f} dB"))
                 row = [(label.format(*scores[-1]), images.crop_centre(picture, 400)) for picture, label in shown]
@@ -300,11 +281,6 @@ def validate(
         generator.train(was_training)
     means = torch.tensor(scores, dtype=torch.float64).mean(0).tolist()
     return dict(zip(("PSNR", "SSIM", "Bicubic_PSNR", "Bicubic_SSIM"), means))
-
-
-def psnr_and_ssim(image: Tensor, hr: Tensor) -> tuple[float, float]:
-    """Return PSNR in dB and SSIM of one image (1, 3, H, W) in [0, 1]."""
-    return metrics.psnr(image, hr).item(), metrics.ssim(image, hr).item()
 
 
 # --- a run --------------------------------------------------------------------------------------------------------
@@ -329,9 +305,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
     if needs_vgg(args):
         check_vgg_weights(args.vgg_weights)
     models, progress, rows = Models(args), Progress(), []
-    machine = {name: str(getattr(args, name)) for name in ("device", "precision", "compile")} | {
-        "threads": torch.get_num_threads()
-    }
+    machine = {"device": args.device, "precision": args.precision, "compile": args.compile, "threads": torch.get_num_threads()}
     if saved:
         for name, part in models.state.items():
             part.load_state_dict(saved["models"][name])
@@ -339,12 +313,12 @@ def run(args: argparse.Namespace, out: Path) -> int:
         print(f"{out}: going on with epoch {progress.epoch}, step {progress.batch + 1}")
         if saved["machine"] != machine:
             print(f"bit-exactness with the earlier part ends here: {saved['machine']} became {machine}")
-    loader = new_loader(args, train_set)
+    loader = new_loader(train_set, args.batch_size, args.seed, args.workers, pin=args.device == "cuda")
     print_plan(args, models, train_set, val_set, len(loader))
     for name in ("checkpoints", "validation"):
         files.make_folder(out / name)
-    write_config(args, out / "config.json")
-    write_statistics(out / "statistics.csv", rows)
+    run_log.write_config(out / "config.json", options, models.device)
+    run_log.write_statistics(out / "statistics.csv", rows)
 
     def save() -> None:
         state = {name: part.state_dict() for name, part in models.state.items()}
@@ -371,7 +345,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
             if scores is None or progress.batch < len(loader) or (stop.number and not scores):
                 break
             rows.append(new_row(args, models, progress, scores, time.monotonic() - began))
-            print(describe_epoch(rows, total_epochs), flush=True)
+            print(run_log.describe_epoch(rows, total_epochs), flush=True)
             facts = {"epoch": epoch, "validation_psnr_db": scores.get("PSNR")}
             checkpoint.save_generator(folder / "generator_last.pth", models.validated, **facts)
             if scores and scores["PSNR"] > progress.best_psnr:
@@ -380,24 +354,20 @@ def run(args: argparse.Namespace, out: Path) -> int:
             if epoch == args.pretrain_epochs:
                 checkpoint.save_generator(folder / "generator_pretrained.pth", models.validated, **facts)
             progress = Progress(epoch=epoch + 1, best_psnr=progress.best_psnr)
-            write_statistics(out / "statistics.csv", rows)
+            run_log.write_statistics(out / "statistics.csv", rows)
             save()
         if progress.batch:
             save()
     if stop.number:
         print(f"stopped in epoch {progress.epoch} after step {progress.batch}; run the same command to go on", file=sys.stderr)
         return 128 + stop.number
-    best = max((row for row in rows if row["PSNR"] is not None), key=lambda row: row["PSNR"])
-    print(
-        f"finished: best PSNR {best['PSNR']:.2f} dB, SSIM {best['SSIM']:.4f} in epoch {best['Epoch']} "
-        f"(bicubic {best['Bicubic_PSNR']:.2f} dB, {best['Bicubic_SSIM']:.4f}); all of it is in {out}"
-    )
+    print(f"finished: {run_log.describe_result(rows)}; all of it is in {out}")
     return 0
 
 
 def new_row(args, models: Models, progress: Progress, scores: dict[str, float], validation_seconds: float) -> dict[str, Any]:
     """Return the CSV row of an epoch; what does not apply to it is None."""
-    means = finite_means(progress, PIXEL_TERMS if progress.epoch <= args.pretrain_epochs else TERMS)
+    means = progress.means(PIXEL_TERMS if progress.epoch <= args.pretrain_epochs else TERMS)
     if models.loss is not None and models.loss.vgg is None:
         means.pop("Loss_Perceptual", None)
     values = {
@@ -406,30 +376,7 @@ def new_row(args, models: Models, progress: Progress, scores: dict[str, float], 
         "Images_Per_Second": progress.samples / progress.seconds,
         "Seconds": progress.seconds + validation_seconds,
     }
-    return dict.fromkeys(COLUMNS) | values | means | scores
-
-
-def describe_epoch(rows: list[dict[str, Any]], total_epochs: int) -> str:
-    """Return the log line of the newest epoch, and what a discriminator that has won or lost means."""
-    row = rows[-1]
-    text = f"epoch {row['Epoch']}/{total_epochs}"
-    text += "".join(f"  {BAR[name]} {row[name]:.4g}" for name in TERMS if name in BAR and row[name] is not None)
-    if row["PSNR"] is not None:
-        text += f"  PSNR {row['PSNR']:.2f} dB (bicubic {row['Bicubic_PSNR']:.2f})  SSIM {row['SSIM']:.4f} ({row['Bicubic_SSIM']:.4f})"
-    text += f"  {row['Images_Per_Second']:.1f} images/s  {row['Seconds']:.0f} s"
-    gaps = [row["Score_D"] - row["Score_G"] for row in rows[-3:] if row["Score_D"] is not None]
-    if len(gaps) == 3 and min(gaps) > 0.99:
-        text += "\nnote: D tells real from fake without fail (D(x) - D(G(z)) > 0.99 for 3 epochs): G learns little from it; "
-        text += "more --pretrain-epochs or a lower --learning-rate help"
-    if len(gaps) == 3 and max(gaps) < 0.01:
-        text += "\nnote: D cannot tell real from fake (D(x) - D(G(z)) < 0.01 for 3 epochs): it has collapsed or G has won; "
-        text += "look at the triplets, and restart with a lower --learning-rate if they are poor"
-    return text
-
-
-def write_statistics(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the CSV, whole or not at all."""
-    files.write_text(path, pandas.DataFrame(rows, columns=COLUMNS).to_csv(index=False, float_format="%.7g"))
+    return dict.fromkeys(run_log.COLUMNS) | values | means | scores
 
 
 # --- what a run is made of ----------------------------------------------------------------------------------------
@@ -493,25 +440,8 @@ def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, Val
         args.val_dir, args.upscale, lr_folder=args.val_lr_dir, count=args.val_images, **shared(args.val_dir)
     )
     for dataset in (train_set, val_set):
-        bad = [entry.name for entry in dataset.store.bad]
-        for names, why in ((dataset.too_small, "smaller than the crop"), (bad, "cannot be read")):
-            if names:
-                more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-                print(f"{dataset.store.layout.folder}: {len(names)} image(s) left out, {why}: {', '.join(names[:10])}{more}")
+        print(describe_left_out(dataset), end="")
     return train_set, val_set
-
-
-def new_loader(args: argparse.Namespace, dataset: TrainDatasetFromFolder) -> DataLoader:
-    """Return the loader of whole uint8 batches, in the order of the epoch that its sampler is set to."""
-    return DataLoader(
-        dataset,
-        batch_sampler=EpochSampler(len(dataset), args.batch_size, args.seed),
-        collate_fn=whole_batch,
-        num_workers=args.workers,
-        persistent_workers=args.workers > 0,
-        pin_memory=args.device == "cuda",
-        worker_init_fn=cli.ignore_signals,
-    )
 
 
 def needs_vgg(args: argparse.Namespace) -> bool:
@@ -526,27 +456,17 @@ def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
     return loss.to(device=device, memory_format=torch.channels_last)
 
 
-def load_init(path: Path, architecture: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the weights of a generator file; ValueError where it holds another network than the run trains."""
-    generator = checkpoint.load_generator(path)
-    if generator.architecture != architecture:
-        raise ValueError(f"--init {path}: holds {generator.architecture}, this run trains {architecture}")
-    return generator.state_dict()
-
-
 def print_plan(args, models: Models, train_set, val_set, batches: int) -> None:
     """Print what is about to be done, and every option."""
     g, d = (sum(p.numel() for p in network.parameters()) for network in (models.generator, models.discriminator))
-    options = {name: value for name, value in plain_options(args).items() if value is not None and value is not False}
-    print("options:", " ".join(f"{name}={value}" for name, value in options.items()))
+    print("options:", " ".join(f"{name}={value}" for name, value in plain_options(args).items() if value not in (None, False)))
     print(f"networks: generator {g:,} parameters, discriminator {d:,}; on {args.device} in {args.precision}")
     print(
         f"images: {len(train_set.usable)} for training from {args.train_dir}, {len(val_set)} for validation from {args.val_dir}"
     )
+    print(f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of {batches} updates", end=" ")
     print(
-        f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of {batches} updates with {args.batch_size} "
-        f"crops of {args.crop}x{args.crop}: {batches * (args.pretrain_epochs + args.epochs):,} updates",
-        flush=True,
+        f"with {args.batch_size} crops of {args.crop}x{args.crop}: {batches * (args.pretrain_epochs + args.epochs):,} updates"
     )
     if needs_vgg(args) and args.vgg_weights == "random":
         print(
@@ -555,28 +475,11 @@ def print_plan(args, models: Models, train_set, val_set, batches: int) -> None:
         )
 
 
-def write_config(args: argparse.Namespace, path: Path) -> None:
-    """Write what is needed to know how a run was made: options, versions, commit, device."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        commit = None
-    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
-    packages = ("torch", "torchvision", "numpy", "pillow", "pandas", "pytorch-msssim")
-    config = {
-        "options": plain_options(args),
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
-        "git_commit": commit,
-        "device": {"type": args.device, "name": name, "threads": torch.get_num_threads()},
-    }
-    files.write_text(path, json.dumps(config, indent=2) + "\n")
-
-
 def dry_run(args: argparse.Namespace) -> int:
     """Build everything, run one step of each phase and one validation image, print shapes and the plan; write nothing."""
     train_set, val_set = open_datasets(args)
-    models, loader = Models(args), new_loader(args, train_set)
+    models = Models(args)
+    loader = new_loader(train_set, args.batch_size, args.seed, 0)
     print_plan(args, models, train_set, val_set, len(loader))
     lr, hr = (images.uint8_to_signed(batch.to(models.device)) for batch in next(iter(loader)))
     print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {tuple(models.generate(lr).shape)}")

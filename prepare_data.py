@@ -1,0 +1,208 @@
+"""Get images to train on: DIV2K from its home page, or the photographs that come with scikit-image.
+
+python prepare_data.py div2k
+python prepare_data.py demo
+"""
+
+import argparse
+import importlib.util
+import os
+import shutil
+import stat
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cli
+import files
+import images
+
+DIV2K_URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A zip of DIV2K: its size in bytes and its SHA-256."""
+
+    size: int
+    sha256: str
+
+
+DIV2K = {
+    "train_HR": Archive(3530603713, "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"),
+    "valid_HR": Archive(448993893, "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"),
+    "train_LR_bicubic_X4": Archive(246914039, "f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a"),
+    "valid_LR_bicubic_X4": Archive(31505881, "a50a5d1c4b88de4e8d300d8fb2b904c52fe93b2b298a4899697760d7cbb6d553"),
+}
+DEMO_PHOTOGRAPHS = {
+    "train": [
+        *("astronaut.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg", "ihc.png"),
+        *("camera.png", "brick.png", "grass.png", "gravel.png", "coins.png"),
+    ],
+    "valid": ["chelsea.png", "coffee.png"],
+}
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="prepare_data.py", description=__doc__, formatter_class=cli.HelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    div2k = commands.add_parser("div2k", help="download, check and unpack DIV2K", formatter_class=cli.HelpFormatter)
+    div2k.add_argument("--parts", nargs="+", choices=DIV2K, default=["train_HR", "valid_HR"], help="archives to get")
+    div2k.add_argument("--url", default=DIV2K_URL, help="folder of the archives, for a mirror")
+    demo = commands.add_parser("demo", help="lay out scikit-image's photographs", formatter_class=cli.HelpFormatter)
+    for command in (div2k, demo):
+        command.add_argument("--data", type=Path, default=Path("data"), help="where the images go")
+    return parser
+
+
+# --- DIV2K --------------------------------------------------------------------------------------------------------
+
+
+def prepare_div2k(data: Path, part: str, url: str) -> None:
+    """Download, check and unpack one archive of DIV2K into `data`; what is already there is not fetched again.
+
+    Raises:
+        ValueError: the server does not answer, or what it serves is not the archive.
+        OSError: the disk is full or cannot be written.
+    """
+    name = f"DIV2K_{part}"
+    folder, archive = data / name, DIV2K[part]
+    if folder.exists():
+        print(f"{folder}: there already")
+        return
+    zip_path = data / f"{name}.zip"
+    if not zip_path.exists():
+        files.check_free_space(data, 2 * archive.size, "name a folder on another disk by --data DIR")
+        download(url.rstrip("/") + f"/{name}.zip", zip_path, archive)
+    files.check_free_space(data, archive.size, "name a folder on another disk by --data DIR")
+    unpack(zip_path, folder)
+    zip_path.unlink()
+    print(f"{folder}: {len(images.list_images(folder))} images")
+
+
+def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_seconds: float = 2) -> None:
+    """Fetch a file to `path`, going on from `path`.part where an earlier try stopped; it appears only when its hash is right.
+
+    Raises:
+        ValueError: the server does not answer after `tries`, or what it serves has another size or SHA-256.
+    """
+    part = path.with_name(path.name + ".part")
+    for attempt in range(1, tries + 1):
+        try:
+            _fetch(url, part, archive.size)
+            break
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                raise ValueError(
+                    f"{url}: the server answers {error.code} {error.reason}; another mirror goes by --url"
+                ) from error
+            problem: Exception = error
+        except (OSError, urllib.error.URLError, EOFError) as error:
+            if isinstance(error, OSError) and error.filename:
+                raise
+            problem = error
+        if attempt == tries:
+            raise ValueError(f"{url}: stopped after {tries} tries ({problem}); run this again to go on from there") from problem
+        print(f"{url}: {problem}; trying again from {part.stat().st_size if part.exists() else 0:,} bytes")
+        time.sleep(pause_seconds * attempt)
+    digest = files.sha256(part)
+    if part.stat().st_size != archive.size or digest != archive.sha256:
+        size = part.stat().st_size
+        part.unlink()
+        raise ValueError(
+            f"{url}: {size:,} bytes with SHA-256 {digest[:12]}… are not the archive ({archive.sha256[:12]}…); removed"
+        )
+    os.replace(part, path)
+
+
+def _fetch(url: str, part: Path, size: int) -> None:
+    """Append to `part` what it lacks; EOFError where the connection ends early."""
+    done = part.stat().st_size if part.exists() else 0
+    if done >= size:
+        return
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        if done and response.status != 206:  # a server that cannot resume
+            done = 0
+        with (
+            open(part, "ab" if done else "wb") as file,
+            cli.progress_bar(total=size, initial=done, desc=part.stem, unit="B", unit_scale=True) as bar,
+        ):
+            while chunk := response.read(2**20):
+                done += len(chunk)
+                if done > size:
+                    raise ValueError(f"{url}: serves more than the archive's {size:,} bytes")
+                file.write(chunk)
+                bar.update(len(chunk))
+    if done < size:
+        raise EOFError(f"the connection ended after {done:,} of {size:,} bytes")
+
+
+def unpack(zip_path: Path, folder: Path, largest_ratio: float = 20) -> None:
+    """Unpack an archive of images to `folder`, which appears only when it is whole.
+
+    Raises:
+        ValueError: no zip, damaged, a name that leads outside, a link, or contents far larger than the archive.
+    """
+    try:
+        with zipfile.ZipFile(zip_path) as archive:
+            members = archive.infolist()
+            _check_members(zip_path, members, largest_ratio)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=files.TEMPORARY_PREFIX) as temporary:
+                for member in cli.progress_bar(members, desc=f"unpacking {zip_path.name}", unit="file"):
+                    archive.extract(member, temporary)
+                os.replace(temporary, folder)
+                os.mkdir(temporary)  # for the context to remove
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{zip_path}: not a whole zip archive ({error}); delete it and run this again") from error
+    folder.chmod(0o755)
+
+
+def _check_members(zip_path: Path, members: list[zipfile.ZipInfo], largest_ratio: float) -> None:
+    for member in members:
+        parts = Path(member.filename.replace("\\", "/")).parts
+        if not parts or ".." in parts or Path(member.filename).is_absolute() or ":" in parts[0]:
+            raise ValueError(f"{zip_path}: holds {member.filename!r}, which leads outside the target; nothing was unpacked")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ValueError(f"{zip_path}: holds a link, {member.filename!r}; nothing was unpacked")
+    total = sum(member.file_size for member in members)
+    if total > largest_ratio * zip_path.stat().st_size + 2**20:
+        raise ValueError(f"{zip_path}: would unpack to {total:,} bytes, far more than images do; nothing was unpacked")
+
+
+# --- the demo's photographs ---------------------------------------------------------------------------------------
+
+
+def prepare_demo(data: Path) -> None:
+    """Copy scikit-image's photographs to `data`/demo/train and `data`/demo/valid (held out)."""
+    source = importlib.util.find_spec("skimage")
+    if source is None:
+        raise ValueError("scikit-image is not installed: pip install -r requirements.txt")
+    for part, names in DEMO_PHOTOGRAPHS.items():
+        folder = files.make_folder(data / "demo" / part)
+        for name in names:
+            with (
+                open(Path(source.origin).parent / "data" / name, "rb") as photograph,
+                files.write_atomic(folder / name) as copy,
+            ):
+                shutil.copyfileobj(photograph, copy)
+        print(f"{folder}: {len(names)} photographs")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the chosen command."""
+    data = files.make_folder(args.data)
+    if args.command == "demo":
+        prepare_demo(data)
+    else:
+        for part in args.parts:
+            prepare_div2k(data, part, args.url)
+
+
+if __name__ == "__main__":
+    cli.run_script(main, get_args_parser())

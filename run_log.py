@@ -1,0 +1,114 @@
+"""What a training run records: the statistics CSV, the line of an epoch, and config.json."""
+
+import json
+import math
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+
+import files
+
+TERMS = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
+PIXEL_TERMS = ["Loss_G", "Loss_Pixel"]  # what a pixel-only epoch has
+COLUMNS = [
+    *("Epoch", "Loss_D", "Loss_G", "Score_D", "Score_G", "PSNR", "SSIM"),
+    *("Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV", "Bicubic_PSNR", "Bicubic_SSIM"),
+    *("Learning_Rate", "Images_Per_Second", "Seconds", "LPIPS"),
+]
+_SHOWN = {"Loss_D": "Loss_D", "Loss_G": "Loss_G", "Score_D": "D(x)", "Score_G": "D(G(z))"}
+_WATCHED_EPOCHS = 3
+
+
+def write_statistics(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the CSV, whole or not at all; a value that does not apply to an epoch is None and stays empty."""
+    files.write_text(path, pandas.DataFrame(rows, columns=COLUMNS).to_csv(index=False, float_format="%.7g"))
+
+
+def read_statistics(path: Path) -> pandas.DataFrame:
+    """Read the CSV of a run.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: not such a CSV, or one without epochs.
+    """
+    try:
+        table = pandas.read_csv(path)
+    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a CSV file ({' '.join(str(error).split())})") from error
+    missing = [name for name in COLUMNS if name not in table]
+    if missing:
+        raise ValueError(f"{path}: not the statistics of a run, no column {', '.join(missing)}")
+    if table.empty:
+        raise ValueError(f"{path}: no epoch is finished yet")
+    text = [name for name in COLUMNS if not pandas.api.types.is_numeric_dtype(table[name])]
+    if text:
+        raise ValueError(f"{path}: column {text[0]} holds something that is not a number")
+    return table
+
+
+def describe_terms(means: dict[str, float]) -> str:
+    """Return the losses and scores that people watch, for the bar and the line of an epoch."""
+    return "  ".join(f"{_SHOWN[name]} {mean:.4g}" for name, mean in means.items() if name in _SHOWN and mean is not None)
+
+
+def describe_epoch(rows: list[dict[str, Any]], total_epochs: int) -> str:
+    """Return the line of the newest epoch, and what a discriminator that has won or lost means."""
+    row = rows[-1]
+    parts = [f"epoch {row['Epoch']}/{total_epochs}", describe_terms(row)]
+    if row["PSNR"] is not None:
+        parts.append(f"PSNR {row['PSNR']:.2f} dB (bicubic {row['Bicubic_PSNR']:.2f})")
+        parts.append(f"SSIM {row['SSIM']:.4f} ({row['Bicubic_SSIM']:.4f})")
+    parts.append(f"{row['Images_Per_Second']:.1f} images/s  {row['Seconds']:.0f} s")
+    text = "  ".join(parts)
+    gaps = [row["Score_D"] - row["Score_G"] for row in rows[-_WATCHED_EPOCHS:] if row["Score_D"] is not None]
+    if len(gaps) == _WATCHED_EPOCHS and min(gaps) > 0.99:
+        text += f"\nnote: D(x) - D(G(z)) above 0.99 for {_WATCHED_EPOCHS} epochs: D tells real from fake without fail, and G "
+        text += "learns little from it; more --pretrain-epochs or a lower --learning-rate help"
+    if len(gaps) == _WATCHED_EPOCHS and max(gaps) < 0.01:
+        text += f"\nnote: D(x) - D(G(z)) below 0.01 for {_WATCHED_EPOCHS} epochs: D tells nothing apart, it has collapsed or G "
+        text += "has won; look at the triplets, and start again with a lower --learning-rate if they are poor"
+    return text
+
+
+def describe_result(rows: list[dict[str, Any]]) -> str:
+    """Return the best epoch of a run beside bicubic."""
+    best = max((row for row in rows if row["PSNR"] is not None), key=lambda row: row["PSNR"], default=None)
+    if best is None:
+        return "no epoch was validated"
+    return (
+        f"best PSNR {best['PSNR']:.2f} dB, SSIM {best['SSIM']:.4f} in epoch {best['Epoch']}; "
+        f"bicubic {best['Bicubic_PSNR']:.2f} dB, {best['Bicubic_SSIM']:.4f}: {best['PSNR'] - best['Bicubic_PSNR']:+.2f} dB"
+    )
+
+
+def check_finite(means: dict[str, float], epoch: int, step: int) -> None:
+    """Raise FloatingPointError naming the losses of an epoch that are not finite, and what to try."""
+    wrong = [name for name, mean in means.items() if not math.isfinite(mean)]
+    if wrong:
+        raise FloatingPointError(
+            f"{', '.join(wrong)} not finite in epoch {epoch}, by step {step}; the checkpoints are from before that. "
+            "Try a lower --learning-rate, --warmup-steps, or --precision fp32, with another --out"
+        )
+
+
+def write_config(path: Path, options: dict[str, Any], device: torch.device) -> None:
+    """Write what tells how a run was made: every option, library versions, git commit, device."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        commit = None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    packages = ("torch", "torchvision", "numpy", "pillow", "pandas", "pytorch-msssim")
+    config = {
+        "options": options,
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "git_commit": commit,
+        "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
+    }
+    files.write_text(path, json.dumps(config, indent=2) + "\n")
