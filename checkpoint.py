@@ -58,8 +58,8 @@ def load_generator(path: str | Path, expected: dict[str, Any] | None = None) -> 
     state = loaded["state_dict"]
     try:
         generator = _build_empty(loaded, len(state))
-        expected = generator.state_dict()
-        state = {name: state[name].to(tensor.dtype) for name, tensor in expected.items() if state[name].shape == tensor.shape}
+        wanted = generator.state_dict()
+        state = {name: state[name].to(tensor.dtype) for name, tensor in wanted.items() if state[name].shape == tensor.shape}
         generator.load_state_dict(state, assign=True)
     except (KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the weights do not fit the network that the file names ({_first_line(error)})") from error

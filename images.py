@@ -153,7 +153,8 @@ class _opened:
         warnings.simplefilter("ignore")
         self.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, self.max_pixels
         try:
-            self.image = Image.open(self.file, formats=_FORMATS)
+            Image.init()  # loads the decoders, once
+            self.image = Image.open(self.file, formats=[name for name in _FORMATS if name in Image.OPEN])
             width, height = self.image.size
             if width * height > self.max_pixels:
                 raise Image.DecompressionBombError(f"{width}x{height}")

@@ -18,6 +18,8 @@ def ssim(sr: Tensor, hr: Tensor) -> Tensor:
 
     The Gaussian window has 11 taps and a sigma of 1.5, fewer taps where the image is smaller than 11 pixels.
     """
+    # pytorch_msssim drops a dimension of one pixel: a second, equal one changes no mean.
+    sr, hr = (image.expand(*image.shape[:2], *(max(2, side) for side in image.shape[2:])) for image in (sr, hr))
     taps = min(11, *((side - 1) // 2 * 2 + 1 for side in sr.shape[-2:]))
     return msssim_ssim(sr, hr, data_range=1, size_average=False, win_size=taps)
 

@@ -65,6 +65,32 @@ class Generator(nn.Module):
         self.fusion = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64))
         self.upsample = nn.Sequential(*(UpsampleBlock(64, factor) for factor in self.factors))
         self.tail = nn.Conv2d(64, 3, 9, padding=4)
+        self._start_as_bilinear()
+
+    @torch.no_grad()
+    def _start_as_bilinear(self) -> None:
+        """Start as bilinear enlargement (under Tanh), so that training goes into what that lacks.
+
+        Residual branches start at zero (Goyal et al., 2017, section 5.1). The colours ride on channels 0-2 and, negated,
+        on 3-5: PReLU(c) - PReLU(-c) = 1.25 c at PReLU's initial slope. All other filters start as PyTorch draws them.
+        """
+        for norm in [*(block.bn2 for block in self.trunk), self.fusion[1]]:
+            nn.init.zeros_(norm.weight)
+        colours = torch.cat([torch.eye(3), -torch.eye(3)])  # (6, 3)
+        recovered = colours.T / 1.25  # (3, 6)
+        head = self.head[0]
+        head.weight[:6], head.bias[:6] = 0, 0
+        head.weight[:6, :, 4, 4] = colours
+        for block, factor in zip(self.upsample, self.factors):
+            offsets = (torch.arange(factor) + 0.5) / factor - 0.5
+            triangle = (1 - (offsets[:, None] - torch.tensor([-1, 0, 1])).abs()).clamp(min=0)  # (factor, 3)
+            taps = torch.einsum("ay,bx->abyx", triangle, triangle).flatten(0, 1)  # (factor², 3, 3)
+            weight, bias = (tensor.unflatten(0, (-1, factor**2)) for tensor in (block.conv.weight, block.conv.bias))
+            weight[:6], bias[:6] = 0, 0
+            weight[:6, :, :6] = torch.einsum("oi,kyx->okiyx", colours @ recovered, taps)
+        nn.init.zeros_(self.tail.weight)
+        nn.init.zeros_(self.tail.bias)
+        self.tail.weight[:, :6, 4, 4] = recovered
 
     def forward(self, lr: Tensor) -> Tensor:
         """Map LR images (N, 3, H, W) in [-1, 1] to SR images (N, 3, upscale·H, upscale·W) in [-1, 1]."""

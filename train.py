@@ -420,25 +420,16 @@ def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, Val
     for folder, option in ((args.train_dir, "--train-dir"), (args.val_dir, "--val-dir")):
         if not folder.is_dir():
             raise ValueError(
-                f"{folder}: no such folder; get DIV2K by `python prepare_data.py div2k`, or name your own by {option}"
+                f"{folder}: no such folder; get DIV2K by `python prepare_data.py div2k`, or name yours by {option}"
             )
 
-    def shared(folder: Path) -> dict[str, Any]:
+    def shared(folder: Path, lr_folder: Path | None) -> dict[str, Any]:
         cache = None if args.no_cache or args.dry_run else cache_folder_for(folder, args.cache, args.out)
-        return {"cache_folder": cache, "skip_bad": args.skip_bad_images}
+        return {"upscale": args.upscale, "lr_folder": lr_folder, "cache_folder": cache, "skip_bad": args.skip_bad_images}
 
-    train_set = TrainDatasetFromFolder(
-        args.train_dir,
-        args.crop,
-        args.upscale,
-        lr_folder=args.train_lr_dir,
-        crops_per_image=args.crops_per_image,
-        seed=args.seed,
-        **shared(args.train_dir),
-    )
-    val_set = ValDatasetFromFolder(
-        args.val_dir, args.upscale, lr_folder=args.val_lr_dir, count=args.val_images, **shared(args.val_dir)
-    )
+    options = {"crops_per_image": args.crops_per_image, "seed": args.seed, **shared(args.train_dir, args.train_lr_dir)}
+    train_set = TrainDatasetFromFolder(args.train_dir, args.crop, **options)
+    val_set = ValDatasetFromFolder(args.val_dir, count=args.val_images, **shared(args.val_dir, args.val_lr_dir))
     for dataset in (train_set, val_set):
         print(describe_left_out(dataset), end="")
     return train_set, val_set
@@ -456,23 +447,20 @@ def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
     return loss.to(device=device, memory_format=torch.channels_last)
 
 
-def print_plan(args, models: Models, train_set, val_set, batches: int) -> None:
-    """Print what is about to be done, and every option."""
+def print_plan(args: argparse.Namespace, models: Models, train_set, val_set, batches: int) -> None:
+    """Print every option and what is about to be done."""
     g, d = (sum(p.numel() for p in network.parameters()) for network in (models.generator, models.discriminator))
-    print("options:", " ".join(f"{name}={value}" for name, value in plain_options(args).items() if value not in (None, False)))
-    print(f"networks: generator {g:,} parameters, discriminator {d:,}; on {args.device} in {args.precision}")
-    print(
-        f"images: {len(train_set.usable)} for training from {args.train_dir}, {len(val_set)} for validation from {args.val_dir}"
-    )
-    print(f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of {batches} updates", end=" ")
-    print(
-        f"with {args.batch_size} crops of {args.crop}x{args.crop}: {batches * (args.pretrain_epochs + args.epochs):,} updates"
-    )
+    total = batches * (args.pretrain_epochs + args.epochs)
+    lines = [
+        "options: " + " ".join(f"{name}={value}" for name, value in plain_options(args).items() if value not in (None, False)),
+        f"networks: generator {g:,} parameters, discriminator {d:,}; {args.device}, {args.precision}",
+        f"images: {len(train_set.usable)} for training, {len(val_set)} for validation",
+        f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of {batches:,} updates "
+        f"with {args.batch_size} crops of {args.crop}x{args.crop}: {total:,} updates",
+    ]
     if needs_vgg(args) and args.vgg_weights == "random":
-        print(
-            "note: --vgg-weights random: the perceptual loss compares features of an UNTRAINED VGG16, not ImageNet's",
-            flush=True,
-        )
+        lines.append("note: --vgg-weights random: the perceptual loss compares features of an UNTRAINED VGG16, not ImageNet's")
+    print("\n".join(lines), flush=True)
 
 
 def dry_run(args: argparse.Namespace) -> int:

@@ -1,0 +1,111 @@
+import os
+
+import pytest
+import torch
+
+import checkpoint
+import files
+from model import Generator
+
+
+@pytest.fixture
+def generator() -> Generator:
+    return Generator(3, 2).eval()
+
+
+@pytest.mark.parametrize("name", ["g.pth", "g.safetensors"])
+def test_a_generator_file_says_what_it_holds(tmp_path, generator, name):
+    checkpoint.save_generator(tmp_path / name, generator, epoch=3)
+    loaded = checkpoint.load_generator(tmp_path / name)
+    assert loaded.architecture == {"generator": "srresnet", "upscale": 3, "blocks": 2}
+    assert not loaded.training
+    lr = torch.rand(1, 3, 9, 9)
+    assert torch.equal(loaded(lr), generator(lr))
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_the_file_is_plain_data_of_the_documented_format(tmp_path, generator):
+    checkpoint.save_generator(tmp_path / "g.pth", generator)
+    loaded = torch.load(tmp_path / "g.pth", weights_only=True)
+    assert {name: loaded[name] for name in ("format", "generator", "upscale", "blocks")} == {
+        "format": "srgan-generator-1",
+        "generator": "srresnet",
+        "upscale": 3,
+        "blocks": 2,
+    }
+    assert loaded["state_dict"].keys() == generator.state_dict().keys()
+
+
+def test_half_precision_files_are_read_as_float32(tmp_path, generator):
+    state = {n: t.half() if t.is_floating_point() else t for n, t in generator.state_dict().items()}
+    files.save_tensors(tmp_path / "g.pth", {"format": "srgan-generator-1", **generator.architecture, "state_dict": state})
+    loaded = checkpoint.load_generator(tmp_path / "g.pth")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def without(state: dict, name: str) -> dict:
+    return {key: value for key, value in state.items() if key != name}
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path, generator):
+    good = {"format": "srgan-generator-1", **generator.architecture, "state_dict": generator.state_dict()}
+    infinite = {**good["state_dict"], "tail.bias": torch.tensor([0, 1, float("inf")])}
+    cases = {
+        "no generator file": ([1, 2], "not a generator file"),
+        "a state dict alone": (good["state_dict"], "not a generator file"),
+        "a checkpoint": ({"format": "srgan-checkpoint-1"}, "generator_last.pth"),
+        "another kind": ({**good, "generator": "other"}, "unknown generator 'other'"),
+        "another scale": ({**good, "upscale": 4}, "do not fit"),
+        "a scale that is none": ({**good, "upscale": 5}, "upscale 5"),
+        "absurd": ({**good, "blocks": 10**6}, "1000000 blocks"),
+        "a tensor missing": ({**good, "state_dict": without(good["state_dict"], "tail.bias")}, "tail.bias"),
+        "not tensors": ({**good, "state_dict": dict.fromkeys(good["state_dict"], 1)}, "do not fit"),
+        "not finite": ({**good, "state_dict": infinite}, "tail.bias has values that are not finite"),
+    }
+    for what, (value, reason) in cases.items():
+        torch.save(value, tmp_path / "g.pth")
+        with pytest.raises(ValueError, match=rf"g\.pth: .*{reason}"):
+            checkpoint.load_generator(tmp_path / "g.pth")
+            pytest.fail(what)
+
+
+def test_another_network_than_expected_is_refused(tmp_path, generator):
+    checkpoint.save_generator(tmp_path / "g.pth", generator)
+    with pytest.raises(ValueError, match=r"holds generator srresnet, upscale 3, blocks 2, this run trains .* upscale 4"):
+        checkpoint.load_generator(tmp_path / "g.pth", expected={**generator.architecture, "upscale": 4})
+
+
+def test_the_checkpoint_before_is_used_when_the_last_is_damaged(tmp_path):
+    assert checkpoint.load_checkpoint(tmp_path) == (None, "")
+    for step in (1, 2):
+        checkpoint.save_checkpoint(tmp_path, {"step": step, "tensor": torch.full((10_000,), float(step))})
+    assert checkpoint.load_checkpoint(tmp_path)[0]["step"] == 2
+    damaged = bytearray((tmp_path / "last.pth").read_bytes())
+    damaged[len(damaged) // 3] ^= 1
+    (tmp_path / "last.pth").write_bytes(damaged)
+    state, problem = checkpoint.load_checkpoint(tmp_path)
+    assert state["step"] == 1 and "last.pth" in problem
+    (tmp_path / "previous.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"last\.pth.*previous\.pth"):
+        checkpoint.load_checkpoint(tmp_path)
+
+
+def test_a_state_that_is_not_finite_touches_nothing(tmp_path):
+    checkpoint.save_checkpoint(tmp_path, {"t": torch.ones(1)})
+    with pytest.raises(FloatingPointError):
+        checkpoint.save_checkpoint(tmp_path, {"t": torch.tensor([float("nan")])})
+    assert os.listdir(tmp_path) == ["last.pth"]
+
+
+def test_options_that_differ_are_named():
+    saved = {"crop": 88, "out": "a", "seed": 0}
+    checkpoint.check_same_options(saved, {"crop": 88, "out": "b", "seed": 0}, {"out"})
+    with pytest.raises(ValueError, match=r"--batch-size \(was None, is 3\), --crop \(was 88, is 44\)"):
+        checkpoint.check_same_options(saved, {"crop": 44, "out": "b", "seed": 0, "batch_size": 3}, {"out"})
+
+
+def test_images_that_differ_are_named():
+    saved = [("a", 10, 5), ("b", 10, 5), ("c", 10, 0)]
+    checkpoint.check_same_images("training", saved, [("a", 11, 5), ("b", 10, 0), ("c", 10, 7)])
+    with pytest.raises(ValueError, match="a has changed, b is gone, d is new"):
+        checkpoint.check_same_images("training", saved, [("a", 10, 6), ("c", 10, 0), ("d", 1, 1)])

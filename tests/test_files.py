@@ -1,0 +1,154 @@
+import errno
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import files
+
+
+class WouldRun:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (Path(self.path),))
+
+
+def test_a_write_takes_the_place_of_the_older_file(tmp_path):
+    path = tmp_path / "a"
+    files.write_text(path, "one")
+    files.write_text(path, "two")
+    assert path.read_text() == "two"
+    assert os.listdir(tmp_path) == ["a"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "write"])
+def test_a_failed_write_leaves_the_older_file_and_names_it(tmp_path, monkeypatch, call):
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if call != "write":
+        monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space left") as caught, files.write_atomic(path) as file:
+        if call == "write":
+            full()
+        file.write(b"new")
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), files.write_atomic(tmp_path / "a"):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(OSError, match="cannot be written") as caught:
+        files.write_text(tmp_path / "no" / "a", "")
+    assert caught.value.filename == str(tmp_path / "no" / "a")
+
+
+def test_tensors_survive_the_disk(tmp_path):
+    value = {"a": torch.arange(3.0), "b": [1, "x", None, {"c": torch.ones(2, dtype=torch.int64)}]}
+    files.save_tensors(tmp_path / "t.pth", value)
+    loaded = files.load_tensors(tmp_path / "t.pth")
+    assert torch.equal(loaded["a"], value["a"]) and loaded["b"][:3] == [1, "x", None]
+    assert torch.equal(loaded["b"][3]["c"], torch.ones(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_not_saved(tmp_path, bad):
+    with pytest.raises(FloatingPointError, match=r"networks\.w\[1\]"):
+        files.save_tensors(tmp_path / "t.pth", {"networks": {"w": [torch.ones(1), torch.tensor([0, bad])]}})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_a_file_that_would_run_code_is_refused_without_running_it(tmp_path, old_format):
+    torch.save({"a": WouldRun(tmp_path / "ran")}, tmp_path / "t.pth", _use_new_zipfile_serialization=not old_format)
+    with pytest.raises(ValueError, match="would run code"):
+        files.load_tensors(tmp_path / "t.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damage_is_noticed(tmp_path):
+    path = tmp_path / "t.pth"
+    files.save_tensors(path, {"a": torch.arange(1000.0)})
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        data = next(info for info in archive.infolist() if info.filename.endswith("data/0"))
+    flipped = bytearray(whole)
+    flipped[data.header_offset + 1500] ^= 4
+    for broken, reason in (
+        (bytes(flipped), "checksum"),
+        (whole[: len(whole) // 2], "not read"),
+        (b"", "empty"),
+        (b"x" * 99, "not read"),
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=reason):
+            files.load_tensors(path)
+
+
+def test_safetensors_are_read_and_their_damage_noticed(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "t.safetensors"
+    save_file({"a": torch.arange(4.0)}, path, {"format": "x"})
+    loaded = files.load_tensors(path)
+    assert loaded["format"] == "x" and torch.equal(loaded["state_dict"]["a"], torch.arange(4.0))
+    path.write_bytes((10**15).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match="safetensors"):
+        files.load_tensors(path)
+
+
+def test_a_second_lock_is_refused_until_the_first_process_is_dead(tmp_path):
+    code = f"import files, time\nwith files.lock({str(tmp_path / 'lock')!r}):\n print('held', flush=True)\n time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(ValueError, match="another process"), files.lock(tmp_path / "lock"):
+        pass
+    holder.kill()
+    holder.wait()
+    with files.lock(tmp_path / "lock"):
+        pass
+
+
+def test_free_space_is_checked_with_advice(tmp_path):
+    files.check_free_space(tmp_path, 1, "")
+    with pytest.raises(OSError, match=r"needs 1000000\.00 GB.*try another disk"):
+        files.check_free_space(tmp_path, 10**15, "try another disk")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_keep_as_gives_a_second_name(tmp_path, monkeypatch, links):
+    if not links:
+
+        def no_link(*_args):
+            raise OSError(errno.EPERM, "no hard links here")
+
+        monkeypatch.setattr(os, "link", no_link)
+    files.keep_as(tmp_path / "a", tmp_path / "b")  # nothing to keep
+    for text in ("one", "two"):
+        (tmp_path / "a").unlink(missing_ok=True)
+        (tmp_path / "a").write_text(text)
+        files.keep_as(tmp_path / "a", tmp_path / "b")
+        assert (tmp_path / "b").read_text() == text
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]

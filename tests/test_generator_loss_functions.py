@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+import files
+from compat import import_torchvision
+from generator_loss_functions import GeneratorLoss, TVLoss, VGG16Features, check_vgg_weights, load_vgg16, vgg16_layers
+
+
+@pytest.fixture(scope="module")
+def vgg() -> VGG16Features:
+    return load_vgg16("random")
+
+
+@pytest.fixture
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(2, 3, 32, 40, generator=generator), torch.rand(2, 3, 32, 40, generator=generator)
+
+
+def test_tv_is_the_formula_of_the_design(pair):
+    x = pair[0].double().numpy()
+    n, c, h, w = x.shape
+    down, across = np.diff(x, axis=2), np.diff(x, axis=3)
+    expected = 2 / n * ((down**2).sum() / (c * (h - 1) * w) + (across**2).sum() / (c * h * (w - 1)))
+    assert TVLoss()(pair[0]).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_total_is_the_weighted_sum_of_independently_computed_terms(vgg, pair):
+    sr, hr = pair
+    logits = torch.tensor([0.3, -2.0])
+    total, terms = GeneratorLoss(vgg)(logits, sr, hr)
+    reference = import_torchvision().models.vgg16(weights=None).features[:31].eval()
+    reference.load_state_dict(vgg.features.state_dict())
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        difference = reference((sr - mean) / std) - reference((hr - mean) / std)
+    expected = {
+        "pixel": ((sr - hr) ** 2).mean().item(),
+        "adversarial": -np.log(1 / (1 + np.exp(-np.array([0.3, -2.0])))).mean(),
+        "perceptual": (difference**2).mean().item(),
+        "tv": TVLoss()(sr).item(),
+    }
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
+    weights = {"pixel": 1, "adversarial": 0.001, "perceptual": 0.006, "tv": 2e-8}
+    assert total.item() == pytest.approx(sum(weights[name] * value for name, value in expected.items()), rel=1e-5)
+
+
+def test_perceptual_loss_has_gradient_for_sr_only(vgg, pair):
+    sr, hr = (image.clone().requires_grad_() for image in pair)
+    GeneratorLoss(vgg).perceptual(sr, hr).backward()
+    assert sr.grad.abs().sum() > 0
+    assert hr.grad is None
+    assert all(parameter.grad is None for parameter in vgg.parameters())
+
+
+def test_features_stay_frozen_and_in_evaluation(vgg):
+    assert not any(parameter.requires_grad for parameter in vgg.parameters())
+    assert vgg(torch.rand(1, 3, 64, 96)).shape == (1, 512, 2, 3)
+    assert len(vgg.features) == 31
+
+
+def test_random_features_are_always_the_same_and_leave_the_global_generator_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = load_vgg16("random").state_dict()
+    torch.manual_seed(6)
+    assert all(torch.equal(first[name], tensor) for name, tensor in load_vgg16("random").state_dict().items())
+    torch.manual_seed(5)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("prefix", ["features.", ""])
+def test_weights_come_from_a_state_dict_file(tmp_path, vgg, prefix, pair):
+    path = tmp_path / "vgg16.pth"
+    files.save_tensors(path, {f"{prefix}{name}": tensor for name, tensor in vgg.features.state_dict().items()})
+    check_vgg_weights(str(path))
+    assert torch.equal(load_vgg16(str(path))(pair[0]), vgg(pair[0]))
+
+
+def test_a_file_of_other_weights_is_refused(tmp_path):
+    path = tmp_path / "other.pth"
+    files.save_tensors(path, {"features.0.weight": torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"other\.pth: not a state dict of torchvision's VGG16"):
+        check_vgg_weights(str(path))
+
+
+def test_no_network_gives_the_two_ways_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def offline(*_args, **_options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(ValueError, match=r"no route to host.*--vgg-weights FILE.*--vgg-weights random"):
+        check_vgg_weights("imagenet")
+
+
+def test_without_perceptual_weight_no_vgg_is_needed(pair):
+    total, terms = GeneratorLoss(None, perceptual_weight=0)(torch.zeros(2), *pair)
+    assert terms["perceptual"] == 0 and total > 0
+    with pytest.raises(ValueError, match="needs VGG16"):
+        GeneratorLoss(None)
+
+
+def test_layers_are_those_of_torchvision():
+    ours, theirs = vgg16_layers().state_dict(), import_torchvision().models.vgg16(weights=None).features.state_dict()
+    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}

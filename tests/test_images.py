@@ -1,0 +1,169 @@
+import io
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+import images
+
+
+def save(path, array_or_image, **options):
+    image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
+    image.save(path, **options)
+    return path
+
+
+def test_ranges_are_inverse_and_exact():
+    levels = torch.arange(256, dtype=torch.uint8)
+    signed = images.uint8_to_signed(levels)
+    assert signed.min() == -1 and signed.max() == 1
+    assert torch.equal(images.signed_to_uint8(signed), levels)
+    assert torch.allclose(images.signed_to_unit(signed), images.uint8_to_unit(levels), atol=1e-7)
+    assert images.signed_to_uint8(torch.tensor([-1.5, 1.5])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".bmp"])
+def test_a_picture_survives_the_disk(tmp_path, astronaut, suffix):
+    images.write_picture(tmp_path / f"a{suffix}", images.Picture(astronaut))
+    assert np.array_equal(images.read_picture(tmp_path / f"a{suffix}").rgb, astronaut)
+    assert os.listdir(tmp_path) == [f"a{suffix}"]
+
+
+def test_modes_come_out_as_rgb(tmp_path, astronaut):
+    rgb = Image.fromarray(astronaut[:64, :80])
+    gray = rgb.convert("L")
+    gray16 = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
+    expected_gray = np.repeat(np.asarray(gray)[..., None], 3, 2)
+    cases = {
+        "gray.png": (gray, expected_gray, 0),
+        "gray16.png": (gray16, expected_gray, 0),
+        "gray16.tif": (gray16, expected_gray, 0),
+        "bilevel.png": (gray.convert("1"), np.asarray(gray.convert("1").convert("RGB")), 0),
+        "palette.gif": (rgb.quantize(256), np.asarray(rgb.quantize(256).convert("RGB")), 0),
+        "float.tif": (Image.fromarray(np.asarray(gray).astype(np.float32) / 255), expected_gray, 0),
+        "cmyk.jpg": (rgb.convert("CMYK"), np.asarray(rgb), 40),
+        "photo.jpg": (rgb, np.asarray(rgb), 90),
+    }
+    for name, (image, expected, tolerance) in cases.items():
+        picture = images.read_picture(save(tmp_path / name, image))
+        assert picture.rgb.shape == (64, 80, 3) and picture.rgb.dtype == np.uint8, name
+        assert np.abs(picture.rgb.astype(int) - expected).max() <= tolerance, name
+        assert picture.alpha is None, name
+        assert images.read_size(tmp_path / name) == (64, 80)
+
+
+def test_16_bit_gray_is_scaled_not_clipped(tmp_path):
+    path = save(tmp_path / "a.png", np.array([[0, 257 * 10, 32768, 65535]], np.uint16))
+    assert images.read_picture(path).rgb[0, :, 0].tolist() == [0, 10, 128, 255]
+
+
+def test_alpha_is_kept_apart(tmp_path, astronaut):
+    alpha = np.arange(64, dtype=np.uint8)[:, None].repeat(32, 1)
+    for mode in ("RGBA", "LA"):
+        image = Image.fromarray(np.dstack([astronaut[:64, :32], alpha])).convert(mode)
+        assert np.array_equal(images.read_picture(save(tmp_path / f"{mode}.png", image)).alpha, alpha)
+    keyed = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    keyed.putpalette([255, 0, 0, 0, 255, 0])
+    picture = images.read_picture(save(tmp_path / "p.png", keyed, transparency=1))
+    assert picture.alpha.tolist() == [[255, 0]] and picture.rgb[0, 0].tolist() == [255, 0, 0]
+    images.write_picture(tmp_path / "flat.bmp", picture)
+    assert images.read_picture(tmp_path / "flat.bmp").rgb[0, 1].tolist() == [255, 255, 255]
+
+
+def test_exif_rotation_is_applied(tmp_path, astronaut):
+    upright = astronaut[:40, :60]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "a.png", np.rot90(upright), exif=exif)
+    assert images.read_size(path) == (40, 60)
+    assert np.array_equal(images.read_picture(path).rgb, upright)
+
+
+def test_profiles(tmp_path, astronaut):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = save(tmp_path / "rgb.png", astronaut, icc_profile=srgb)
+    picture = images.read_picture(path)
+    assert picture.icc_profile == srgb
+    images.write_picture(tmp_path / "again.png", picture)
+    assert Image.open(tmp_path / "again.png").info["icc_profile"] == srgb
+    for name, mode in (("gray.png", "L"), ("cmyk.jpg", "CMYK")):  # a profile of another space, or of nothing, is dropped
+        for profile in (srgb, b"not a profile"):
+            picture = images.read_picture(save(tmp_path / name, Image.fromarray(astronaut).convert(mode), icc_profile=profile))
+            assert picture.icc_profile is None
+
+
+def test_first_of_several_frames(tmp_path, astronaut):
+    first, second = (Image.fromarray(a) for a in (astronaut[:20, :20], astronaut[100:120, 100:120]))
+    for name in ("a.tif", "a.webp"):
+        first.save(tmp_path / name, save_all=True, append_images=[second], **({"lossless": True} if name == "a.webp" else {}))
+        assert np.array_equal(images.read_picture(tmp_path / name).rgb, astronaut[:20, :20])
+
+
+def test_files_that_are_no_pictures_are_named(tmp_path, astronaut):
+    whole = io.BytesIO()
+    Image.fromarray(astronaut).save(whole, "PNG")
+    cases = {
+        "empty.png": (b"", "empty"),
+        "text.png": (b"hello" * 50, "not an image"),
+        "cut.png": (whole.getvalue()[:9999], "cut short"),
+    }
+    for name, (data, reason) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=rf"{name}: .*{reason}"):
+            images.read_picture(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        images.read_picture(tmp_path / "none.png")
+
+
+def test_decompression_bombs_are_refused_by_their_header(tmp_path):
+    path = save(tmp_path / "a.png", Image.new("1", (3000, 2000)))
+    with pytest.raises(ValueError, match="more than 5999999 pixels"):
+        images.read_picture(path, max_pixels=5_999_999)
+    assert images.read_picture(path, max_pixels=6_000_000).rgb.shape == (2000, 3000, 3)
+
+
+def test_postscript_is_never_opened(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    with pytest.raises(ValueError, match="not an image"):
+        images.read_picture(tmp_path / "a.png")
+
+
+def test_listing_is_sorted_recursive_and_ends_in_spite_of_loops(tmp_path):
+    (tmp_path / "b" / "deep").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "text").mkdir()
+    for name in ("z.PNG", "b/deep/y.jpg", "a.txt", ".hidden/x.png", ".x.png", "text/a.md"):
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    assert [path.relative_to(tmp_path).as_posix() for path in images.list_images(tmp_path)] == ["b/deep/y.jpg", "z.PNG"]
+    assert [path.name for path in images.list_images(tmp_path, recursive=False)] == ["z.PNG"]
+    for folder, reason in ((tmp_path / "none", "no such folder"), (tmp_path / "text", "no image")):
+        with pytest.raises(ValueError, match=reason):
+            images.list_images(folder)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(4, 40), st.integers(4, 40), st.sampled_from([2, 3, 4]))
+def test_sizes_of_resizing(height, width, scale):
+    hr = images.crop_to_multiple(np.zeros((height, width, 3), np.uint8), scale)
+    assert hr.shape[0] == height // scale * scale and hr.shape[1] == width // scale * scale
+    assert images.upscale_bicubic(images.downscale(hr, scale), scale).shape == hr.shape
+
+
+def test_output_formats(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot write \.gif"):
+        images.check_output_path(tmp_path / "a.gif")
+    with pytest.raises(ValueError, match="at most 16383 pixels"):
+        images.check_output_path(tmp_path / "a.webp", 20_000, 10)
+
+
+def test_side_by_side_keeps_every_pixel(astronaut):
+    row = images.side_by_side([("a", astronaut), ("b", 255 - astronaut)])
+    strip = row.shape[0] - astronaut.shape[0]
+    assert strip > 0
+    assert np.array_equal(row[strip:, :512], astronaut) and np.array_equal(row[strip:, -512:], 255 - astronaut)
+    assert (row[:strip] < 128).any()  # the labels

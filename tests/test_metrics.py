@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+from conftest import photograph
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+import images
+import metrics
+from dataloader import TestDatasetFromFolder
+
+
+def test_psnr_of_a_known_error():
+    hr = torch.zeros(2, 3, 16, 16)
+    sr = hr + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)
+    assert metrics.psnr(sr, hr).tolist() == pytest.approx([20, 40], abs=1e-4)
+    assert metrics.psnr(hr, hr).tolist() == [float("inf")] * 2
+
+
+def test_rgb_metrics_agree_with_scikit_image(astronaut):
+    noise = np.random.default_rng(0).integers(-20, 20, astronaut.shape)
+    noisy = (astronaut + noise).clip(0, 255).astype(np.uint8)
+    psnr, ssim = metrics.psnr_ssim_rgb(images.to_tensor(noisy), images.to_tensor(astronaut))
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    assert psnr == pytest.approx(peak_signal_noise_ratio(astronaut, noisy, data_range=255), abs=1e-3)
+    assert ssim == pytest.approx(structural_similarity(astronaut, noisy, channel_axis=2, **options), abs=1e-4)
+
+
+def test_y_is_studio_swing():
+    corners = torch.tensor([[0.0, 0, 0], [1, 1, 1], [1, 0, 0]]).view(3, 3, 1, 1)
+    assert (metrics.rgb_to_y(corners) * 255).flatten().tolist() == pytest.approx([16, 235, 81.481], abs=1e-3)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 10, 11])
+def test_ssim_of_small_images_is_defined(side):
+    image = torch.rand(1, 3, side, side + 1)
+    assert metrics.ssim(image, image).item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "psnr", "ssim"), [(2, 33.67, 0.9303), (3, 30.40, 0.8689), (4, 28.43, 0.8111)])
+def test_bicubic_on_set5_is_the_papers(set5, scale, psnr, ssim):
+    scores = []
+    for _name, lr, hr in TestDatasetFromFolder(None, set5 / f"x{scale}" / "HR", scale):
+        bicubic = images.upscale_bicubic(images.to_array(lr), scale)
+        scores.append(metrics.psnr_ssim_y(*(images.uint8_to_unit(image) for image in (images.to_tensor(bicubic), hr)), scale))
+    means = torch.tensor(scores).mean(0).tolist()
+    assert means[0] == pytest.approx(psnr, abs=0.02)
+    assert means[1] == pytest.approx(ssim, abs=1e-3)
+
+
+def test_y_ssim_agrees_with_scikit_image():
+    hr = images.crop_to_multiple(photograph("chelsea.png"), 4)
+    sr = images.upscale_bicubic(images.downscale(hr, 4), 4)
+    y = [
+        np.asarray(metrics.rgb_to_y(images.uint8_to_unit(images.to_tensor(i)).double()))[0, 0, 4:-4, 4:-4] * 255
+        for i in (sr, hr)
+    ]
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    psnr, ssim = metrics.psnr_ssim_y(*(images.uint8_to_unit(images.to_tensor(i)) for i in (sr, hr)), 4)
+    assert ssim.item() == pytest.approx(structural_similarity(*y, **options), abs=1e-4)
+    assert psnr.item() == pytest.approx(peak_signal_noise_ratio(y[1], y[0], data_range=255), abs=1e-3)

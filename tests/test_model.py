@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from model import Discriminator, Generator
+
+
+def count(network) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_parameter_counts():
+    assert count(Generator(upscale=4, blocks=8)) == 956_558
+    assert count(Discriminator()) == 5_215_425
+    assert count(Discriminator(batch_norm=False)) == 5_215_425 - 2 * (64 + 128 + 128 + 256 + 256 + 512 + 512)
+
+
+@pytest.mark.parametrize("upscale", [2, 3, 4, 8])
+def test_generator_enlarges_by_its_scale_into_the_open_range(upscale):
+    sr = Generator(upscale, blocks=2).eval()(torch.rand(2, 3, 5, 7) * 2 - 1)
+    assert sr.shape == (2, 3, 5 * upscale, 7 * upscale)
+    assert sr.abs().max() < 1
+
+
+def test_generator_layers_are_the_specified_ones():
+    generator = Generator(4, 8)
+    shapes = []
+    for module in generator.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda m, _i, out: shapes.append((m.kernel_size[0], tuple(out.shape[1:]))))
+    generator.eval()(torch.zeros(1, 3, 8, 8))
+    trunk = [(3, (64, 8, 8))] * 17
+    assert shapes == [(9, (64, 8, 8)), *trunk, (3, (256, 8, 8)), (3, (256, 16, 16)), (9, (3, 32, 32))]
+    prelus = [module for module in generator.modules() if isinstance(module, torch.nn.PReLU)]
+    assert len(prelus) == 1 + 8 + 2  # none is shared
+
+
+def test_discriminator_layers_are_the_specified_ones():
+    convolutions = [module for module in Discriminator().modules() if isinstance(module, torch.nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [64, 64, 128, 128, 256, 256, 512, 512, 1024, 1]
+    assert [c.stride[0] for c in convolutions] == [1, 2, 1, 2, 1, 2, 1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (45, 88), (96, 33)])
+def test_discriminator_takes_any_size_and_gives_the_probability_of_its_logits(size):
+    discriminator = Discriminator().eval()
+    x = torch.rand(2, 3, *size) * 2 - 1
+    probability = discriminator(x)
+    assert probability.shape == (2,)
+    assert torch.equal(probability, torch.sigmoid(discriminator.logits(x)))
+
+
+def test_discriminator_trains_on_one_smallest_crop():
+    Discriminator().train().logits(torch.rand(1, 3, 32, 32)).sum().backward()
+
+
+@pytest.mark.parametrize("arguments", [(5, 8), (4, 0)])
+def test_generator_refuses_what_it_cannot_be(arguments):
+    with pytest.raises(ValueError, match=str(arguments[0] if arguments[0] == 5 else 0)):
+        Generator(*arguments)
+
+
+@pytest.mark.parametrize(("upscale", "blocks", "halo"), [(4, 8, 24), (4, 5, 18), (2, 8, 24), (3, 8, 24), (8, 16, 40)])
+def test_halo_is_the_receptive_field(upscale, blocks, halo):
+    generator = Generator(upscale, blocks).eval()
+    assert generator.halo == halo
+    for parameter in generator.parameters():  # no path is cut by a zero
+        torch.nn.init.uniform_(parameter, 0.5, 1)
+    lr = torch.zeros(1, 3, 2 * halo + 3, 2 * halo + 3, requires_grad=True)
+    features = generator.upsample(generator.head(lr) + generator.fusion(generator.trunk(generator.head(lr))))
+    centre = upscale * (halo + 1)
+    generator.tail(features)[..., centre : centre + upscale, centre : centre + upscale].sum().backward()
+    reached = lr.grad.abs().sum((0, 1, 2)).nonzero().flatten()
+    assert reached.min() == 1 and reached.max() == 2 * halo + 1
+
+
+@pytest.mark.parametrize("upscale", [2, 3, 4])
+def test_an_untrained_generator_enlarges_bilinearly(upscale):
+    lr = torch.rand(1, 3, 12, 14) * 2 - 1
+    bilinear = lr
+    for factor in Generator(upscale).factors:
+        bilinear = torch.nn.functional.interpolate(bilinear, scale_factor=factor, mode="bilinear", align_corners=False)
+    sr = Generator(upscale).train()(lr)
+    inner = (..., slice(8, -8), slice(8, -8))
+    assert torch.allclose(torch.atanh(sr)[inner], bilinear[inner], atol=1e-4)
+
+
+def test_every_weight_learns_from_the_second_step_on():
+    generator = Generator(4, 2)
+    optimizer = torch.optim.Adam(generator.parameters(), 1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (generator(torch.rand(2, 3, 8, 8)) - torch.rand(2, 3, 32, 32)).square().mean().backward()
+        optimizer.step()
+    idle = {name for name, parameter in generator.named_parameters() if not parameter.grad.abs().max() > 0}
+    assert not idle
