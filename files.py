@@ -162,7 +162,12 @@ def save_tensors(path: str | Path, value: Any) -> None:
     """
     check_finite(value)
     with write_atomic(path) as file:
-        torch.save(value, file)
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # what went wrong, before the zip writer noticed
+                raise error.__context__ from None
+            raise
 
 
 def check_finite(value: Any, name: str = "") -> None:

@@ -73,8 +73,9 @@ def plot(table, path: Path) -> None:
 def main(args: argparse.Namespace) -> None:
     """Read the CSV and draw it."""
     path = args.out or args.statistics.with_suffix(".png")
-    plot(run_log.read_statistics(args.statistics), path)
-    print(path)
+    table = run_log.read_statistics(args.statistics)
+    plot(table, path)
+    print(f"{path}: {run_log.describe_result(table.to_dict('records'))}")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ def describe_epoch(rows: list[dict[str, Any]], total_epochs: int) -> str:
 
 def describe_result(rows: list[dict[str, Any]]) -> str:
     """Return the best epoch of a run beside bicubic."""
-    best = max((row for row in rows if row["PSNR"] is not None), key=lambda row: row["PSNR"], default=None)
+    validated = [row for row in rows if row["PSNR"] is not None and not math.isnan(row["PSNR"])]
+    best = max(validated, key=lambda row: row["PSNR"], default=None)
     if best is None:
         return "no epoch was validated"
     return (

@@ -1,0 +1,46 @@
+import pytest
+from conftest import run, the_error
+from PIL import Image
+
+import run_log
+
+
+def row(epoch: int, pixel_only: bool, **values) -> dict:
+    means = dict.fromkeys(run_log.PIXEL_TERMS if pixel_only else run_log.TERMS, 0.5 / epoch)
+    scores = {"PSNR": 24 + epoch, "SSIM": 0.7, "Bicubic_PSNR": 25.0, "Bicubic_SSIM": 0.72}
+    others = {"Epoch": epoch, "Learning_Rate": 1e-4, "Images_Per_Second": 10.0, "Seconds": 3.0}
+    return dict.fromkeys(run_log.COLUMNS) | means | scores | others | values
+
+
+@pytest.mark.parametrize("phases", [[True, False, False], [True], [False]])
+def test_the_picture_is_drawn(tmp_path, phases):
+    run_log.write_statistics(tmp_path / "s.csv", [row(epoch, pixel) for epoch, pixel in enumerate(phases, 1)])
+    done = run("plot_statistics.py", tmp_path / "s.csv", "--out", tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.format == "PNG" and picture.size[0] >= 1000
+        assert len(picture.convert("RGB").getcolors(2**24)) > 50
+    assert f"best PSNR {24 + len(phases):.2f} dB" in done.stdout
+
+
+def test_bad_files_are_one_line(tmp_path):
+    for name, text, reason in [
+        ("none.csv", None, "No such file"),
+        ("empty.csv", "", "not a CSV"),
+        ("other.csv", "a,b\n1,2\n", "no column Epoch"),
+        ("header.csv", ",".join(run_log.COLUMNS) + "\n", "no epoch is finished yet"),
+        ("words.csv", ",".join(run_log.COLUMNS) + "\n" + ",".join(["x"] * len(run_log.COLUMNS)) + "\n", "not a number"),
+    ]:
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        assert reason in the_error(run("plot_statistics.py", tmp_path / name, status=None))
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_the_log_explains_a_discriminator_that_has_won_or_collapsed():
+    won = [row(epoch, False, Score_D=0.999, Score_G=0.001) for epoch in (1, 2, 3)]
+    assert "tells real from fake without fail" in run_log.describe_epoch(won, 9)
+    assert "note" not in run_log.describe_epoch(won[:2], 9)
+    collapsed = [row(epoch, False, Score_D=0.5, Score_G=0.499) for epoch in (1, 2, 3)]
+    assert "collapsed" in run_log.describe_epoch(collapsed, 9)
+    healthy = [row(epoch, False, Score_D=0.96, Score_G=0.09) for epoch in (1, 2, 3)]
+    assert "note" not in run_log.describe_epoch([*healthy, row(4, True)], 9)

@@ -1,0 +1,278 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run, the_error
+from PIL import Image
+
+import checkpoint
+from run_log import COLUMNS, PIXEL_TERMS, TERMS
+from train import learning_rate_at
+
+
+def command(photos, out, *more) -> list:
+    fixed = ["--crop", 32, "--batch-size", 3, "--blocks", 1, "--vgg-weights", "random", "--device", "cpu"]
+    return ["--train-dir", photos[0], "--val-dir", photos[1], *fixed, "--out", out, *more]
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with open(out / "statistics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def without_times(out: Path) -> list[dict[str, str]]:
+    return [
+        {name: value for name, value in row.items() if name not in ("Images_Per_Second", "Seconds")} for row in rows_of(out)
+    ]
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(value, name):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(inner, f"{name}.{key}")
+        elif isinstance(value, torch.Tensor):
+            found[name] = value
+
+    walk(torch.load(path, weights_only=True), "")
+    return found
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last.pth", "generator_last.pth", "generator_best.pth"):
+        a, b = tensors(one / "checkpoints" / name), tensors(other / "checkpoints" / name)
+        assert a.keys() == b.keys() and len(a) > 10
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+    assert without_times(one) == without_times(other)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, astronaut):
+    """One pixel-only and two adversarial epochs, with everything on, uninterrupted."""
+    folder = tmp_path_factory.mktemp("run")
+    for name, count in (("train", 4), ("valid", 2)):
+        (folder / name).mkdir()
+        for index in range(count):
+            Image.fromarray(astronaut[100 * index : 100 * index + 75, 200:302]).save(folder / name / f"image_{index}.png")
+    photos = folder / "train", folder / "valid"
+    done = run("train.py", *command(photos, folder / "out", "--epochs", 2, *EVERYTHING))
+    return photos, folder / "out", done
+
+
+EVERYTHING = ["--pretrain-epochs", 1, "--ema", 0.9, "--lr-schedule", "cosine", "--warmup-steps", 1, "--crops-per-image", 2]
+
+
+def test_a_run_leaves_all_that_the_design_lists(whole_run):
+    _, out, done = whole_run
+    expected = {"config.json", "statistics.csv", "checkpoints/last.pth", "checkpoints/previous.pth"}
+    expected |= {f"checkpoints/generator_{name}.pth" for name in ("last", "best", "pretrained")}
+    expected |= {f"validation/epoch_00{epoch}/image_{index}.png" for epoch in (1, 2, 3) for index in (0, 1)}
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} - {".lock"} == expected
+    assert "9 updates" in done.stdout and "UNTRAINED" in done.stdout and "finished" in done.stdout
+    config = json.loads((out / "config.json").read_text())
+    assert config["options"]["crop"] == 32 and config["versions"]["torch"] and config["device"]["type"] == "cpu"
+
+
+def test_the_csv_has_its_columns_and_leaves_out_what_does_not_apply(whole_run):
+    _, out, _ = whole_run
+    rows = rows_of(out)
+    assert list(rows[0]) == COLUMNS and [row["Epoch"] for row in rows] == ["1", "2", "3"]
+    assert {name for name in TERMS if rows[0][name]} == set(PIXEL_TERMS)
+    for row in rows[1:]:
+        assert all(row[name] for name in COLUMNS if name != "LPIPS")
+        values = {name: float(row[name]) for name in COLUMNS if row[name]}
+        weights = {"Loss_Pixel": 1, "Loss_Adversarial": 0.001, "Loss_Perceptual": 0.006, "Loss_TV": 2e-8}
+        assert values["Loss_G"] == pytest.approx(sum(weight * values[name] for name, weight in weights.items()), rel=1e-4)
+        assert 0 < values["Score_D"] < 1 and 0 < values["Score_G"] < 1 and values["Loss_D"] > 0
+    assert len({row["Bicubic_PSNR"] for row in rows}) == 1
+
+
+def test_triplets_are_bicubic_hr_and_sr(whole_run):
+    photos, out, _ = whole_run
+    import numpy as np
+
+    import images
+
+    triplet = images.read_picture(out / "validation" / "epoch_003" / "image_1.png").rgb
+    hr = images.crop_to_multiple(images.read_picture(photos[1] / "image_1.png").rgb, 4)
+    assert triplet.shape[1] == 3 * 100 + 2 * 4
+    panels = [triplet[-72:, left : left + 100] for left in (0, 104, 208)]
+    assert np.array_equal(panels[0], images.upscale_bicubic(images.downscale(hr, 4), 4))
+    assert np.array_equal(panels[1], hr)
+    assert not np.array_equal(panels[2], panels[0])
+
+
+def test_the_same_command_says_that_the_run_is_finished_and_changes_nothing(whole_run):
+    photos, out, _ = whole_run
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    done = run("train.py", *command(photos, out, "--epochs", 2, *EVERYTHING))
+    assert "finished" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_a_restart_continues_bit_for_bit_and_more_epochs_go_on(whole_run, tmp_path):
+    """Constant rate: one epoch and then two more are three at once."""
+    photos, *_ = whole_run
+    options = ["--pretrain-epochs", 1, "--ema", 0.9]
+    run("train.py", *command(photos, tmp_path / "a", "--epochs", 2, *options))
+    run("train.py", *command(photos, tmp_path / "b", "--epochs", 1, *options))
+    assert len(rows_of(tmp_path / "b")) == 2
+    done = run("train.py", *command(photos, tmp_path / "b", "--epochs", 2, "--workers", 1, *options))
+    assert "going on with epoch 3" in done.stdout
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_saves_and_the_restart_ends_the_same(whole_run, tmp_path, number):
+    photos, whole, _ = whole_run
+    arguments = list(map(str, command(photos, tmp_path / "out", "--epochs", 2, *EVERYTHING)))
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *arguments], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / "checkpoints" / "generator_pretrained.pth").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(number)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number, errors
+    assert "run the same command to go on" in errors
+    run("train.py", *arguments)
+    assert_same_run(tmp_path / "out", whole)
+
+
+def test_other_options_are_refused_by_name_and_other_places_are_not(whole_run):
+    photos, out, _ = whole_run
+    options = ["--epochs", 3, *EVERYTHING]
+    error = the_error(run("train.py", *command(photos, out, *options, "--batch-size", 2, "--seed", 1), status=None))
+    assert "--batch-size (was 3, is 2), --seed (was 0, is 1)" in error
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole_run, tmp_path):
+    import shutil
+
+    photos, whole, _ = whole_run
+    shutil.copytree(whole, tmp_path / "out")
+    last = tmp_path / "out" / "checkpoints" / "last.pth"
+    last.write_bytes(last.read_bytes()[:-1000])
+    done = run("train.py", *command(photos, tmp_path / "out", "--epochs", 2, *EVERYTHING))
+    assert "warning" in done.stderr and "last.pth" in done.stderr and "going on with epoch 3" in done.stdout
+    assert_same_run(tmp_path / "out", whole)
+
+
+def test_images_that_changed_since_are_named(whole_run, tmp_path):
+    import shutil
+
+    photos, *_ = whole_run
+    shutil.copytree(photos[0].parent, tmp_path / "moved")
+    moved = tmp_path / "moved" / "train", tmp_path / "moved" / "valid"
+    arguments = command(moved, tmp_path / "moved" / "out", "--epochs", 3, *EVERYTHING)
+    Image.new("RGB", (102, 75), "red").save(moved[0] / "image_2.png")
+    (moved[0] / "image_0.png").unlink()
+    assert "image_0.png is gone, image_2.png has changed" in the_error(run("train.py", *arguments, status=None))
+
+
+def test_two_runs_on_one_folder(whole_run, tmp_path):
+    import files
+
+    with files.lock(tmp_path / ".lock"):
+        assert "another process" in the_error(run("train.py", *command(whole_run[0], tmp_path, "--epochs", 1), status=None))
+
+
+def test_a_dry_run_writes_nothing(whole_run, tmp_path):
+    photos, *_ = whole_run
+    before = sorted(photos[0].parent.rglob("*"))
+    done = run("train.py", *command(photos, tmp_path / "out", "--dry-run", "--pretrain-epochs", 1))
+    assert "LR (3, 3, 8, 8)" in done.stdout and "SR (3, 3, 32, 32)" in done.stdout and "Bicubic_PSNR" in done.stdout
+    assert not (tmp_path / "out").exists() and sorted(photos[0].parent.rglob("*")) == before
+
+
+def test_init_starts_from_a_generator_file(whole_run, tmp_path):
+    photos, out, _ = whole_run
+    pretrained = out / "checkpoints" / "generator_pretrained.pth"
+    frozen = ["--epochs", 0, "--pretrain-epochs", 1, "--learning-rate", 0]
+    run("train.py", *command(photos, tmp_path / "a", *frozen, "--init", pretrained))
+    ours, theirs = (tensors(path) for path in (tmp_path / "a" / "checkpoints" / "generator_last.pth", pretrained))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.endswith(("weight", "bias")))
+    error = the_error(run("train.py", *command(photos, tmp_path / "b", "--blocks", 2, "--init", pretrained), status=None))
+    assert "blocks 1, this run trains generator srresnet, upscale 4, blocks 2" in error
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_file(whole_run, tmp_path):
+    photos, *_ = whole_run
+    done = run("train.py", *command(photos, tmp_path, "--epochs", 3, "--learning-rate", 1e30), status=1)
+    errors = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert len(errors) == 1 and "not finite" in errors[0]
+    for path in tmp_path.glob("checkpoints/*.pth"):
+        assert all(torch.isfinite(tensor).all() for tensor in tensors(path).values() if tensor.is_floating_point())
+
+
+def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "no.pth").write_bytes(b"no weights")
+    cases = [
+        (["--train-dir", tmp_path / "none"], "none: no such folder"),
+        (["--val-dir", tmp_path / "empty"], "no image in this folder"),
+        (["--crop", 88], "use a smaller --crop"),
+        (["--crop", 31], "--crop 28 is too small: the networks need at least 32"),
+        (["--init", tmp_path / "no.pth"], "no.pth: not read"),
+        (["--vgg-weights", tmp_path / "no.pth"], "no.pth: not read"),
+        (["--vgg-weights", tmp_path / "none.pth"], "none.pth: No such file"),
+        (["--out", tmp_path / "file" / "out"], "cannot be written"),
+        (["--ema", 1], "--ema 1.0 is not a decay"),
+        (["--epochs", 0], "leaves nothing to do"),
+    ]
+    for arguments, reason in cases:
+        assert reason in the_error(run("train.py", *command(photos, out, *arguments), status=None))
+        assert not any(path.is_file() and path.name != ".lock" for path in out.rglob("*"))
+
+
+def test_bad_images_stop_the_run_by_name_unless_skipped(photos, tmp_path):
+    (photos[0] / "cut.png").write_bytes((photos[0] / "image_0.png").read_bytes()[:2000])
+    Image.new("RGB", (20, 20)).save(photos[0] / "tiny.png")
+    arguments = command(photos, tmp_path / "out", "--epochs", 1)
+    assert "1 image(s) cannot be read: cut.png" in the_error(run("train.py", *arguments, status=None))
+    done = run("train.py", *arguments, "--skip-bad-images")
+    assert "too small: tiny.png" in done.stdout and "cannot be read: cut.png" in done.stdout
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_older_state(whole_run, tmp_path):
+    """The program's own file size limit stands in for the disk: checkpoints do not fit, smaller files do."""
+    photos, *_ = whole_run
+    script = f"ulimit -f 8000; trap '' XFSZ; exec {sys.executable} {ROOT / 'train.py'} \"$@\""
+    arguments = map(str, command(photos, tmp_path, "--epochs", 1))
+    done = subprocess.run(["bash", "-c", script, "train", *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert [line for line in done.stderr.splitlines() if "cannot be written (File too large)" in line and "last.pth" in line]
+    assert not (tmp_path / "checkpoints" / "last.pth").exists() and not list(tmp_path.rglob("*.tmp"))
+    checkpoint.load_generator(tmp_path / "checkpoints" / "generator_last.pth")
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [learning_rate_at(step, 100, 2.0, "cosine", 10) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0) and 0 < rates[99] < 0.01
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert learning_rate_at(99, 100, 2.0, "constant", 10) == 2.0
+
+
+@pytest.mark.parametrize("script", ["train.py", "test_image.py", "plot_statistics.py", "prepare_data.py"])
+def test_help_teaches_and_bad_options_are_refused(script):
+    assert f"python {script}" in run(script, "--help").stdout
+    run(script, "--no-such-option", status=2)
+
+
+def test_importing_a_script_does_nothing(tmp_path):
+    scripts = [path.stem for path in ROOT.glob("*.py")]
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import " + ", ".join(scripts)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not os.listdir(tmp_path)
