@@ -87,11 +87,10 @@ def keep_as(path: str | Path, backup: str | Path) -> None:
     _sync_folder(backup.parent)
 
 
-def remove_leftovers(*folders: str | Path) -> None:
-    """Remove temporary files that a killed process left; only under a lock that no live writer can hold."""
-    for folder in folders:
-        for leftover in Path(folder).glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove temporary files that a killed process left below a folder; only under a lock that keeps live writers out."""
+    for leftover in Path(folder).rglob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
 
 
 def make_folder(folder: str | Path) -> Path:

@@ -97,12 +97,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 class Models:
     """The networks of a run, their optimisers and the generator's loss; what `state` names is what a checkpoint holds."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, init: Path | None = None):
         torch.manual_seed(args.seed)
         self.device, self.precision = torch.device(args.device), args.precision
         self.generator, self.discriminator = Generator(args.upscale, args.blocks), Discriminator()
-        if args.init:
-            self.generator = checkpoint.load_generator(args.init, expected=self.generator.architecture)
+        if init:
+            self.generator = checkpoint.load_generator(init, expected=self.generator.architecture)
         for network in (self.generator, self.discriminator):
             network.to(device=self.device, memory_format=torch.channels_last).train()
         self.ema = (
@@ -289,7 +289,7 @@ def validate(
 def run(args: argparse.Namespace, out: Path) -> int:
     """Train from where `out` stands to the last epoch; return the exit status."""
     folder, total_epochs, options = out / "checkpoints", args.pretrain_epochs + args.epochs, plain_options(args)
-    files.remove_leftovers(out, folder)
+    files.remove_leftovers(out)
     saved, problem = checkpoint.load_checkpoint(folder)
     if problem:
         print(f"warning: {problem}; going on from previous.pth", file=sys.stderr)
@@ -304,7 +304,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
         checkpoint.check_same_images(what, saved["images"][what], seen[what])
     if needs_vgg(args):
         check_vgg_weights(args.vgg_weights)
-    models, progress, rows = Models(args), Progress(), []
+    models, progress, rows = Models(args, None if saved else args.init), Progress(), []
     machine = {"device": args.device, "precision": args.precision, "compile": args.compile, "threads": torch.get_num_threads()}
     if saved:
         for name, part in models.state.items():
@@ -466,7 +466,7 @@ def print_plan(args: argparse.Namespace, models: Models, train_set, val_set, bat
 def dry_run(args: argparse.Namespace) -> int:
     """Build everything, run one step of each phase and one validation image, print shapes and the plan; write nothing."""
     train_set, val_set = open_datasets(args)
-    models = Models(args)
+    models = Models(args, args.init)
     loader = new_loader(train_set, args.batch_size, args.seed, 0)
     print_plan(args, models, train_set, val_set, len(loader))
     lr, hr = (images.uint8_to_signed(batch.to(models.device)) for batch in next(iter(loader)))

@@ -1,0 +1,46 @@
+import ast
+
+import pytest
+from conftest import ROOT
+
+# What each room may import of ours; `cli` (exit statuses, bars) is for all.
+ROOMS = {
+    "model": set(),
+    "files": set(),
+    "cli": set(),
+    "compat": set(),
+    "images": {"files"},
+    "pixel_cache": {"files", "images"},
+    "dataloader": {"files", "images", "pixel_cache"},
+    "generator_loss_functions": {"compat", "files", "images"},
+    "metrics": {"compat", "images"},
+    "checkpoint": {"files", "model"},
+    "inference": {"images", "model", "checkpoint"},
+    "run_log": {"files"},
+    "test_image": {"inference", "images"},
+    "plot_statistics": {"files", "run_log"},
+    "prepare_data": {"files", "images"},
+}
+SCRIPTS = {"train", "test_image", "plot_statistics", "prepare_data"}
+
+
+def imported(path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
+def test_rooms_import_only_what_they_may(path):
+    ours = imported(path) & {other.stem for other in ROOT.glob("*.py")} - {"cli"}
+    assert ours <= (ROOMS.keys() - SCRIPTS if path.stem == "train" else ROOMS[path.stem])
+
+
+def test_a_range_conversion_exists_once():
+    for path in ROOT.glob("*.py"):
+        if path.stem != "images":
+            assert "127.5" not in path.read_text(), path
