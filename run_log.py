@@ -1,15 +1,17 @@
-"""What a training run records: the statistics CSV, the line of an epoch, and config.json."""
+"""What a training run records: its progress, the statistics CSV, the line of an epoch, and config.json."""
 
 import json
 import math
 import platform
 import subprocess
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas
 import torch
+from torch import Tensor
 
 import files
 
@@ -22,6 +24,42 @@ COLUMNS = [
 ]
 _SHOWN = {"Loss_D": "Loss_D", "Loss_G": "Loss_G", "Score_D": "D(x)", "Score_G": "D(G(z))"}
 _WATCHED_EPOCHS = 3
+
+
+@dataclass
+class Progress:
+    """How far a run has come: the epoch that is due or under way, its batches done, and what they summed to."""
+
+    epoch: int = 1  # from 1, the pixel-only epochs first
+    batch: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    sums: Tensor | None = None  # of the phase's terms, each batch weighted by its samples
+    best_psnr: float = -math.inf  # of the phase
+
+    def means(self, terms: list[str]) -> dict[str, float]:
+        """Return the means of the epoch so far by name; ArithmeticError where one is not finite."""
+        means = dict(zip(terms, (self.sums / max(1, self.samples)).tolist()))
+        check_finite(means, self.epoch, self.batch)
+        return means
+
+
+def new_row(
+    progress: Progress,
+    terms: list[str],
+    missing: tuple[str, ...],
+    rate: float,
+    validation_seconds: float,
+    scores: dict[str, float],
+) -> dict[str, Any]:
+    """Return the CSV row of a finished epoch; what does not apply to it, such as the `missing` terms, is None."""
+    values = {
+        "Epoch": progress.epoch,
+        "Learning_Rate": rate,
+        "Images_Per_Second": progress.samples / progress.seconds,
+        "Seconds": progress.seconds + validation_seconds,
+    }
+    return dict.fromkeys(COLUMNS) | values | progress.means(terms) | dict.fromkeys(missing) | scores
 
 
 def write_statistics(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -7,7 +7,6 @@ import argparse
 import math
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder, describe_le
 from generator_loss_functions import GeneratorLoss, check_vgg_weights, load_vgg16
 from model import MINIMUM_CROP, UPSCALES, Discriminator, Generator
 from pixel_cache import cache_folder_for
-from run_log import PIXEL_TERMS, TERMS
+from run_log import PIXEL_TERMS, TERMS, Progress
 
 # Options that a restart may change: they do not change the result, or (the second line) only its last bits.
 FREE_OPTIONS = {"out", "cache", "no_cache", "val_triplets", "dry_run", "epochs", "skip_bad_images"} | {
@@ -186,22 +185,9 @@ def learning_rate_at(step: int, total_steps: int, peak: float, schedule: str, wa
 # --- an epoch and its validation ----------------------------------------------------------------------------------
 
 
-@dataclass
-class Progress:
-    """How far a run has come: the epoch that is due or under way, its batches done, and what they summed to."""
-
-    epoch: int = 1  # from 1, the pixel-only epochs first
-    batch: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    sums: Tensor | None = None  # of the phase's terms, each batch weighted by its samples
-    best_psnr: float = -math.inf  # of the phase
-
-    def means(self, terms: list[str]) -> dict[str, float]:
-        """Return the means of the epoch so far by name; ArithmeticError where one is not finite."""
-        means = dict(zip(terms, (self.sums / max(1, self.samples)).tolist()))
-        run_log.check_finite(means, self.epoch, self.batch)
-        return means
+def terms_of(args: argparse.Namespace, epoch: int) -> list[str]:
+    """Return the names of the losses and scores that an epoch has."""
+    return PIXEL_TERMS if epoch <= args.pretrain_epochs else TERMS
 
 
 def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, stop: cli.StopRequest) -> None:
@@ -211,7 +197,7 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
         ArithmeticError: a loss is not finite.
     """
     pixel_only = progress.epoch <= args.pretrain_epochs
-    step, terms = (pixel_step, PIXEL_TERMS) if pixel_only else (adversarial_step, TERMS)
+    step, terms = pixel_step if pixel_only else adversarial_step, terms_of(args, progress.epoch)
     first, epochs = (1, args.pretrain_epochs) if pixel_only else (args.pretrain_epochs + 1, args.epochs)
     peak = args.pretrain_learning_rate if pixel_only else args.learning_rate
     batches = len(loader)
@@ -344,7 +330,9 @@ def run(args: argparse.Namespace, out: Path) -> int:
                 scores = validate(models.validated, val_set, args.precision, bicubic_scores, triplets, args.val_triplets, stop)
             if scores is None or progress.batch < len(loader) or (stop.number and not scores):
                 break
-            rows.append(new_row(args, models, progress, scores, time.monotonic() - began))
+            missing = ("Loss_Perceptual",) if args.perceptual_weight == 0 else ()
+            rate = models.optimizer_g.param_groups[0]["lr"]
+            rows.append(run_log.new_row(progress, terms_of(args, epoch), missing, rate, time.monotonic() - began, scores))
             print(run_log.describe_epoch(rows, total_epochs), flush=True)
             facts = {"epoch": epoch, "validation_psnr_db": scores.get("PSNR")}
             checkpoint.save_generator(folder / "generator_last.pth", models.validated, **facts)
@@ -363,20 +351,6 @@ def run(args: argparse.Namespace, out: Path) -> int:
         return 128 + stop.number
     print(f"finished: {run_log.describe_result(rows)}; all of it is in {out}")
     return 0
-
-
-def new_row(args, models: Models, progress: Progress, scores: dict[str, float], validation_seconds: float) -> dict[str, Any]:
-    """Return the CSV row of an epoch; what does not apply to it is None."""
-    means = progress.means(PIXEL_TERMS if progress.epoch <= args.pretrain_epochs else TERMS)
-    if models.loss is not None and models.loss.vgg is None:
-        means.pop("Loss_Perceptual", None)
-    values = {
-        "Epoch": progress.epoch,
-        "Learning_Rate": models.optimizer_g.param_groups[0]["lr"],
-        "Images_Per_Second": progress.samples / progress.seconds,
-        "Seconds": progress.seconds + validation_seconds,
-    }
-    return dict.fromkeys(run_log.COLUMNS) | values | means | scores
 
 
 # --- what a run is made of ----------------------------------------------------------------------------------------
@@ -452,7 +426,7 @@ def print_plan(args: argparse.Namespace, models: Models, train_set, val_set, bat
     g, d = (sum(p.numel() for p in network.parameters()) for network in (models.generator, models.discriminator))
     total = batches * (args.pretrain_epochs + args.epochs)
     lines = [
-        "options: " + " ".join(f"{name}={value}" for name, value in plain_options(args).items() if value not in (None, False)),
+        "options: " + " ".join(f"{name}={value}" for name, value in plain_options(args).items() if value is not None),
         f"networks: generator {g:,} parameters, discriminator {d:,}; {args.device}, {args.precision}",
         f"images: {len(train_set.usable)} for training, {len(val_set)} for validation",
         f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of {batches:,} updates "
