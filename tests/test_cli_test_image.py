@@ -3,12 +3,17 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import run, the_error
+from conftest import photograph, run, the_error
 from PIL import Image
 
 import checkpoint
+import files
 import images
+import inference
+import metrics
+from dataloader import TestDatasetFromFolder
 from model import Generator
+from test_image import WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +107,24 @@ def test_one_bad_image_of_several_does_not_stop_the_others(tmp_path, weights, as
     done = run("test_image.py", tmp_path, "--weights", weights / "x4.pth", status=2)
     assert (tmp_path / "b_x4.png").exists()
     assert "a.png: not an image" in done.stderr and "1 of 2 images were not enlarged" in done.stderr
+
+
+def test_the_weights_in_the_box_beat_bicubic_without_another_step(tmp_path):
+    hr = images.crop_to_multiple(photograph("chelsea.png"), 4)
+    Image.fromarray(images.downscale(hr, 4)).save(tmp_path / "chelsea.png")
+    run("test_image.py", tmp_path / "chelsea.png")
+    sr = images.read_picture(tmp_path / "chelsea_x4.png").rgb
+    bicubic = images.upscale_bicubic(images.downscale(hr, 4), 4)
+    gain_db = [metrics.psnr_ssim_rgb(images.to_tensor(image), images.to_tensor(hr))[0] for image in (sr, bicubic)]
+    assert gain_db[0] - gain_db[1] > 0.4
+
+
+def test_the_weights_in_the_box_are_those_of_their_card_and_score_what_it_says(set5):
+    assert files.sha256(WEIGHTS) in (WEIGHTS.parent / "README.md").read_text()
+    assert WEIGHTS.stat().st_size < 4 * 2**20
+    generator = checkpoint.load_generator(WEIGHTS)
+    scores = []
+    for _name, lr, hr in TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4):
+        sr = images.to_tensor(inference.upscale(generator, images.to_array(lr)))
+        scores.append(metrics.psnr_ssim_y(images.uint8_to_unit(sr), images.uint8_to_unit(hr), 4))
+    assert torch.tensor(scores).mean(0).tolist() == pytest.approx([30.58, 0.8661], abs=0.01)
