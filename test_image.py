@@ -55,6 +55,8 @@ def plan_outputs(inputs: list[Path], out: Path | None, upscale: int) -> dict[Pat
             raise ValueError(f"{path}: no such image or folder")
     if not paths:
         raise ValueError(f"{inputs[0]}: no image in this folder that is not a result already")
+    if out is not None and not out.is_dir() and out.suffix.lower() in images.SUFFIXES:
+        images.check_output_path(out)  # an image, but of a kind that is not written
     into_file = out is not None and not out.is_dir() and out.suffix.lower() in images.OUTPUT_SUFFIXES
     if into_file and (len(paths) > 1 or inputs[0].is_dir()):
         raise ValueError(f"--out {out}: one file cannot take the results of a folder or of several images; name a folder")

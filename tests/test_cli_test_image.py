@@ -91,6 +91,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         ([a, "--weights", tmp_path / "evil.pth"], "would run code"),
         ([a, "--weights", tmp_path / "missing.pth"], "missing.pth: no such generator file"),
         ([a, *good, "--out", a], "would be written over"),
+        ([a, *good, "--out", tmp_path / "x.gif"], "cannot write .gif"),
         ([a, *good, "--out", tmp_path / "w.pth" / "x.png"], "cannot be written"),
         ([a, tmp_path / "b.png", *good, "--out", tmp_path / "c.png"], "name a folder"),
         ([a, tmp_path / "a.jpg", *good], "would both be written"),
