@@ -1,7 +1,5 @@
 """The generator's loss: pixel + adversarial + VGG16 perceptual + total variation (Ledig et al., section 2.2)."""
 
-import socket
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -162,7 +160,7 @@ def _imagenet_file() -> Path:
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _socket_timeout(30):
+        with compat.network_timeout(30):
             digest = path.stem.rsplit("-", 1)[-1]  # the file name ends in the first digits of its SHA-256
             torch.hub.download_url_to_file(weights.url, str(path), hash_prefix=digest, progress=True)
     except (OSError, RuntimeError) as error:
@@ -171,13 +169,3 @@ def _imagenet_file() -> Path:
             f"--vgg-weights FILE (downloaded elsewhere), or train on untrained features by --vgg-weights random"
         ) from error
     return path
-
-
-@contextmanager
-def _socket_timeout(seconds: float):
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

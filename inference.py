@@ -13,6 +13,7 @@ import checkpoint
 import cli
 import images
 
+WEIGHTS = Path(__file__).parent / "weights" / "srresnet_x4.pth"  # what the scripts use unless told otherwise
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMALLEST_TILE = 16
 _MEMORY_BUDGET = 4 * 2**30  # bytes; larger tiles are no faster
@@ -50,6 +51,8 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 def load_generator(path: str | Path, device: torch.device) -> nn.Module:
     """Read a generator file for inference on a device; raises what `checkpoint.load_generator` raises."""
+    if not Path(path).exists():
+        raise ValueError(f"{path}: no such generator file; train one by train.py and name it by --weights")
     return checkpoint.load_generator(path).to(device=device, memory_format=torch.channels_last)
 
 

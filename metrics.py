@@ -1,9 +1,14 @@
-"""PSNR and SSIM on RGB, and on the Y channel as the super-resolution papers measure."""
+"""PSNR and SSIM on RGB, and on the Y channel as the super-resolution papers measure; LPIPS."""
+
+import importlib.util
+import warnings
+from pathlib import Path
 
 import torch
 from pytorch_msssim import ssim as msssim_ssim
-from torch import Tensor
+from torch import Tensor, nn
 
+import compat
 import images
 
 
@@ -48,3 +53,40 @@ def psnr_ssim_y(sr: Tensor, hr: Tensor, upscale: int) -> tuple[Tensor, Tensor]:
     """
     sr, hr = (crop_border(rgb_to_y(image.double()), upscale) for image in (sr, hr))
     return psnr(sr, hr), ssim(sr, hr)
+
+
+LPIPS_LEAST_SIDE = 32  # pixels, below which AlexNet has no features
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance (Zhang et al., 2018) by the `lpips` package, version 0.1 on AlexNet; lower is nearer.
+
+    Args:
+        download: get AlexNet's ImageNet weights where they are not in PyTorch's hub folder yet.
+        random_backbone: use an untrained AlexNet; its distances mean nothing.
+
+    Raises:
+        ValueError: the package is not installed, or AlexNet's weights are not there and cannot be downloaded.
+    """
+
+    def __init__(self, download: bool = True, random_backbone: bool = False):
+        super().__init__()
+        if importlib.util.find_spec("lpips") is None:
+            raise ValueError("LPIPS is not measured: the package is missing (pip install lpips)")
+        weights = compat.import_torchvision().models.AlexNet_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
+        if not download and not random_backbone and not Path(torch.hub.get_dir(), "checkpoints", weights).exists():
+            raise ValueError("LPIPS is not measured: AlexNet's ImageNet weights are not here; test_benchmark.py downloads them")
+        import lpips
+
+        try:
+            with compat.network_timeout(30), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it names torchvision's weights in the old way
+                self.network = lpips.LPIPS(net="alex", pnet_rand=random_backbone, verbose=False)
+        except (OSError, RuntimeError) as error:
+            reason = f"AlexNet's ImageNet weights cannot be downloaded ({error})"
+            raise ValueError(f"LPIPS is not measured: {reason}") from error
+        self.requires_grad_(False).eval()
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Return the distance (N,) of images (N, 3, H, W) in [-1, 1], at least 32x32."""
+        return self.network(sr, hr).flatten()

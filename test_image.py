@@ -12,14 +12,12 @@ import cli
 import images
 import inference
 
-WEIGHTS = Path(__file__).parent / "weights" / "srresnet_x4.pth"
-
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="test_image.py", description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="images, or folders of images")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="generator file (default: weights/srresnet_x4.pth)")
+    parser.add_argument("--weights", type=Path, default=inference.WEIGHTS, help="generator file (default: that in weights/)")
     parser.add_argument("--out", type=Path, help="file or folder (default: <name>_x<scale>.png beside the input)")
     parser.add_argument("--tile", type=tile, default="auto", metavar="auto|N|0", help="LR side of a tile; 0: no tiles")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
@@ -97,8 +95,6 @@ def comparison_path(target: Path) -> Path:
 
 def main(args: argparse.Namespace) -> int:
     """Enlarge every input; go on past images that cannot be read, and tell so by the exit status."""
-    if not args.weights.exists():
-        raise ValueError(f"{args.weights}: no such generator file; train one by train.py and name it by --weights")
     device = inference.resolve_device(args.device)
     precision = inference.resolve_precision(args.precision, device)
     generator = inference.load_generator(args.weights, device)

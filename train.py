@@ -240,16 +240,17 @@ def validate(
     folder: Path | None,
     triplets: int,
     stop: cli.StopRequest,
+    lpips: metrics.LPIPS | None = None,
 ) -> dict[str, float] | None:
     """Return the mean PSNR and SSIM of SR and of bicubic over whole 8-bit images, one held at a time; None when stopped.
 
     The first `triplets` images are drawn as bicubic | HR | SR in `folder`. `bicubic_scores` keeps bicubic's own figures,
-    which never change, from one call to the next.
+    which never change, from one call to the next. With `lpips`, its mean is returned too.
     """
     device = next(generator.parameters()).device
     was_training = generator.training
     generator.eval()
-    scores, bar = [], cli.progress_bar(dataset, total=len(dataset), desc="validation", unit="image")
+    scores, distances, bar = [], [], cli.progress_bar(dataset, total=len(dataset), desc="validation", unit="image")
     try:
         for index, (name, lr, bicubic, hr) in enumerate(bar):
             if stop.number:
@@ -258,7 +259,10 @@ def validate(
             target = hr.to(device)
             if name not in bicubic_scores:
                 bicubic_scores[name] = metrics.psnr_ssim_rgb(bicubic.to(device), target)
-            scores.append((*metrics.psnr_ssim_rgb(images.to_tensor(sr).to(device), target), *bicubic_scores[name]))
+            result = images.to_tensor(sr).to(device)
+            scores.append((*metrics.psnr_ssim_rgb(result, target), *bicubic_scores[name]))
+            if lpips is not None and min(target.shape[-2:]) >= metrics.LPIPS_LEAST_SIDE:
+                distances.append(lpips(images.uint8_to_signed(result), images.uint8_to_signed(target)).item())
             if index < triplets and folder is not None:
                 shown = zip((images.to_array(bicubic), images.to_array(hr), sr), ("bicubic {2:.2f} dB", "HR", "SR {0:.2f} dB"))
                 row = [(label.format(*scores[-1]), images.crop_centre(picture, 400)) for picture, label in shown]
@@ -266,7 +270,8 @@ def validate(
     finally:
         generator.train(was_training)
     means = torch.tensor(scores, dtype=torch.float64).mean(0).tolist()
-    return dict(zip(("PSNR", "SSIM", "Bicubic_PSNR", "Bicubic_SSIM"), means))
+    distance = {"LPIPS": sum(distances) / len(distances)} if distances else {}
+    return dict(zip(("PSNR", "SSIM", "Bicubic_PSNR", "Bicubic_SSIM"), means)) | distance
 
 
 # --- a run --------------------------------------------------------------------------------------------------------
@@ -313,6 +318,11 @@ def run(args: argparse.Namespace, out: Path) -> int:
             {"options": options, "machine": machine, "images": seen, "models": state, "progress": vars(progress), "rows": rows},
         )
 
+    try:
+        lpips = metrics.LPIPS(download=False).to(models.device)
+    except ValueError as error:
+        lpips = None
+        print(error)
     bicubic_scores: dict[str, tuple[float, float]] = {}
     with cli.StopRequest() as stop:
         while progress.epoch <= total_epochs and not stop.number:
@@ -327,7 +337,9 @@ def run(args: argparse.Namespace, out: Path) -> int:
             scores, began = {}, time.monotonic()
             if due and not stop.number:
                 triplets = out / "validation" / f"epoch_{epoch:03d}"
-                scores = validate(models.validated, val_set, args.precision, bicubic_scores, triplets, args.val_triplets, stop)
+                scores = validate(
+                    models.validated, val_set, args.precision, bicubic_scores, triplets, args.val_triplets, stop, lpips
+                )
             if scores is None or progress.batch < len(loader) or (stop.number and not scores):
                 break
             missing = ("Loss_Perceptual",) if args.perceptual_weight == 0 else ()

@@ -56,7 +56,9 @@ def run(script: str, *args, status: int | None = 0, cwd: Path | None = None) -> 
     arguments = [str(script), *map(str, args)]
     with tempfile.TemporaryDirectory() as folder:
         out, errors = (Path(folder, name) for name in ("out", "errors"))
-        process = _processes.Process(target=_run_script, args=(arguments, (out, errors), str(cwd or Path.cwd())))
+        process = _processes.Process(
+            target=_run_script, args=(arguments, (out, errors), str(cwd or Path.cwd()), dict(os.environ))
+        )
         process.start()
         process.join(240)
         if process.exitcode is None:
@@ -68,7 +70,8 @@ def run(script: str, *args, status: int | None = 0, cwd: Path | None = None) -> 
     return done
 
 
-def _run_script(arguments: list[str], streams: tuple[Path, Path], cwd: str) -> None:
+def _run_script(arguments: list[str], streams: tuple[Path, Path], cwd: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     for number, stream in enumerate(streams, 1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)

@@ -12,8 +12,8 @@ import images
 import inference
 import metrics
 from dataloader import TestDatasetFromFolder
+from inference import WEIGHTS
 from model import Generator
-from test_image import WEIGHTS
 
 
 @pytest.fixture(scope="module")

@@ -265,7 +265,7 @@ def test_the_learning_rate_rises_and_falls():
     assert learning_rate_at(99, 100, 2.0, "constant", 10) == 2.0
 
 
-@pytest.mark.parametrize("script", ["train.py", "test_image.py", "plot_statistics.py", "prepare_data.py"])
+@pytest.mark.parametrize("script", ["train.py", "test_image.py", "test_benchmark.py", "plot_statistics.py", "prepare_data.py"])
 def test_help_teaches_and_bad_options_are_refused(script):
     assert f"python {script}" in run(script, "--help").stdout
     run(script, "--no-such-option", status=2)

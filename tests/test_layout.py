@@ -18,10 +18,11 @@ ROOMS = {
     "inference": {"images", "model", "checkpoint"},
     "run_log": {"files"},
     "test_image": {"inference", "images"},
+    "test_benchmark": {"inference", "metrics", "dataloader", "images", "files", "model"},
     "plot_statistics": {"files", "run_log"},
     "prepare_data": {"files", "images"},
 }
-SCRIPTS = {"train", "test_image", "plot_statistics", "prepare_data"}
+SCRIPTS = {"train", "test_image", "test_benchmark", "plot_statistics", "prepare_data"}
 
 
 def imported(path) -> set[str]:

@@ -58,3 +58,28 @@ def test_y_ssim_agrees_with_scikit_image():
     psnr, ssim = metrics.psnr_ssim_y(*(images.uint8_to_unit(images.to_tensor(i)) for i in (sr, hr)), 4)
     assert ssim.item() == pytest.approx(structural_similarity(*y, **options), abs=1e-4)
     assert psnr.item() == pytest.approx(peak_signal_noise_ratio(y[1], y[0], data_range=255), abs=1e-3)
+
+
+def test_lpips_is_the_packages_distance():
+    ours = metrics.LPIPS(random_backbone=True)
+    import lpips  # which needs torchvision, as only our own import can have it beside a CPU-only torch
+
+    sr, hr = torch.rand(2, 3, 40, 50) * 2 - 1, torch.rand(2, 3, 40, 50) * 2 - 1
+    reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    reference.load_state_dict(ours.network.state_dict())
+    assert torch.equal(ours(sr, hr), reference(sr, hr).flatten())
+    assert ours(hr, hr).tolist() == [0, 0] and (ours(sr, hr) > 0).all()
+
+
+def test_lpips_says_why_it_cannot_be_measured(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="weights are not here"):
+        metrics.LPIPS(download=False)
+
+    def offline(*_args, **_options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline, raising=False)
+    with pytest.raises(ValueError, match="cannot be downloaded"):
+        metrics.LPIPS()
