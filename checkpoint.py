@@ -1,6 +1,7 @@
 """Generator files that describe themselves, and the exact state that a training run resumes from."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 import files
-from model import Generator
+from model import GENERATORS
 
 GENERATOR_FORMAT = "srgan-generator-1"
 CHECKPOINT_FORMAT = "srgan-checkpoint-1"
@@ -49,12 +50,9 @@ def load_generator(path: str | Path, expected: dict[str, Any] | None = None) -> 
         loaded = {name: _from_json(value) for name, value in loaded.items()}
     if isinstance(loaded, dict) and loaded.get("format") == CHECKPOINT_FORMAT:
         raise ValueError(f"{path}: a training checkpoint, not a generator file; use generator_last.pth beside it")
-    if (
-        not isinstance(loaded, dict)
-        or loaded.get("format") != GENERATOR_FORMAT
-        or not isinstance(loaded.get("state_dict"), dict)
-    ):
-        raise ValueError(f"{path}: not a generator file of this project (format {GENERATOR_FORMAT})")
+    loaded = _as_generator_file(loaded)
+    if loaded is None:
+        raise ValueError(f"{path}: not a generator file of this project (format {GENERATOR_FORMAT}), nor one of ESRGAN's")
     state = loaded["state_dict"]
     try:
         generator = _build_empty(loaded, len(state))
@@ -78,13 +76,40 @@ def _listed(architecture: dict[str, Any]) -> str:
 
 def _build_empty(metadata: dict[str, Any], tensors: int) -> nn.Module:
     """Build the network that a file names without memory for its weights; refuse one larger than the file."""
-    kind, upscale, blocks = (metadata.get(name) for name in ("generator", "upscale", "blocks"))
-    if kind != "srresnet":
-        raise ValueError(f"unknown generator {kind!r}")
-    if not isinstance(blocks, int) or not 1 <= blocks <= tensors:
-        raise ValueError(f"{blocks!r} blocks in a file of {tensors} tensors")
+    arguments = {name: value for name, value in metadata.items() if name in ("upscale", "blocks", "features", "growth")}
+    if metadata.get("generator") not in GENERATORS:
+        raise ValueError(f"unknown generator {metadata.get('generator')!r}")
+    if not isinstance(arguments.get("blocks"), int) or not 1 <= arguments["blocks"] <= tensors:
+        raise ValueError(f"{arguments.get('blocks')!r} blocks in a file of {tensors} tensors")
     with torch.device("meta"):
-        return Generator(upscale, blocks)
+        return GENERATORS[metadata["generator"]](**arguments)
+
+
+def _as_generator_file(loaded: Any) -> dict[str, Any] | None:
+    """Return a generator file's content as it is, that of a released ESRGAN x4 file as one, and None for all else."""
+    if not isinstance(loaded, dict):
+        return None
+    if loaded.get("format") == GENERATOR_FORMAT:
+        return loaded if isinstance(loaded.get("state_dict"), dict) else None
+    state = next((loaded[key] for key in ("params_ema", "params", "state_dict") if isinstance(loaded.get(key), dict)), loaded)
+    if "model.0.weight" in state:
+        state = {_new_name(name): tensor for name, tensor in state.items()}
+    first, growing = state.get("conv_first.weight"), state.get("body.0.rdb1.conv1.weight")
+    if not all(isinstance(weight, torch.Tensor) and weight.dim() == 4 for weight in (first, growing)):
+        return None
+    blocks = len({name.split(".")[1] for name in state if name.startswith("body.")})
+    sizes = {"upscale": 4, "blocks": blocks, "features": first.shape[0], "growth": growing.shape[0]}
+    return {"format": GENERATOR_FORMAT, "generator": "rrdb", **sizes, "state_dict": state}
+
+
+def _new_name(name: str) -> str:
+    """Return the name that a parameter of the first ESRGAN files has in the later ones."""
+    places = {"0": "conv_first", "3": "conv_up1", "6": "conv_up2", "8": "conv_hr", "10": "conv_last"}
+    dense = re.fullmatch(r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.(weight|bias)", name)
+    if dense:
+        return "body.{}.rdb{}.conv{}.{}".format(*dense.groups())
+    other = re.fullmatch(r"model\.(?:1\.sub\.\d+|(\d+))\.(weight|bias)", name)
+    return f"{places.get(other[1], 'conv_body') if other[1] else 'conv_body'}.{other[2]}" if other else name
 
 
 def _from_json(value: Any) -> Any:

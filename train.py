@@ -25,7 +25,7 @@ import metrics
 import run_log
 from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder, describe_left_out, new_loader
 from generator_loss_functions import GeneratorLoss, check_vgg_weights, load_vgg16
-from model import MINIMUM_CROP, UPSCALES, Discriminator, Generator
+from model import DEFAULT_BLOCKS, GENERATORS, MINIMUM_CROP, UPSCALES, Discriminator
 from pixel_cache import cache_folder_for
 from run_log import PIXEL_TERMS, TERMS, Progress
 
@@ -56,7 +56,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--no-cache", action="store_true", help="decode an image for every crop: slow, and no disk is needed")
     data.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
     model = parser.add_argument_group("model")
-    model.add_argument("--blocks", type=cli.positive_int, default=8, help="residual blocks of the generator")
+    model.add_argument("--generator", choices=GENERATORS, default="srresnet", help="SRGAN's, or ESRGAN's RRDB (x4)")
+    model.add_argument("--blocks", type=cli.positive_int, help="residual blocks (default: 8 for srresnet, 23 for rrdb)")
     loss = parser.add_argument_group("loss")
     loss.add_argument("--pixel-weight", type=cli.non_negative_float, default=1.0, help="weight of the MSE")
     loss.add_argument("--adversarial-weight", type=cli.non_negative_float, default=1e-3, help="weight of -log D(G(z))")
@@ -99,7 +100,7 @@ class Models:
     def __init__(self, args: argparse.Namespace, init: Path | None = None):
         torch.manual_seed(args.seed)
         self.device, self.precision = torch.device(args.device), args.precision
-        self.generator, self.discriminator = Generator(args.upscale, args.blocks), Discriminator()
+        self.generator, self.discriminator = GENERATORS[args.generator](args.upscale, args.blocks), Discriminator()
         if init:
             self.generator = checkpoint.load_generator(init, expected=self.generator.architecture)
         for network in (self.generator, self.discriminator):
@@ -392,6 +393,10 @@ def resolve(args: argparse.Namespace) -> None:
     args.out = args.out or Path("results", f"srgan_x{args.upscale}")
     if args.pretrain_learning_rate is None:
         args.pretrain_learning_rate = args.learning_rate
+    if args.blocks is None:
+        args.blocks = DEFAULT_BLOCKS[args.generator]
+    if args.generator == "rrdb" and args.upscale != 4:
+        raise ValueError(f"--upscale {args.upscale}: --generator rrdb is for 4 only")
     if args.workers is None:
         args.workers = min(4, torch.get_num_threads()) if device.type == "cuda" else 0
 
