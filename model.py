@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 UPSCALES = (2, 3, 4, 8)
-MINIMUM_CROP = 32  # VGG16 halves five times, the discriminator four times
 
 
 class ResBlock(nn.Module):
@@ -198,6 +197,8 @@ class Discriminator(nn.Module):
     leaves it out. In training it needs more than one value a channel: at least 32x32 pixels, or a batch of two or more.
     """
 
+    minimum_crop = 32  # the discriminator halves four times, VGG16 five times
+
     def __init__(self, batch_norm: bool = True):
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1), nn.LeakyReLU(0.2)]
@@ -220,3 +221,31 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, 3, H, W) in [-1, 1] to the probability (N,) that each is a real HR image."""
         return torch.sigmoid(self.logits(x))
+
+
+class MultiScaleDiscriminator(nn.Module):
+    """The discriminator at full, half and quarter size (after Wang et al., 2018, pix2pixHD): three networks of their own.
+
+    In training the smallest needs images of more than 64 pixels a side, or a batch of two or more.
+    """
+
+    minimum_crop = 64
+
+    def __init__(self, batch_norm: bool = True):
+        super().__init__()
+        self.scales = nn.ModuleList(Discriminator(batch_norm) for _ in range(3))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1] to scores (3N,), so that a mean loss over them is the mean of three losses."""
+        scores = []
+        for discriminator in self.scales:
+            scores.append(discriminator.logits(x))
+            x = F.avg_pool2d(x, 2)
+        return torch.cat(scores)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1] to the probability (N,) of being real, the mean of the three sizes'."""
+        return torch.sigmoid(self.logits(x)).view(3, -1).mean(0)
+
+
+DISCRIMINATORS = {"vgg": Discriminator, "multiscale": MultiScaleDiscriminator}

@@ -25,7 +25,7 @@ import metrics
 import run_log
 from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder, describe_left_out, new_loader
 from generator_loss_functions import GeneratorLoss, check_vgg_weights, load_vgg16
-from model import DEFAULT_BLOCKS, GENERATORS, MINIMUM_CROP, UPSCALES, Discriminator
+from model import DEFAULT_BLOCKS, DISCRIMINATORS, GENERATORS, UPSCALES
 from pixel_cache import cache_folder_for
 from run_log import PIXEL_TERMS, TERMS, Progress
 
@@ -57,6 +57,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
     model = parser.add_argument_group("model")
     model.add_argument("--generator", choices=GENERATORS, default="srresnet", help="SRGAN's, or ESRGAN's RRDB (x4)")
+    model.add_argument("--discriminator", choices=DISCRIMINATORS, default="vgg", help="one, or one at each of three sizes")
     model.add_argument("--blocks", type=cli.positive_int, help="residual blocks (default: 8 for srresnet, 23 for rrdb)")
     loss = parser.add_argument_group("loss")
     loss.add_argument("--pixel-weight", type=cli.non_negative_float, default=1.0, help="weight of the MSE")
@@ -100,7 +101,10 @@ class Models:
     def __init__(self, args: argparse.Namespace, init: Path | None = None):
         torch.manual_seed(args.seed)
         self.device, self.precision = torch.device(args.device), args.precision
-        self.generator, self.discriminator = GENERATORS[args.generator](args.upscale, args.blocks), Discriminator()
+        self.generator, self.discriminator = (
+            GENERATORS[args.generator](args.upscale, args.blocks),
+            DISCRIMINATORS[args.discriminator](),
+        )
         if init:
             self.generator = checkpoint.load_generator(init, expected=self.generator.architecture)
         for network in (self.generator, self.discriminator):
@@ -379,8 +383,9 @@ def resolve(args: argparse.Namespace) -> None:
         rounded = args.crop - args.crop % args.upscale
         print(f"--crop {args.crop} is not a multiple of {args.upscale}: using {rounded}")
         args.crop = rounded
-    if args.crop < MINIMUM_CROP:
-        raise ValueError(f"--crop {args.crop} is too small: the networks need at least {MINIMUM_CROP}")
+    least = DISCRIMINATORS[args.discriminator].minimum_crop
+    if args.crop < least:
+        raise ValueError(f"--crop {args.crop} is too small: the networks need at least {least}")
     if args.ema >= 1:
         raise ValueError(f"--ema {args.ema} is not a decay: it has to be below 1, such as 0.999")
     if args.pretrain_epochs + args.epochs == 0:
@@ -423,6 +428,10 @@ def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, Val
     val_set = ValDatasetFromFolder(args.val_dir, count=args.val_images, **shared(args.val_dir, args.val_lr_dir))
     for dataset in (train_set, val_set):
         print(describe_left_out(dataset), end="")
+    if args.discriminator == "multiscale" and args.crop < 68 and 1 in (args.batch_size, len(train_set) % args.batch_size):
+        raise ValueError(
+            f"--discriminator multiscale with --crop {args.crop} cannot take a batch of one; use --crop 68 or more"
+        )
     return train_set, val_set
 
 

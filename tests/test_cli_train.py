@@ -276,3 +276,12 @@ def test_importing_a_script_does_nothing(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import " + ", ".join(scripts)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not os.listdir(tmp_path)
+
+
+def test_the_multiscale_discriminator_trains_resumes_and_refuses_what_it_cannot_take(photos, tmp_path):
+    arguments = command(photos, tmp_path / "out", "--epochs", 1, "--discriminator", "multiscale")
+    assert "need at least 64" in the_error(run("train.py", *arguments, status=None))
+    assert "cannot take a batch of one" in the_error(run("train.py", *arguments, "--crop", 64, status=None))
+    run("train.py", *arguments, "--crop", 64, "--batch-size", 2)
+    done = run("train.py", *arguments, "--crop", 64, "--batch-size", 2, "--epochs", 2)
+    assert "15,646,275" in done.stdout and len(rows_of(tmp_path / "out")) == 2

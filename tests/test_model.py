@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from model import Discriminator, Generator
+from model import Discriminator, Generator, MultiScaleDiscriminator
 
 
 def count(network) -> int:
@@ -93,3 +93,22 @@ def test_every_weight_learns_from_the_second_step_on():
         optimizer.step()
     idle = {name for name, parameter in generator.named_parameters() if not parameter.grad.abs().max() > 0}
     assert not idle
+
+
+def test_multiscale_losses_are_averaged_not_outputs():
+    discriminator = MultiScaleDiscriminator().eval()
+    x = torch.rand(2, 3, 64, 72) * 2 - 1
+    halves = [x, torch.nn.functional.interpolate(x, scale_factor=0.5, mode="area")]
+    halves.append(torch.nn.functional.interpolate(halves[1], scale_factor=0.5, mode="area"))
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    with torch.no_grad():
+        logits = discriminator.logits(x)
+        each = [network.logits(image) for network, image in zip(discriminator.scales, halves)]
+        expected = sum(bce(scores, torch.ones(2)) for scores in each) / 3
+    assert torch.allclose(bce(logits, torch.ones(6)), expected, atol=1e-6)
+    assert torch.allclose(discriminator(x), sum(torch.sigmoid(scores) for scores in each) / 3, atol=1e-6)
+    assert count(discriminator) == 3 * 5_215_425
+
+
+def test_multiscale_trains_on_two_smallest_crops():
+    MultiScaleDiscriminator().train().logits(torch.rand(2, 3, 64, 64)).sum().backward()

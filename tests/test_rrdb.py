@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from conftest import run
 
 import checkpoint
 import images
 import inference
 from compat import import_torchvision
-from conftest import run
 from model import RRDBGenerator
 
 
