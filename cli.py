@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -22,6 +23,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         if action.default in (None, False) or "default" in (action.help or ""):
             return action.help or ""
         return super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser that shows a script's docstring as its help, and refuses a wrong option in one line."""
+
+    def __init__(self, **options):
+        super().__init__(**{"formatter_class": HelpFormatter, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with status 2 after one line."""
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
 
 
 class StopRequest:

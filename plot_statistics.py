@@ -15,7 +15,7 @@ LOSSES = {"Loss_G": "total", "Loss_Pixel": "pixel", "Loss_Perceptual": "perceptu
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="plot_statistics.py", description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.ArgumentParser(prog="plot_statistics.py", description=__doc__)
     parser.add_argument("statistics", type=Path, metavar="STATISTICS_CSV", help="the CSV of a run")
     parser.add_argument("--out", type=Path, help="the picture (default: beside the CSV, as .png)")
     return parser

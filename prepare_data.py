@@ -49,12 +49,12 @@ DEMO_PHOTOGRAPHS = {
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="prepare_data.py", description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.ArgumentParser(prog="prepare_data.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    div2k = commands.add_parser("div2k", help="download, check and unpack DIV2K", formatter_class=cli.HelpFormatter)
+    div2k = commands.add_parser("div2k", help="download, check and unpack DIV2K")
     div2k.add_argument("--parts", nargs="+", choices=DIV2K, default=["train_HR", "valid_HR"], help="archives to get")
     div2k.add_argument("--url", default=DIV2K_URL, help="folder of the archives, for a mirror")
-    demo = commands.add_parser("demo", help="lay out scikit-image's photographs", formatter_class=cli.HelpFormatter)
+    demo = commands.add_parser("demo", help="lay out scikit-image's photographs")
     for command in (div2k, demo):
         command.add_argument("--data", type=Path, default=Path("data"), help="where the images go")
     return parser

@@ -23,7 +23,7 @@ COLUMNS = {"Y_PSNR": 2, "Y_SSIM": 4, "RGB_PSNR": 2, "LPIPS": 4}  # and their dig
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="test_benchmark.py", description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.ArgumentParser(prog="test_benchmark.py", description=__doc__)
     parser.add_argument("--hr", type=Path, required=True, help="folder of HR images")
     parser.add_argument("--lr", type=Path, help="folder of LR images, paired by name (default: HR made smaller by bicubic)")
     parser.add_argument("--upscale", type=int, choices=UPSCALES, help="the scale (default: that of the generator file)")

@@ -15,7 +15,7 @@ import inference
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="test_image.py", description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.ArgumentParser(prog="test_image.py", description=__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="images, or folders of images")
     parser.add_argument("--weights", type=Path, default=inference.WEIGHTS, help="generator file (default: that in weights/)")
     parser.add_argument("--out", type=Path, help="file or folder (default: <name>_x<scale>.png beside the input)")

@@ -38,7 +38,7 @@ FREE_OPTIONS = {"out", "cache", "no_cache", "val_triplets", "dry_run", "epochs",
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="train.py", description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = cli.ArgumentParser(prog="train.py", description=__doc__)
     parser.add_argument("--upscale", type=int, default=4, choices=UPSCALES, help="how many times larger the result is")
     parser.add_argument("--crop", type=cli.positive_int, default=88, help="side of the HR training crops in pixels")
     data = parser.add_argument_group("data")
@@ -396,6 +396,9 @@ def resolve(args: argparse.Namespace) -> None:
     args.train_dir = args.train_dir or args.data / "DIV2K_train_HR"
     args.val_dir = args.val_dir or args.data / "DIV2K_valid_HR"
     args.out = args.out or Path("results", f"srgan_x{args.upscale}")
+    for folder in (args.train_dir, args.val_dir):
+        if args.out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"--out {args.out}: lies in the image folder {folder}, where its pictures would be trained on")
     if args.pretrain_learning_rate is None:
         args.pretrain_learning_rate = args.learning_rate
     if args.blocks is None:

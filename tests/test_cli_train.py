@@ -230,6 +230,9 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
         (["--out", tmp_path / "file" / "out"], "cannot be written"),
         (["--ema", 1], "--ema 1.0 is not a decay"),
         (["--epochs", 0], "leaves nothing to do"),
+        (["--out", photos[0] / "out"], "lies in the image folder"),
+        (["--batch-size", 0], "--batch-size: '0' is not a whole number of at least 1"),
+        (["--upscale", 5], "invalid choice"),
     ]
     for arguments, reason in cases:
         assert reason in the_error(run("train.py", *command(photos, out, *arguments), status=None))
