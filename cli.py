@@ -110,6 +110,8 @@ def describe(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = str(error) or type(error).__name__
+        if "Original Traceback" in text:  # of a loader's worker process: its last line says what went wrong
+            text = text.strip().splitlines()[-1].partition(": ")[2] or text
     return " ".join(text.split())
 
 
