@@ -90,9 +90,9 @@ def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
 
 
 def ignore_signals(_worker: int | None = None) -> None:
-    """Leave Ctrl-C, SIGTERM and SIGHUP, which may reach a whole process group, to the main process."""
+    """Leave Ctrl-C and SIGHUP, which reach a whole process group, to the main process; SIGTERM is how it ends its helpers."""
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

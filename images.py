@@ -114,7 +114,8 @@ def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
     """Return (height, width) of a picture file as `read_picture` will give it, from its header alone; raises the same."""
     with _opened(path, max_pixels) as image:
         width, height = image.size
-        return (width, height) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (height, width)
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8) and image.format != "TIFF"  # whose size is turned already
+        return (width, height) if turned else (height, width)
 
 
 def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:

@@ -73,6 +73,8 @@ def plot(table, path: Path) -> None:
 def main(args: argparse.Namespace) -> None:
     """Read the CSV and draw it."""
     path = args.out or args.statistics.with_suffix(".png")
+    if path.resolve() == args.statistics.resolve():
+        raise ValueError(f"{path}: is the CSV itself; name the picture by --out")
     table = run_log.read_statistics(args.statistics)
     plot(table, path)
     print(f"{path}: {run_log.describe_result(table.to_dict('records'))}")

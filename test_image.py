@@ -35,7 +35,7 @@ def tile(text: str) -> int | str:
     return text if text == "auto" else cli.non_negative_int(text)
 
 
-def plan_outputs(inputs: list[Path], out: Path | None, upscale: int) -> dict[Path, Path]:
+def plan_outputs(inputs: list[Path], out: Path | None, upscale: int, compare: bool = False) -> dict[Path, Path]:
     """Return the output path of every input image.
 
     Raises:
@@ -66,6 +66,8 @@ def plan_outputs(inputs: list[Path], out: Path | None, upscale: int) -> dict[Pat
             raise ValueError(f"{taken[target.resolve()]} and {path} would both be written to {target}; do them one by one")
         taken[target.resolve()] = path
         plan[path] = target
+    if compare:
+        taken |= {comparison_path(target).resolve(): path for path, target in plan.items()}
     for path in paths:
         if path.resolve() in taken:
             raise ValueError(f"{path}: is an input and would be written over; name another --out")
@@ -98,7 +100,7 @@ def main(args: argparse.Namespace) -> int:
     device = inference.resolve_device(args.device)
     precision = inference.resolve_precision(args.precision, device)
     generator = inference.load_generator(args.weights, device)
-    plan = plan_outputs(args.inputs, args.out, generator.upscale)
+    plan = plan_outputs(args.inputs, args.out, generator.upscale, args.compare)
     for target in plan.values():
         for path in (target, comparison_path(target)) if args.compare else (target,):
             if path.exists() and not args.overwrite:

@@ -241,7 +241,7 @@ def validate(
     generator: nn.Module,
     dataset: ValDatasetFromFolder,
     precision: str,
-    bicubic_scores: dict[str, tuple[float, float]],
+    bicubic_scores: dict[int, tuple[float, float]],
     folder: Path | None,
     triplets: int,
     stop: cli.StopRequest,
@@ -262,10 +262,10 @@ def validate(
                 return None
             sr = inference.upscale(generator, images.to_array(lr), precision=precision)
             target = hr.to(device)
-            if name not in bicubic_scores:
-                bicubic_scores[name] = metrics.psnr_ssim_rgb(bicubic.to(device), target)
+            if index not in bicubic_scores:
+                bicubic_scores[index] = metrics.psnr_ssim_rgb(bicubic.to(device), target)
             result = images.to_tensor(sr).to(device)
-            scores.append((*metrics.psnr_ssim_rgb(result, target), *bicubic_scores[name]))
+            scores.append((*metrics.psnr_ssim_rgb(result, target), *bicubic_scores[index]))
             if lpips is not None and min(target.shape[-2:]) >= metrics.LPIPS_LEAST_SIDE:
                 distances.append(lpips(images.uint8_to_signed(result), images.uint8_to_signed(target)).item())
             if index < triplets and folder is not None:
@@ -304,7 +304,8 @@ def run(args: argparse.Namespace, out: Path) -> int:
     machine = {"device": args.device, "precision": args.precision, "compile": args.compile, "threads": torch.get_num_threads()}
     if saved:
         for name, part in models.state.items():
-            part.load_state_dict(saved["models"][name])
+            if saved["models"].get(name):  # the scaler of a run that was not fp16 is empty
+                part.load_state_dict(saved["models"][name])
         progress, rows = Progress(**saved["progress"]), saved["rows"]
         print(f"{out}: going on with epoch {progress.epoch}, step {progress.batch + 1}")
         if saved["machine"] != machine:
@@ -328,7 +329,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
     except ValueError as error:
         lpips = None
         print(error)
-    bicubic_scores: dict[str, tuple[float, float]] = {}
+    bicubic_scores: dict[int, tuple[float, float]] = {}
     with cli.StopRequest() as stop:
         while progress.epoch <= total_epochs and not stop.number:
             epoch = progress.epoch

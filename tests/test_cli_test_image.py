@@ -67,7 +67,7 @@ def test_out_compare_and_another_scale_and_format(tmp_path, weights, astronaut):
 
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
     rgb = Image.fromarray(astronaut[:20, :30])
-    for name in ("a.png", "a.jpg", "b.png"):
+    for name in ("a.png", "a.jpg", "b.png", "b_compare.png"):
         rgb.save(tmp_path / name)
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:900])
     (tmp_path / "none.png").touch()
@@ -91,6 +91,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         ([a, "--weights", tmp_path / "evil.pth"], "would run code"),
         ([a, "--weights", tmp_path / "missing.pth"], "missing.pth: no such generator file"),
         ([a, *good, "--out", a], "would be written over"),
+        ([tmp_path / "b_compare.png", *good, "--out", tmp_path / "b.png", "--compare", "--overwrite"], "would be written over"),
         ([a, *good, "--out", tmp_path / "x.gif"], "cannot write .gif"),
         ([a, *good, "--out", tmp_path / "w.pth" / "x.png"], "cannot be written"),
         ([a, tmp_path / "b.png", *good, "--out", tmp_path / "c.png"], "name a folder"),

@@ -81,6 +81,8 @@ def test_exif_rotation_is_applied(tmp_path, astronaut):
     path = save(tmp_path / "a.png", np.rot90(upright), exif=exif)
     assert images.read_size(path) == (40, 60)
     assert np.array_equal(images.read_picture(path).rgb, upright)
+    path = save(tmp_path / "a.tif", np.rot90(upright), exif=exif)
+    assert images.read_size(path) == images.read_picture(path).rgb.shape[:2] == (40, 60)
 
 
 def test_profiles(tmp_path, astronaut):
