@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import files
+import images
 
 TERMS = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
 PIXEL_TERMS = ["Loss_G", "Loss_Pixel"]  # what a pixel-only epoch has
@@ -22,6 +23,13 @@ COLUMNS = [
     *("Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV", "Bicubic_PSNR", "Bicubic_SSIM"),
     *("Learning_Rate", "Images_Per_Second", "Seconds", "LPIPS"),
 ]
+# Charts that belong together share a page of TensorBoard.
+_TENSORBOARD_GROUPS = {
+    **{name: f"loss/{name}" for name in COLUMNS if name.startswith("Loss_")},
+    **{name: f"score/{name}" for name in ("Score_D", "Score_G")},
+    **{name: f"validation/{name}" for name in ("PSNR", "SSIM", "Bicubic_PSNR", "Bicubic_SSIM", "LPIPS")},
+    **{name: f"run/{name}" for name in ("Learning_Rate", "Images_Per_Second", "Seconds")},
+}
 _SHOWN = {"Loss_D": "Loss_D", "Loss_G": "Loss_G", "Score_D": "D(x)", "Score_G": "D(G(z))"}
 _WATCHED_EPOCHS = 3
 
@@ -133,6 +141,35 @@ def check_finite(means: dict[str, float], epoch: int, step: int) -> None:
             f"{', '.join(wrong)} not finite in epoch {epoch}, by step {step}; the checkpoints are from before that. "
             "Try a lower --learning-rate, --warmup-steps, or --precision fp32, with another --out"
         )
+
+
+class TensorBoard:
+    """The rows of the CSV and the triplets as TensorBoard events, in a folder of their own.
+
+    Raises:
+        ValueError: the package tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path, epochs_done: int):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError("--tensorboard: the package is missing; pip install tensorboard") from error
+        # What a killed process wrote of epochs that are made again is not shown twice.
+        self._writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
+
+    def write(self, row: dict[str, Any], triplets: Path) -> None:
+        """Add a finished epoch: its row, and the pictures in the folder `triplets` where it is there."""
+        for name, value in row.items():
+            if name != "Epoch" and value is not None:
+                self._writer.add_scalar(_TENSORBOARD_GROUPS[name], value, row["Epoch"])
+        for path in images.list_images(triplets) if triplets.is_dir() else ():
+            self._writer.add_image(f"validation/{path.stem}", images.read_picture(path).rgb, row["Epoch"], dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        """End the event file."""
+        self._writer.close()
 
 
 def write_config(path: Path, options: dict[str, Any], device: torch.device) -> None:

@@ -30,7 +30,7 @@ from pixel_cache import cache_folder_for
 from run_log import PIXEL_TERMS, TERMS, Progress
 
 # Options that a restart may change: they do not change the result, or (the second line) only its last bits.
-FREE_OPTIONS = {"out", "cache", "no_cache", "val_triplets", "dry_run", "epochs", "skip_bad_images"} | {
+FREE_OPTIONS = {"out", "cache", "no_cache", "val_triplets", "dry_run", "tensorboard", "epochs", "skip_bad_images"} | {
     *("data", "train_dir", "val_dir", "train_lr_dir", "val_lr_dir"),  # the images themselves are compared
     *("device", "precision", "workers", "compile"),
 }
@@ -88,6 +88,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     speed.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks")
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="folder of the run (default: results/srgan_x<upscale>)")
+    output.add_argument("--tensorboard", action="store_true", help="also log scalars and pictures to <out>/tensorboard")
     output.add_argument("--dry-run", action="store_true", help="build all, run one step and one image, write nothing")
     return parser
 
@@ -314,6 +315,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
     print_plan(args, models, train_set, val_set, len(loader))
     for name in ("checkpoints", "validation"):
         files.make_folder(out / name)
+    board = run_log.TensorBoard(out / "tensorboard", len(rows)) if args.tensorboard else None
     run_log.write_config(out / "config.json", options, models.device)
     run_log.write_statistics(out / "statistics.csv", rows)
 
@@ -341,8 +343,8 @@ def run(args: argparse.Namespace, out: Path) -> int:
                 train_epoch(args, models, loader, progress, stop)
             due = epoch % args.val_every == 0 or epoch in (args.pretrain_epochs, total_epochs)
             scores, began = {}, time.monotonic()
+            triplets = out / "validation" / f"epoch_{epoch:03d}"
             if due and not stop.number:
-                triplets = out / "validation" / f"epoch_{epoch:03d}"
                 scores = validate(
                     models.validated, val_set, args.precision, bicubic_scores, triplets, args.val_triplets, stop, lpips
                 )
@@ -362,8 +364,12 @@ def run(args: argparse.Namespace, out: Path) -> int:
             progress = Progress(epoch=epoch + 1, best_psnr=progress.best_psnr)
             run_log.write_statistics(out / "statistics.csv", rows)
             save()
+            if board:
+                board.write(rows[-1], triplets)
         if progress.batch:
             save()
+    if board:
+        board.close()
     if stop.number:
         print(f"stopped in epoch {progress.epoch} after step {progress.batch}; run the same command to go on", file=sys.stderr)
         return 128 + stop.number

@@ -268,7 +268,9 @@ def test_the_learning_rate_rises_and_falls():
     assert learning_rate_at(99, 100, 2.0, "constant", 10) == 2.0
 
 
-@pytest.mark.parametrize("script", ["train.py", "test_image.py", "test_benchmark.py", "plot_statistics.py", "prepare_data.py"])
+@pytest.mark.parametrize(
+    "script", ["train.py", "test_image.py", "test_benchmark.py", "plot_statistics.py", "prepare_data.py", "export_onnx.py"]
+)
 def test_help_teaches_and_bad_options_are_refused(script):
     assert f"python {script}" in run(script, "--help").stdout
     run(script, "--no-such-option", status=2)
@@ -279,6 +281,34 @@ def test_importing_a_script_does_nothing(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import " + ", ".join(scripts)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not os.listdir(tmp_path)
+
+
+def test_tensorboard_has_the_csv_and_the_triplets_also_across_a_restart(photos, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = command(photos, tmp_path / "run", "--pretrain-epochs", 1, "--val-triplets", 1, "--tensorboard")
+    run("train.py", *options, "--epochs", 1)
+    run("train.py", *options, "--epochs", 2)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"images": 0}).Reload()
+    rows = rows_of(tmp_path / "run")
+    for tag, column in (("loss/Loss_G", "Loss_G"), ("validation/PSNR", "PSNR"), ("score/Score_D", "Score_D")):
+        expected = [(int(row["Epoch"]), float(row[column])) for row in rows if row[column]]
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == [
+            (epoch, pytest.approx(value, rel=1e-5)) for epoch, value in expected
+        ]
+    triplets = events.Images("validation/image_0")
+    assert [event.step for event in triplets] == [1, 2, 3]
+    picture = Image.open(tmp_path / "run" / "validation" / "epoch_003" / "image_0.png")
+    assert (triplets[-1].width, triplets[-1].height) == picture.size
+
+
+def test_tensorboard_that_is_not_installed_is_one_line(photos, tmp_path, monkeypatch):
+    (tmp_path / "without" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "without" / "tensorboard" / "__init__.py").write_text("raise ImportError('not here')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'without'}{os.pathsep}{os.environ['PYTHONPATH']}")
+    arguments = [str(word) for word in command(photos, tmp_path / "run", "--epochs", 1, "--tensorboard")]
+    done = subprocess.run([sys.executable, ROOT / "train.py", *arguments], capture_output=True, text=True, check=False)
+    assert "pip install tensorboard" in the_error(done)
 
 
 def test_the_multiscale_discriminator_trains_resumes_and_refuses_what_it_cannot_take(photos, tmp_path):

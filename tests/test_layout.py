@@ -16,13 +16,14 @@ ROOMS = {
     "metrics": {"compat", "images"},
     "checkpoint": {"files", "model"},
     "inference": {"images", "model", "checkpoint"},
-    "run_log": {"files"},
+    "run_log": {"files", "images"},
     "test_image": {"inference", "images"},
     "test_benchmark": {"inference", "metrics", "dataloader", "images", "files", "model"},
     "plot_statistics": {"files", "run_log"},
     "prepare_data": {"files", "images"},
+    "export_onnx": {"files", "inference"},
 }
-SCRIPTS = {"train", "test_image", "test_benchmark", "plot_statistics", "prepare_data"}
+SCRIPTS = {"train", "test_image", "test_benchmark", "plot_statistics", "prepare_data", "export_onnx"}
 
 
 def imported(path) -> set[str]:

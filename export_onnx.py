@@ -1,0 +1,107 @@
+"""Write a generator as ONNX, for onnxruntime, OpenVINO, TensorRT or a browser, of any height and width.
+
+python export_onnx.py
+python export_onnx.py --weights results/srgan_x4/checkpoints/generator_best.pth --out srgan.onnx
+
+Input `lr` (N, 3, H, W) and output `sr` (N, 3, scale·H, scale·W) are float32 RGB in [-1, 1], -1 black and 1 white.
+The file is written after onnxruntime has given PyTorch's result on three sizes.
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import cli
+import files
+import inference
+
+CHECKED_SIZES = ((24, 32), (37, 19), (64, 50))  # LR height and width
+TOLERANCE = 1e-4  # of a range of 2: a hundredth of an 8-bit level
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = cli.ArgumentParser(prog="export_onnx.py", description=__doc__)
+    parser.add_argument("--weights", type=Path, default=inference.WEIGHTS, help="generator file (default: that in weights/)")
+    parser.add_argument("--out", type=Path, help="the ONNX file (default: <weights>.onnx in this folder)")
+    return parser
+
+
+def export(generator: nn.Module) -> bytes:
+    """Return the ONNX model of a generator on the CPU, in evaluation mode; batch, height and width are dynamic.
+
+    Raises:
+        ValueError: the packages onnx and onnxscript are not installed.
+    """
+    try:
+        import onnx  # noqa: F401 - PyTorch's exporter needs both
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"package {error.name} is missing; pip install onnx onnxscript onnxruntime") from error
+    sides = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            generator,
+            (torch.zeros(2, 3, 24, 32),),
+            dynamo=True,
+            input_names=["lr"],
+            output_names=["sr"],
+            dynamic_shapes=(sides,),
+            verbose=False,
+        )
+    model = program.model_proto
+    facts = {**generator.architecture, "range": "[-1, 1]", "channels": "RGB", "halo": generator.halo}
+    for name, value in facts.items():
+        model.metadata_props.add(key=name, value=str(value))
+    return model.SerializeToString()
+
+
+@torch.inference_mode()
+def largest_difference(generator: nn.Module, model: bytes, height: int, width: int) -> float:
+    """Return the largest absolute difference of onnxruntime's result from PyTorch's on a random image of LR size."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError("package onnxruntime is missing; pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    (sr,) = session.run(["sr"], {"lr": lr.numpy()})
+    expected = generator(lr)
+    if sr.shape != expected.shape:
+        raise ArithmeticError(f"ONNX gives {sr.shape} for an image of {height}x{width}, PyTorch {tuple(expected.shape)}")
+    return (torch.from_numpy(sr) - expected).abs().max().item()
+
+
+def main(args: argparse.Namespace) -> int:
+    """Export, check and write."""
+    generator = inference.load_generator(args.weights, torch.device("cpu"))
+    out = args.out or Path(f"{args.weights.stem}.onnx")
+    if out.is_dir():
+        raise ValueError(f"--out {out}: is a folder; name a file")
+    if out.resolve() == args.weights.resolve():
+        raise ValueError(f"--out {out}: is the generator file itself; name another")
+    files.make_folder(out.parent)
+    model = export(generator)
+    for height, width in CHECKED_SIZES:
+        difference = largest_difference(generator, model, height, width)
+        print(f"LR {height}x{width}: at most {difference:.1e} from PyTorch")
+        if not difference <= TOLERANCE:
+            raise ArithmeticError(f"ONNX differs from PyTorch by {difference:.1e}, more than {TOLERANCE}; nothing was written")
+    with files.write_atomic(out) as file:
+        file.write(model)
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run_script(main, get_args_parser())

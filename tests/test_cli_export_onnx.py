@@ -1,0 +1,79 @@
+import argparse
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import run, the_error
+
+import checkpoint
+import export_onnx
+from model import Generator, RRDBGenerator
+
+
+def trained(generator: torch.nn.Module) -> torch.nn.Module:
+    """The generator with all its weights and statistics random, as after a training."""
+    torch.manual_seed(1)
+    for name, tensor in generator.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape) + 0.5 if "running_var" in name else 0.05 * torch.randn(tensor.shape))
+    return generator.eval()
+
+
+def results(path, generator, shape) -> tuple[np.ndarray, np.ndarray]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    lr = torch.rand(shape) * 2 - 1
+    with torch.inference_mode():
+        return session.run(None, {"lr": lr.numpy()})[0], generator(lr).numpy()
+
+
+@pytest.mark.parametrize("generator", [Generator(3, 1), RRDBGenerator(4, 1)], ids=lambda g: type(g).__name__)
+def test_the_file_gives_pytorchs_result_at_any_size(generator, tmp_path):
+    checkpoint.save_generator(tmp_path / "generator.pth", trained(generator))
+    done = run("export_onnx.py", "--weights", tmp_path / "generator.pth", cwd=tmp_path)
+    assert done.stdout.count("from PyTorch") == 3 and done.stderr == ""
+    path = tmp_path / "generator.onnx"
+    onnx.checker.check_model(path, full_check=True)
+    assert {prop.key: prop.value for prop in onnx.load(path).metadata_props}["upscale"] == str(generator.upscale)
+    for shape in [(1, 3, 7, 5), (1, 3, 61, 83), (3, 3, 12, 12)]:
+        result, expected = results(path, generator, shape)
+        assert result.shape == expected.shape == (shape[0], 3, *(side * generator.upscale for side in shape[2:]))
+        assert np.abs(result - expected).max() <= 1e-4
+
+
+def test_the_weights_in_the_box_are_exported_without_options(tmp_path):
+    run("export_onnx.py", cwd=tmp_path)
+    generator = checkpoint.load_generator(export_onnx.inference.WEIGHTS)
+    result, expected = results(tmp_path / "srresnet_x4.onnx", generator, (1, 3, 30, 20))
+    assert np.abs(result - expected).max() <= 1e-4
+
+
+def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
+    checkpoint.save_generator(tmp_path / "generator.pth", trained(Generator(2, 1)))
+    other = trained(Generator(2, 1))
+    other.tail.bias.data += 2e-4
+    monkeypatch.setattr(export_onnx, "export", lambda generator, export=export_onnx.export: export(other))
+    arguments = argparse.Namespace(weights=tmp_path / "generator.pth", out=tmp_path / "generator.onnx")
+    with pytest.raises(ArithmeticError, match="differs from PyTorch by 2"):
+        export_onnx.main(arguments)
+    assert not arguments.out.exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=f"{package} is missing; pip install .*{package}"):
+        export_onnx.main(argparse.Namespace(weights=export_onnx.inference.WEIGHTS, out=tmp_path / "a.onnx"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_places_are_one_line(tmp_path):
+    checkpoint.save_generator(tmp_path / "generator.pth", Generator(2, 1))
+    for arguments, reason in [
+        (["--weights", tmp_path / "none.pth"], "no such generator file"),
+        (["--weights", tmp_path / "generator.pth", "--out", tmp_path], "is a folder"),
+        (["--weights", tmp_path / "generator.pth", "--out", tmp_path / "generator.pth"], "is the generator file itself"),
+    ]:
+        assert reason in the_error(run("export_onnx.py", *arguments, status=None))
