@@ -283,6 +283,17 @@ def test_importing_a_script_does_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not os.listdir(tmp_path)
 
 
+def test_bf16_ends_where_fp32_does(photos, tmp_path):
+    training = ["--crops-per-image", 12, "--pretrain-epochs", 2, "--epochs", 0, "--pretrain-learning-rate", 1e-3, "--ema", 0.9]
+    rows = {}
+    for precision in ("fp32", "bf16"):
+        run("train.py", *command(photos, tmp_path / precision, *training, "--precision", precision))
+        rows[precision] = rows_of(tmp_path / precision)
+    losses, psnrs = ([float(rows[precision][-1][name]) for precision in rows] for name in ("Loss_G", "PSNR"))
+    assert rows["fp32"][-1]["Loss_G"] != rows["bf16"][-1]["Loss_G"]  # it did compute in bf16
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and psnrs[1] == pytest.approx(psnrs[0], abs=0.1)
+
+
 def test_tensorboard_has_the_csv_and_the_triplets_also_across_a_restart(photos, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
