@@ -5,10 +5,12 @@ Exit status 0: done. 2: the user's input is wrong. 1: the run itself failed (los
 """
 
 import argparse
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -95,6 +97,18 @@ def ignore_signals(_worker: int | None = None) -> None:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
+def outlive_signals(_worker: int | None = None) -> None:
+    """In a loader's worker: also let a SIGTERM to the whole job pass for ten seconds, in which the main process saves."""
+    ignore_signals()
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, 10))
+
+
+def is_dead_helper(error: BaseException) -> bool:
+    """Tell whether an error means that a helper process was killed or crashed."""
+    return isinstance(error, BrokenExecutor) or (isinstance(error, RuntimeError) and "DataLoader worker" in str(error))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error of PyTorch or Python means that memory ran out."""
     text = str(error)
@@ -108,6 +122,8 @@ def describe(error: BaseException) -> str:
     """Return an error as one line that names the file it is about."""
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        if error.errno == errno.ENAMETOOLONG:
+            text += "; choose a shorter name"
     else:
         text = str(error) or type(error).__name__
         if "Original Traceback" in text:  # of a loader's worker process: its last line says what went wrong
@@ -127,6 +143,8 @@ def run_script(main: Callable[[argparse.Namespace], int | None], parser: argpars
 
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     args = parser.parse_args()
     try:
         sys.exit(main(args) or 0)
@@ -137,6 +155,9 @@ def run_script(main: Callable[[argparse.Namespace], int | None], parser: argpars
             message, status = f"out of memory: {describe(error)}", 1
         elif isinstance(error, ArithmeticError):
             message, status = describe(error), 1
+        elif is_dead_helper(error):
+            reason = "killed, often because memory ran out"
+            message, status = f"a helper process ended ({reason}); run the same command again, or with fewer --workers", 1
         elif isinstance(error, (ValueError, OSError)):
             message, status = describe(error), 2
         else:

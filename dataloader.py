@@ -1,5 +1,6 @@
 """Image folders to tensors; training samples are pure functions of (seed, epoch, index)."""
 
+import contextlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -118,8 +119,18 @@ def new_loader(dataset: TrainDatasetFromFolder, batch_size: int, seed: int, work
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,
-        worker_init_fn=cli.ignore_signals,
+        worker_init_fn=cli.outlive_signals,
     )
+
+
+@contextlib.contextmanager
+def workers_of(loader: DataLoader) -> Iterator[None]:
+    """Context after which the worker processes of a loader have ended, rather than when Python ends."""
+    try:
+        yield
+    finally:
+        if loader.num_workers and loader._iterator is not None:
+            loader._iterator._shutdown_workers()
 
 
 def describe_left_out(dataset: "TrainDatasetFromFolder | ValDatasetFromFolder") -> str:
@@ -185,6 +196,7 @@ class ValDatasetFromFolder(Dataset):
         if not usable:
             raise ValueError(f"{store.layout.folder}: no image has {store.layout.upscale}x{store.layout.upscale} pixels")
         self.usable = usable[:count]
+        self.names = images.result_names(store.entries[index].name for index in self.usable)
 
     def __len__(self) -> int:
         return len(self.usable)
@@ -193,8 +205,7 @@ class ValDatasetFromFolder(Dataset):
         if index >= len(self):
             raise IndexError(index)
         hr, lr, bicubic = self.store[self.usable[index]]
-        name = Path(self.store.entries[self.usable[index]].name).with_suffix("").as_posix().replace("/", "_")
-        return name, images.to_tensor(lr), images.to_tensor(bicubic), images.to_tensor(hr)
+        return self.names[index], images.to_tensor(lr), images.to_tensor(bicubic), images.to_tensor(hr)
 
 
 class TestDatasetFromFolder(Dataset):
@@ -213,6 +224,11 @@ class TestDatasetFromFolder(Dataset):
             raise ValueError("a folder of LR or of HR images is needed")
         self.lr_paths = None if hr_folder else images.list_images(lr_folder)
         self.store = ImageStore.open(Layout(hr_folder, upscale, lr_folder), None) if hr_folder else None
+        self.names = images.result_names(
+            [entry.name for entry in self.store.entries]
+            if self.store
+            else [path.relative_to(lr_folder).as_posix() for path in self.lr_paths]
+        )
 
     def __len__(self) -> int:
         return len(self.lr_paths or self.store)
@@ -221,8 +237,8 @@ class TestDatasetFromFolder(Dataset):
         if index >= len(self):
             raise IndexError(index)
         if self.store is None:
-            return self.lr_paths[index].stem, images.to_tensor(images.read_picture(self.lr_paths[index]).rgb), None
+            return self.names[index], images.to_tensor(images.read_picture(self.lr_paths[index]).rgb), None
         name, arrays = self.store.entries[index].name, self.store[index]
         if not arrays:
             raise ValueError(f"{self.store.layout.folder / name}: smaller than {self.store.layout.upscale} pixels")
-        return Path(name).stem, images.to_tensor(arrays[1]), images.to_tensor(arrays[0])
+        return self.names[index], images.to_tensor(arrays[1]), images.to_tensor(arrays[0])

@@ -7,7 +7,10 @@ losses and metrics            float in [0, 1]
 
 import io
 import os
+import stat
 import warnings
+import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +113,24 @@ def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
+def result_names(names: Iterable[str]) -> list[str]:
+    """Return a file name without suffix for what is made of each image of a folder, given as its path in that folder.
+
+    `a/b.png` becomes `a_b`; names that would be shared, or too long for a file system, end in a checksum of the path.
+    """
+    names = list(names)
+    flat = [Path(name).with_suffix("").as_posix().replace("/", "_") for name in names]
+    uses = Counter(name.lower() for name in flat)
+    return [
+        short if uses[short.lower()] == 1 and len(os.fsencode(short)) <= 200 else f"{short[:45]}-{_checksum(name):08x}"
+        for name, short in zip(names, flat, strict=True)
+    ]
+
+
+def _checksum(name: str) -> int:
+    return zlib.crc32(os.fsencode(name))
+
+
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Return (height, width) of a picture file as `read_picture` will give it, from its header alone; raises the same."""
     with _opened(path, max_pixels) as image:
@@ -132,11 +153,11 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
         image.load()
         image = ImageOps.exif_transpose(image)
         profile = image.info.get("icc_profile")
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            image = _to_8_bit_gray(image)
         if "transparency" in image.info or image.mode in ("PA", "LA", "La", "RGBa"):
             image = image.convert("RGBA")
         alpha = np.array(image.getchannel("A")) if image.mode == "RGBA" else None
-        if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            image = _to_8_bit_gray(image)
         rgb, profile = _to_rgb(image, profile)
         return Picture(np.array(rgb), alpha, profile)
 
@@ -148,6 +169,8 @@ class _opened:
         self.path, self.max_pixels = path, max_pixels
 
     def __enter__(self) -> Image.Image:
+        if not stat.S_ISREG(os.stat(self.path).st_mode) and not os.path.isdir(self.path):
+            raise ValueError(f"{self.path}: not a file, but a pipe, socket or device")  # opening it could wait for ever
         self.file = open(self.path, "rb")
         self.warnings = warnings.catch_warnings()
         self.warnings.__enter__()
@@ -158,7 +181,7 @@ class _opened:
             self.image = Image.open(self.file, formats=[name for name in _FORMATS if name in Image.OPEN])
             width, height = self.image.size
             if width * height > self.max_pixels:
-                raise Image.DecompressionBombError(f"{width}x{height}")
+                raise Image.DecompressionBombError
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -172,7 +195,7 @@ class _opened:
         if error is None or isinstance(error, MemoryError) or not isinstance(error, Exception):
             return
         if isinstance(error, Image.DecompressionBombError):
-            reason = f"more than {self.max_pixels} pixels ({error}); --max-pixels of test_image.py raises the limit"
+            reason = f"has more than {self.max_pixels:,} pixels; test_image.py takes larger ones by --max-pixels"
         elif empty:
             reason = "the file is empty"
         elif isinstance(error, Image.UnidentifiedImageError):
@@ -183,7 +206,10 @@ class _opened:
 
 
 def _to_8_bit_gray(image: Image.Image) -> Image.Image:
-    """Scale a 16-bit, 32-bit or floating-point gray image to 8 bits by the range that its values are in."""
+    """Scale a 16-bit, 32-bit or floating-point gray image to 8 bits by the range that its values are in.
+
+    A value that stands for transparency becomes an alpha channel.
+    """
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("values that are not finite")
@@ -192,7 +218,10 @@ def _to_8_bit_gray(image: Image.Image) -> Image.Image:
         white = 65_535 if largest <= 65_535 else 2**31 - 1
     else:
         white = next((white for white in (1, 255, 65_535) if largest <= white), largest)
-    return Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
+    gray = Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
+    if isinstance(image.info.get("transparency"), int):
+        gray.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return gray
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:

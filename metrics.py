@@ -11,11 +11,16 @@ from torch import Tensor, nn
 import compat
 import images
 
+LARGEST_PSNR = 100.0
+
 
 def psnr(sr: Tensor, hr: Tensor) -> Tensor:
-    """Return the PSNR in dB of each image (N,), from images (N, C, H, W) in [0, 1]; infinite where they are equal."""
+    """Return the PSNR in dB of each image (N,), from images (N, C, H, W) in [0, 1].
+
+    It is 100 dB at most, so that two equal images do not make the mean over many infinite.
+    """
     mse = (sr - hr).square().flatten(1).mean(1)
-    return -10 * torch.log10(mse)
+    return (-10 * torch.log10(mse)).clamp(max=LARGEST_PSNR)
 
 
 def ssim(sr: Tensor, hr: Tensor) -> Tensor:

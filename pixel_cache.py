@@ -109,7 +109,9 @@ class ImageStore:
                     for superseded in cache_folder.glob(path.name.rsplit("-", 1)[0] + "-*"):
                         superseded.unlink()
                     _build_cache(layout, entries, path, processes)
-        return cls(layout, _read_index(path), path, skip_bad)
+        store = cls(layout, _read_index(path), path, skip_bad)
+        store._map()  # now: a later start with other images may remove the file under a run that has it open
+        return store
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -120,13 +122,16 @@ class ImageStore:
         if self.cache_file is None:
             return self.layout.decode(entry)
         if self._pixels is None:
-            self._pixels = np.memmap(self.cache_file, mode="r")
+            self._map()
         arrays, offset = [], entry.offset
         for shape in self.layout.shapes(entry.height, entry.width):
             size = int(np.prod(shape))
             arrays.append(self._pixels[offset : offset + size].reshape(shape))
             offset += size
         return arrays
+
+    def _map(self) -> None:
+        self._pixels = np.memmap(self.cache_file, mode="r")
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_pixels": None}  # a worker process maps the file itself
@@ -159,16 +164,30 @@ def _list_entries(layout: Layout) -> list[Entry]:
 
 
 def _pair(layout: Layout, entries: list[Entry]) -> None:
-    """Give every HR image the LR image of its name: `0801.png` has `0801.png` or `0801x4.png`, of any suffix."""
-    by_stem = {path.stem: path for path in images.list_images(layout.lr_folder)}
+    """Give every HR image the LR image of its name: `0801.png` has `0801.png` or `0801x4.png`, of any suffix.
+
+    One at the same place in the subfolders goes before one that lies elsewhere.
+    """
+    named: dict[Path | str, list[Path]] = {}  # by the path in the folder, and by the bare name, both without suffix
+    for path in images.list_images(layout.lr_folder):
+        place = path.relative_to(layout.lr_folder).with_suffix("")
+        for key in (place, place.name):
+            named.setdefault(key, []).append(path)
     for entry in entries:
-        stem = Path(entry.name).stem
-        partner = by_stem.get(stem) or by_stem.get(f"{stem}x{layout.upscale}")
-        if partner is None:
-            entry.error = f"no LR image {stem} or {stem}x{layout.upscale} (of any suffix) in {layout.lr_folder}"
+        place = Path(entry.name).with_suffix("")
+        ends = ("", f"x{layout.upscale}")
+        keys = [*(place.with_name(place.name + end) for end in ends), *(place.name + end for end in ends)]
+        partners = next((named[key] for key in keys if key in named), [])
+        try:
+            if len(partners) != 1:
+                what = f"several LR images ({', '.join(map(str, partners[:3]))})" if partners else "no LR image"
+                stem = place.name
+                raise ValueError(f"{what} {stem} or {stem}x{layout.upscale} (of any suffix) in {layout.lr_folder}")
+            status = partners[0].stat()
+        except (OSError, ValueError) as error:
+            entry.error = cli.describe(error)
             continue
-        status = partner.stat()
-        entry.lr_name = partner.relative_to(layout.lr_folder).as_posix()
+        entry.lr_name = partners[0].relative_to(layout.lr_folder).as_posix()
         entry.file_bytes += status.st_size
         entry.mtime_ns = max(entry.mtime_ns, status.st_mtime_ns)
 

@@ -23,75 +23,12 @@ import images
 import inference
 import metrics
 import run_log
-from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder, describe_left_out, new_loader
+from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder, describe_left_out, new_loader, workers_of
 from generator_loss_functions import GeneratorLoss, check_vgg_weights, load_vgg16
-from model import DEFAULT_BLOCKS, DISCRIMINATORS, GENERATORS, UPSCALES
+from model import DISCRIMINATORS, GENERATORS
+from options import FREE_OPTIONS, get_args_parser, plain_options, resolve
 from pixel_cache import cache_folder_for
 from run_log import PIXEL_TERMS, TERMS, Progress
-
-# Options that a restart may change: they do not change the result, or (the second line) only its last bits.
-FREE_OPTIONS = {"out", "cache", "no_cache", "val_triplets", "dry_run", "tensorboard", "epochs", "skip_bad_images"} | {
-    *("data", "train_dir", "val_dir", "train_lr_dir", "val_lr_dir"),  # the images themselves are compared
-    *("device", "precision", "workers", "compile"),
-}
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = cli.ArgumentParser(prog="train.py", description=__doc__)
-    parser.add_argument("--upscale", type=int, default=4, choices=UPSCALES, help="how many times larger the result is")
-    parser.add_argument("--crop", type=cli.positive_int, default=88, help="side of the HR training crops in pixels")
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, default=Path("data"), help="folder of DIV2K_train_HR/ and DIV2K_valid_HR/")
-    data.add_argument("--train-dir", type=Path, help="any folder of training images instead")
-    data.add_argument("--val-dir", type=Path, help="any folder of validation images instead")
-    data.add_argument("--train-lr-dir", type=Path, help="LR files of the training images, paired by name (default: bicubic)")
-    data.add_argument("--val-lr-dir", type=Path, help="LR files of the validation images, paired by name (default: bicubic)")
-    data.add_argument("--crops-per-image", type=cli.positive_int, default=1, help="crops of every image in an epoch")
-    data.add_argument("--val-images", type=cli.positive_int, help="validate on the first N images (default: all)")
-    data.add_argument("--val-every", type=cli.positive_int, default=1, help="validate every N epochs, and after the last")
-    data.add_argument("--val-triplets", type=cli.non_negative_int, default=5, help="pictures bicubic | HR | SR to save")
-    data.add_argument("--workers", type=cli.non_negative_int, help="loader processes (default: 0 on the CPU, up to 4 on a GPU)")
-    data.add_argument("--cache", type=Path, help="folder of decoded pixels (default: .srgan-cache in the image folder)")
-    data.add_argument("--no-cache", action="store_true", help="decode an image for every crop: slow, and no disk is needed")
-    data.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
-    model = parser.add_argument_group("model")
-    model.add_argument("--generator", choices=GENERATORS, default="srresnet", help="SRGAN's, or ESRGAN's RRDB (x4)")
-    model.add_argument("--discriminator", choices=DISCRIMINATORS, default="vgg", help="one, or one at each of three sizes")
-    model.add_argument("--blocks", type=cli.positive_int, help="residual blocks (default: 8 for srresnet, 23 for rrdb)")
-    loss = parser.add_argument_group("loss")
-    loss.add_argument("--pixel-weight", type=cli.non_negative_float, default=1.0, help="weight of the MSE")
-    loss.add_argument("--adversarial-weight", type=cli.non_negative_float, default=1e-3, help="weight of -log D(G(z))")
-    loss.add_argument("--perceptual-weight", type=cli.non_negative_float, default=6e-3, help="weight of the VGG16 loss")
-    loss.add_argument("--tv-weight", type=cli.non_negative_float, default=2e-8, help="weight of the total variation")
-    loss.add_argument(
-        "--vgg-weights", default="imagenet", metavar="imagenet|random|FILE", help="where VGG16's weights come from"
-    )
-    optim = parser.add_argument_group("optimisation")
-    optim.add_argument("--epochs", type=cli.non_negative_int, default=100, help="adversarial epochs")
-    optim.add_argument("--pretrain-epochs", type=cli.non_negative_int, default=0, help="pixel-only epochs before them")
-    optim.add_argument("--batch-size", type=cli.positive_int, default=64, help="crops an update")
-    optim.add_argument("--learning-rate", type=cli.non_negative_float, default=1e-4, help="of Adam, for both networks")
-    optim.add_argument(
-        "--pretrain-learning-rate", type=cli.non_negative_float, help="of the pixel-only epochs (default: the same)"
-    )
-    optim.add_argument("--lr-schedule", choices=("constant", "cosine"), default="constant", help="rate over each phase")
-    optim.add_argument("--warmup-steps", type=cli.non_negative_int, default=0, help="updates with a rising rate in each phase")
-    optim.add_argument("--ema", type=cli.non_negative_float, default=0.0, help="decay of averaged weights, 0.999 say (0: none)")
-    optim.add_argument("--seed", type=cli.non_negative_int, default=0, help="of the weights, the order and the crops")
-    optim.add_argument("--init", type=Path, help="start the generator from this generator file")
-    speed = parser.add_argument_group("speed")
-    speed.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
-    speed.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: the fastest sound one"
-    )
-    speed.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks")
-    output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, help="folder of the run (default: results/srgan_x<upscale>)")
-    output.add_argument("--tensorboard", action="store_true", help="also log scalars and pictures to <out>/tensorboard")
-    output.add_argument("--dry-run", action="store_true", help="build all, run one step and one image, write nothing")
-    return parser
-
 
 # --- one update ---------------------------------------------------------------------------------------------------
 
@@ -332,7 +269,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
         lpips = None
         print(error)
     bicubic_scores: dict[int, tuple[float, float]] = {}
-    with cli.StopRequest() as stop:
+    with cli.StopRequest() as stop, workers_of(loader):
         while progress.epoch <= total_epochs and not stop.number:
             epoch = progress.epoch
             if progress.batch == 0 and epoch in (1, args.pretrain_epochs + 1):  # a phase begins
@@ -378,47 +315,6 @@ def run(args: argparse.Namespace, out: Path) -> int:
 
 
 # --- what a run is made of ----------------------------------------------------------------------------------------
-
-
-def resolve(args: argparse.Namespace) -> None:
-    """Fill in the defaults that depend on the machine or on other options.
-
-    Raises:
-        ValueError: options that cannot work; the message says which.
-    """
-    if args.crop % args.upscale:
-        rounded = args.crop - args.crop % args.upscale
-        print(f"--crop {args.crop} is not a multiple of {args.upscale}: using {rounded}")
-        args.crop = rounded
-    least = DISCRIMINATORS[args.discriminator].minimum_crop
-    if args.crop < least:
-        raise ValueError(f"--crop {args.crop} is too small: the networks need at least {least}")
-    if args.ema >= 1:
-        raise ValueError(f"--ema {args.ema} is not a decay: it has to be below 1, such as 0.999")
-    if args.pretrain_epochs + args.epochs == 0:
-        raise ValueError("--epochs 0 with --pretrain-epochs 0 leaves nothing to do")
-    device = inference.resolve_device(args.device)
-    args.precision = inference.resolve_precision(args.precision, device)
-    args.device = device.type
-    args.train_dir = args.train_dir or args.data / "DIV2K_train_HR"
-    args.val_dir = args.val_dir or args.data / "DIV2K_valid_HR"
-    args.out = args.out or Path("results", f"srgan_x{args.upscale}")
-    for folder in (args.train_dir, args.val_dir):
-        if args.out.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"--out {args.out}: lies in the image folder {folder}, where its pictures would be trained on")
-    if args.pretrain_learning_rate is None:
-        args.pretrain_learning_rate = args.learning_rate
-    if args.blocks is None:
-        args.blocks = DEFAULT_BLOCKS[args.generator]
-    if args.generator == "rrdb" and args.upscale != 4:
-        raise ValueError(f"--upscale {args.upscale}: --generator rrdb is for 4 only")
-    if args.workers is None:
-        args.workers = min(4, torch.get_num_threads()) if device.type == "cuda" else 0
-
-
-def plain_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options as plain data for JSON and checkpoints."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
 def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, ValDatasetFromFolder]:

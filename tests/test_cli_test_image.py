@@ -86,7 +86,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         ([tmp_path / "cut.png", *good], "cut.png: cut short"),
         ([tmp_path / "none.png", *good], "none.png: the file is empty"),
         ([tmp_path / "empty", *good], "no image"),
-        ([tmp_path / "bomb.png", *good, "--max-pixels", 3_999_999], "more than 3999999 pixels"),
+        ([tmp_path / "bomb.png", *good, "--max-pixels", 3_999_999], "more than 3,999,999 pixels"),
         ([a, "--weights", tmp_path / "w.pth"], "w.pth: not read"),
         ([a, "--weights", tmp_path / "evil.pth"], "would run code"),
         ([a, "--weights", tmp_path / "missing.pth"], "missing.pth: no such generator file"),

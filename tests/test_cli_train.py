@@ -131,21 +131,41 @@ def test_a_restart_continues_bit_for_bit_and_more_epochs_go_on(whole_run, tmp_pa
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_the_middle_saves_and_the_restart_ends_the_same(whole_run, tmp_path, number):
+def started(arguments: list[str], until: Path) -> subprocess.Popen:
+    """A training in a process group of its own, that has come to write the file `until`."""
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not until.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("number, workers", [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, 2)])
+def test_a_signal_in_the_middle_saves_and_the_restart_ends_the_same(whole_run, tmp_path, number, workers):
     photos, whole, _ = whole_run
     arguments = list(map(str, command(photos, tmp_path / "out", "--epochs", 2, *EVERYTHING)))
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", *arguments], stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "out" / "checkpoints" / "generator_pretrained.pth").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    pretrained = tmp_path / "out" / "checkpoints" / "generator_pretrained.pth"
+    process = started([*arguments, "--workers", str(workers)], pretrained)
     time.sleep(0.3)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # the whole group, as a terminal and a scheduler do
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number, errors
     assert "run the same command to go on" in errors
     run("train.py", *arguments)
     assert_same_run(tmp_path / "out", whole)
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_line(photos, tmp_path):
+    arguments = list(map(str, command(photos, tmp_path / "out", "--epochs", 0, "--pretrain-epochs", 1000, "--workers", 1)))
+    process = started(arguments, tmp_path / "out" / "checkpoints" / "generator_last.pth")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "a helper process ended" in errors and "Traceback" not in errors
 
 
 def test_other_options_are_refused_by_name_and_other_places_are_not(whole_run):
@@ -231,6 +251,7 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
         (["--ema", 1], "--ema 1.0 is not a decay"),
         (["--epochs", 0], "leaves nothing to do"),
         (["--out", photos[0] / "out"], "lies in the image folder"),
+        (["--seed", 2**63], "--seed 9223372036854775808 is too large"),
         (["--batch-size", 0], "--batch-size: '0' is not a whole number of at least 1"),
         (["--upscale", 5], "invalid choice"),
     ]

@@ -181,3 +181,26 @@ def test_several_processes_build_what_one_builds(tmp_path, astronaut):
     stores = [pixel_cache.ImageStore.open(layout, tmp_path / f"cache{n}", processes=n) for n in (1, 3)]
     assert stores[0].fingerprint() == stores[1].fingerprint()
     assert all(np.array_equal(a, b) for i in range(24) for a, b in zip(stores[0][i], stores[1][i]))
+
+
+def test_lr_files_in_subfolders_are_paired_by_place_and_never_guessed(photos, tmp_path):
+    hr, lr = tmp_path / "hr", tmp_path / "lr"
+    for shade, place in enumerate(("one/a.png", "two/a.png", "b.png")):
+        for folder, side in ((hr, 64), (lr, 16)):
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (side, side), (shade, 0, 0)).save(folder / place)
+    dataset = ValDatasetFromFolder(hr, 4, lr_folder=lr)
+    assert [(image[1][0, 0, 0, 0].item(), image[3][0, 0, 0, 0].item()) for image in dataset] == [(2, 2), (0, 0), (1, 1)]
+    (hr / "a.png").write_bytes((hr / "one" / "a.png").read_bytes())
+    with pytest.raises(ValueError, match=r"a.png: several LR images \(.*one/a.png, .*two/a.png\) a or ax4"):
+        ValDatasetFromFolder(hr, 4, lr_folder=lr)
+    (lr / "a.png").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"a\.png: No such file"):
+        ValDatasetFromFolder(hr, 4, lr_folder=lr)
+
+
+def test_a_cache_that_another_run_replaces_stays_open(photos, tmp_path):
+    dataset = ValDatasetFromFolder(photos[1], 4, cache_folder=tmp_path / "cache")
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+    assert len(list(dataset)) == 2

@@ -123,7 +123,7 @@ def test_files_that_are_no_pictures_are_named(tmp_path, astronaut):
 
 def test_decompression_bombs_are_refused_by_their_header(tmp_path):
     path = save(tmp_path / "a.png", Image.new("1", (3000, 2000)))
-    with pytest.raises(ValueError, match="more than 5999999 pixels"):
+    with pytest.raises(ValueError, match="more than 5,999,999 pixels"):
         images.read_picture(path, max_pixels=5_999_999)
     assert images.read_picture(path, max_pixels=6_000_000).rgb.shape == (2000, 3000, 3)
 
@@ -169,3 +169,25 @@ def test_side_by_side_keeps_every_pixel(astronaut):
     assert strip > 0
     assert np.array_equal(row[strip:, :512], astronaut) and np.array_equal(row[strip:, -512:], 255 - astronaut)
     assert (row[:strip] < 128).any()  # the labels
+
+
+def test_16_bit_transparency_is_not_clipped(tmp_path):
+    values = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    save(tmp_path / "a.png", Image.fromarray(values), transparency=512)
+    picture = images.read_picture(tmp_path / "a.png")
+    assert np.array_equal(picture.rgb[..., 0], (values / 257).round().astype(np.uint8))
+    assert np.array_equal(picture.alpha == 0, values == 512)
+
+
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="not a file, but a pipe"):
+        images.read_picture(tmp_path / "a.png")
+
+
+def test_result_names_are_unique_and_fit_a_file_system():
+    names = ["a/b.png", "a_b.png", "a_B.jpg", "c.png", f"{'ü' * 120}.png", "d.e.png"]
+    found = images.result_names(names)
+    assert found[3] == "c" and found[5] == "d.e"
+    assert all(name.startswith(short) for name, short in zip(found, ["a_b-", "a_b-", "a_B-"]))
+    assert len({name.lower() for name in found}) == len(names) and max(len(name.encode()) for name in found) <= 200

@@ -17,6 +17,7 @@ ROOMS = {
     "checkpoint": {"files", "model"},
     "inference": {"images", "model", "checkpoint"},
     "run_log": {"files", "images"},
+    "options": {"inference", "model"},
     "test_image": {"inference", "images"},
     "test_benchmark": {"inference", "metrics", "dataloader", "images", "files", "model"},
     "plot_statistics": {"files", "run_log"},
