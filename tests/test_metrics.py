@@ -83,3 +83,15 @@ def test_lpips_says_why_it_cannot_be_measured(monkeypatch, tmp_path):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline, raising=False)
     with pytest.raises(ValueError, match="cannot be downloaded"):
         metrics.LPIPS()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 11, 40), (1, 3, 59, 21), (3, 1, 200, 37), (1, 3, 8, 50)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_ssim_in_strips_is_pytorch_msssims(shape, layout):
+    from pytorch_msssim import ssim
+
+    hr = torch.rand(shape).contiguous(memory_format=layout)
+    sr = (hr + 0.1 * torch.randn(shape)).clamp(0, 1)
+    taps = 11 if min(shape[2:]) >= 11 else 7
+    expected = ssim(sr, hr, data_range=1, size_average=False, win_size=taps)
+    assert torch.allclose(metrics.ssim(sr, hr), expected, atol=1e-6, rtol=0)
