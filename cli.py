@@ -88,6 +88,8 @@ def _number(text: str, kind: type, least: int):
 def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
     """Return a bar for anything that takes longer than two seconds; redrawn seldom where the output is a file."""
     defaults = {"delay": 2, "leave": False, "dynamic_ncols": True, "mininterval": 0.2 if sys.stderr.isatty() else 10}
+    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes, but not the first
+        defaults["disable"] = True
     return tqdm(iterable, **{**defaults, **options})
 
 
@@ -105,8 +107,9 @@ def outlive_signals(_worker: int | None = None) -> None:
 
 
 def is_dead_helper(error: BaseException) -> bool:
-    """Tell whether an error means that a helper process was killed or crashed."""
-    return isinstance(error, BrokenExecutor) or (isinstance(error, RuntimeError) and "DataLoader worker" in str(error))
+    """Tell whether an error means that another process of the run was killed or crashed."""
+    signs = ("DataLoader worker", "/gloo/", "NCCL", "ncclRemoteError", "Connection closed by peer")
+    return isinstance(error, BrokenExecutor) or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -157,7 +160,8 @@ def run_script(main: Callable[[argparse.Namespace], int | None], parser: argpars
             message, status = describe(error), 1
         elif is_dead_helper(error):
             reason = "killed, often because memory ran out"
-            message, status = f"a helper process ended ({reason}); run the same command again, or with fewer --workers", 1
+            advice = "run the same command again, with fewer --workers or processes if it comes back"
+            message, status = f"another process of this run has ended ({reason}); {advice}", 1
         elif isinstance(error, (ValueError, OSError)):
             message, status = describe(error), 2
         else:

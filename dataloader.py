@@ -110,11 +110,22 @@ def _channels_first(batch: np.ndarray) -> Tensor:
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
-def new_loader(dataset: TrainDatasetFromFolder, batch_size: int, seed: int, workers: int, pin: bool = False) -> DataLoader:
-    """Return the loader of whole uint8 batches, in the order of the epoch that its `batch_sampler` is set to."""
+def new_loader(
+    dataset: TrainDatasetFromFolder,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    pin: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Return the loader of whole uint8 batches, in the order of the epoch that its `batch_sampler` is set to.
+
+    With a `world_size`, `batch_size` is that of all processes together, and the loader gives the share of `rank`.
+    """
     return DataLoader(
         dataset,
-        batch_sampler=EpochSampler(len(dataset), batch_size, seed),
+        batch_sampler=EpochSampler(len(dataset), batch_size, seed, rank, world_size),
         collate_fn=whole_batch,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -152,11 +163,20 @@ def whole_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, i) in an order that is a pure function of (seed, epoch), from any batch on.
 
-    Set `epoch` and `first_batch` before iterating. The last, partial batch is kept.
+    Set `epoch` and `first_batch` before iterating. The last, partial batch is kept, and `length` counts its samples too.
+    Of several processes each has its share of every batch; `left_out` samples of the last one, that cannot be shared
+    evenly, are not visited in an epoch.
+
+    Raises:
+        ValueError: a batch size that the number of processes does not divide.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int = 0):
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+    def __init__(self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+        if batch_size % world_size:
+            raise ValueError(f"--batch-size {batch_size} cannot be shared evenly by {world_size} processes")
+        self.left_out = length % batch_size % world_size
+        self.length, self.batch_size, self.seed = length - self.left_out, batch_size, seed
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.first_batch = 0
 
@@ -164,9 +184,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return -(-self.length // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch, 1]).permutation(self.length).tolist()
+        order = np.random.default_rng([self.seed, self.epoch, 1]).permutation(self.length + self.left_out)
+        order = order[: self.length].tolist()
         for start in range(self.first_batch * self.batch_size, self.length, self.batch_size):
-            yield [(self.epoch, sample) for sample in order[start : start + self.batch_size]]
+            batch = order[start : start + self.batch_size]
+            yield [(self.epoch, sample) for sample in batch[self.rank :: self.world_size]]
 
 
 class ValDatasetFromFolder(Dataset):

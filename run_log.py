@@ -36,7 +36,10 @@ _WATCHED_EPOCHS = 3
 
 @dataclass
 class Progress:
-    """How far a run has come: the epoch that is due or under way, its batches done, and what they summed to."""
+    """How far a run has come: the epoch that is due or under way, its batches done, and what they summed to.
+
+    Of several processes each has its own `sums`; all else is of all together.
+    """
 
     epoch: int = 1  # from 1, the pixel-only epochs first
     batch: int = 0

@@ -4,9 +4,12 @@ python train.py --upscale 4 --crop 88
 """
 
 import argparse
+import contextlib
 import math
+import operator
 import sys
 import time
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from torch.utils.data import DataLoader
 
 import checkpoint
 import cli
+import distributed
 import files
 import images
 import inference
@@ -54,7 +58,9 @@ class Models:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.loss: GeneratorLoss | None = None  # made when the adversarial epochs are due
         compiled = torch.compile if args.compile else lambda function: function
-        self.generate, self.discriminate = compiled(self.generator.forward), compiled(self.discriminator.logits)
+        self.generate = compiled(distributed.wrap(self.generator))
+        self.discriminate = compiled(distributed.wrap(Logits(self.discriminator)))
+        self.discriminate_frozen = compiled(self.discriminator.logits)  # makes no gradients to average
 
     @property
     def state(self) -> dict[str, Any]:
@@ -66,6 +72,18 @@ class Models:
     def validated(self) -> nn.Module:
         """The generator that is validated and saved: the averaged one, where there is one."""
         return self.ema.module if self.ema else self.generator
+
+
+class Logits(nn.Module):
+    """A discriminator whose `forward` gives logits, which is what DistributedDataParallel and torch.compile can wrap."""
+
+    def __init__(self, discriminator: nn.Module):
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1] to logits."""
+        return self.discriminator.logits(x)
 
 
 def new_adam(network: nn.Module) -> torch.optim.Adam:
@@ -94,7 +112,7 @@ def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> Tensor:
     models.discriminator.requires_grad_(False)
     with inference.autocast(models.device, models.precision):
         sr, target = images.signed_to_unit(fake.float()), images.signed_to_unit(hr)
-        loss_g, terms = models.loss(models.discriminate(fake), sr, target)
+        loss_g, terms = models.loss(models.discriminate_frozen(fake), sr, target)
     scaler.scale(loss_g).backward()
     models.discriminator.requires_grad_(True)
     scaler.step(models.optimizer_g)
@@ -133,8 +151,8 @@ def terms_of(args: argparse.Namespace, epoch: int) -> list[str]:
     return PIXEL_TERMS if epoch <= args.pretrain_epochs else TERMS
 
 
-def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, stop: cli.StopRequest) -> None:
-    """Make the updates of an epoch that are not made yet, until the end or a stop request.
+def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, stop: cli.StopRequest) -> int | None:
+    """Make the updates of an epoch that are not made yet; return the signal that stops the run, None where there is none.
 
     Raises:
         ArithmeticError: a loss is not finite.
@@ -148,6 +166,7 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
         progress.sums = torch.zeros(len(terms))
     progress.sums = progress.sums.to(models.device)
     loader.batch_sampler.epoch, loader.batch_sampler.first_batch = progress.epoch, progress.batch
+    stop_every = 8 if distributed.world_size() > 1 and args.device == "cuda" else 1  # to agree, a GPU's process has to wait
     began, shown, before = time.monotonic(), time.monotonic(), progress.seconds
     title = f"epoch {progress.epoch}/{args.pretrain_epochs + args.epochs}{' pixel-only' if pixel_only else ''}"
     with cli.progress_bar(total=batches, initial=progress.batch, desc=title, unit="step") as bar:
@@ -158,11 +177,12 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
             for optimizer in (models.optimizer_g, models.optimizer_d):
                 optimizer.param_groups[0]["lr"] = rate
             lr, hr = (images.uint8_to_signed(batch.to(models.device, non_blocking=True)) for batch in (lr, hr))
-            progress.sums += step(models, lr, hr) * len(lr)
+            samples = len(lr) * distributed.world_size()
+            progress.sums += step(models, lr, hr) * samples
             if models.ema:
                 models.ema.update_parameters(models.generator)
             progress.batch += 1
-            progress.samples += len(lr)
+            progress.samples += samples
             progress.seconds = before + time.monotonic() - began
             if time.monotonic() - shown > 0.5 or progress.batch == batches:
                 shown = time.monotonic()
@@ -170,8 +190,11 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
                 speed = progress.samples / progress.seconds
                 bar.set_postfix_str(f"{run_log.describe_terms(means)}  {speed:.1f} images/s", refresh=False)
             bar.update()
-            if stop.number:
-                return
+            if progress.batch % stop_every == 0 or progress.batch == batches:
+                stopped = distributed.agree(stop)
+                if stopped:
+                    return stopped
+    return None
 
 
 @torch.inference_mode()
@@ -188,32 +211,42 @@ def validate(
     """Return the mean PSNR and SSIM of SR and of bicubic over whole 8-bit images, one held at a time; None when stopped.
 
     The first `triplets` images are drawn as bicubic | HR | SR in `folder`. `bicubic_scores` keeps bicubic's own figures,
-    which never change, from one call to the next. With `lpips`, its mean is returned too.
+    which never change, from one call to the next. With `lpips`, its mean is returned too. Of several processes each
+    takes its share of the images.
     """
     device = next(generator.parameters()).device
     was_training = generator.training
     generator.eval()
-    scores, distances, bar = [], [], cli.progress_bar(dataset, total=len(dataset), desc="validation", unit="image")
+    scores, distances, pictures = {}, {}, {}
+    share = range(distributed.rank(), len(dataset), distributed.world_size())
     try:
-        for index, (name, lr, bicubic, hr) in enumerate(bar):
+        for index in cli.progress_bar(share, desc="validation", unit="image"):
             if stop.number:
-                return None
+                scores = None
+                break
+            name, lr, bicubic, hr = dataset[index]
             sr = inference.upscale(generator, images.to_array(lr), precision=precision)
             target = hr.to(device)
             if index not in bicubic_scores:
                 bicubic_scores[index] = metrics.psnr_ssim_rgb(bicubic.to(device), target)
             result = images.to_tensor(sr).to(device)
-            scores.append((*metrics.psnr_ssim_rgb(result, target), *bicubic_scores[index]))
+            scores[index] = (*metrics.psnr_ssim_rgb(result, target), *bicubic_scores[index])
             if lpips is not None and min(target.shape[-2:]) >= metrics.LPIPS_LEAST_SIDE:
-                distances.append(lpips(images.uint8_to_signed(result), images.uint8_to_signed(target)).item())
+                distances[index] = lpips(images.uint8_to_signed(result), images.uint8_to_signed(target)).item()
             if index < triplets and folder is not None:
                 shown = zip((images.to_array(bicubic), images.to_array(hr), sr), ("bicubic {2:.2f} dB", "HR", "SR {0:.2f} dB"))
-                row = [(label.format(*scores[-1]), images.crop_centre(picture, 400)) for picture, label in shown]
-                images.write_picture(files.make_folder(folder) / f"{name}.png", images.Picture(images.side_by_side(row)))
+                row = [(label.format(*scores[index]), images.crop_centre(picture, 400)) for picture, label in shown]
+                pictures[name] = images.Picture(images.side_by_side(row))
     finally:
         generator.train(was_training)
-    means = torch.tensor(scores, dtype=torch.float64).mean(0).tolist()
-    distance = {"LPIPS": sum(distances) / len(distances)} if distances else {}
+    shares = distributed.gather((scores, distances, pictures))
+    if any(scores is None for scores, *_ in shares):
+        return None
+    scores, distances, pictures = (reduce(operator.or_, parts) for parts in zip(*shares))
+    for name, picture in pictures.items() if distributed.rank() == 0 else ():
+        images.write_picture(files.make_folder(folder) / f"{name}.png", picture)
+    means = torch.tensor([scores[index] for index in sorted(scores)], dtype=torch.float64).mean(0).tolist()
+    distance = {"LPIPS": sum(distances.values()) / len(distances)} if distances else {}
     return dict(zip(("PSNR", "SSIM", "Bicubic_PSNR", "Bicubic_SSIM"), means)) | distance
 
 
@@ -223,45 +256,63 @@ def validate(
 def run(args: argparse.Namespace, out: Path) -> int:
     """Train from where `out` stands to the last epoch; return the exit status."""
     folder, total_epochs, options = out / "checkpoints", args.pretrain_epochs + args.epochs, plain_options(args)
-    files.remove_leftovers(out)
+    leader = distributed.rank() == 0  # the one process that writes
+    if leader:
+        files.remove_leftovers(out)
     saved, problem = checkpoint.load_checkpoint(folder)
-    if problem:
+    if problem and leader:
         print(f"warning: {problem}; going on from previous.pth", file=sys.stderr)
     if saved:
         checkpoint.check_same_options(saved["options"], options, FREE_OPTIONS)
         if saved["progress"]["epoch"] > total_epochs:
             print(f"{out}: finished after {len(saved['rows'])} epochs; nothing to do (a larger --epochs goes on)")
             return 0
-    train_set, val_set = open_datasets(args)
+    with distributed.one_after_another():  # the first builds the caches
+        train_set, val_set = open_datasets(args)
     seen = {"training": train_set.store.fingerprint(), "validation": val_set.store.fingerprint()}
     for what in seen if saved else ():
         checkpoint.check_same_images(what, saved["images"][what], seen[what])
     if needs_vgg(args):
         check_vgg_weights(args.vgg_weights)
     models, progress, rows = Models(args, None if saved else args.init), Progress(), []
-    machine = {"device": args.device, "precision": args.precision, "compile": args.compile, "threads": torch.get_num_threads()}
+    machine = {
+        **{"device": args.device, "precision": args.precision, "compile": args.compile},
+        **{"threads": torch.get_num_threads(), "processes": distributed.world_size()},
+    }
     if saved:
         for name, part in models.state.items():
             if saved["models"].get(name):  # the scaler of a run that was not fp16 is empty
                 part.load_state_dict(saved["models"][name])
         progress, rows = Progress(**saved["progress"]), saved["rows"]
+        if progress.sums is not None:  # one row for every process
+            same = len(progress.sums) == distributed.world_size()
+            progress.sums = progress.sums[distributed.rank()] if same else progress.sums.mean(0)
         print(f"{out}: going on with epoch {progress.epoch}, step {progress.batch + 1}")
         if saved["machine"] != machine:
             print(f"bit-exactness with the earlier part ends here: {saved['machine']} became {machine}")
-    loader = new_loader(train_set, args.batch_size, args.seed, args.workers, pin=args.device == "cuda")
-    print_plan(args, models, train_set, val_set, len(loader))
-    for name in ("checkpoints", "validation"):
-        files.make_folder(out / name)
-    board = run_log.TensorBoard(out / "tensorboard", len(rows)) if args.tensorboard else None
-    run_log.write_config(out / "config.json", options, models.device)
-    run_log.write_statistics(out / "statistics.csv", rows)
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    loader = new_loader(train_set, args.batch_size, args.seed, args.workers, pin=args.device == "cuda", **share)
+    print_plan(args, models, train_set, val_set, loader)
+    board = None
+    if leader:
+        for name in ("checkpoints", "validation"):
+            files.make_folder(out / name)
+        board = run_log.TensorBoard(out / "tensorboard", len(rows)) if args.tensorboard else None
+        run_log.write_config(out / "config.json", options, models.device)
+        run_log.write_statistics(out / "statistics.csv", rows)
 
     def save() -> None:
-        state = {name: part.state_dict() for name, part in models.state.items()}
-        checkpoint.save_checkpoint(
-            folder,
-            {"options": options, "machine": machine, "images": seen, "models": state, "progress": vars(progress), "rows": rows},
-        )
+        sums = None if progress.sums is None else torch.stack(distributed.gather(progress.sums.cpu()))
+        if leader:
+            checkpoint.save_checkpoint(
+                folder,
+                {
+                    **{"options": options, "machine": machine, "images": seen, "rows": rows},
+                    "models": {name: part.state_dict() for name, part in models.state.items()},
+                    "progress": {**vars(progress), "sums": sums},
+                },
+            )
+        distributed.barrier()
 
     try:
         lpips = metrics.LPIPS(download=False).to(models.device)
@@ -270,36 +321,39 @@ def run(args: argparse.Namespace, out: Path) -> int:
         print(error)
     bicubic_scores: dict[int, tuple[float, float]] = {}
     with cli.StopRequest() as stop, workers_of(loader):
-        while progress.epoch <= total_epochs and not stop.number:
+        stopped = distributed.agree(stop)
+        while progress.epoch <= total_epochs and not stopped:
             epoch = progress.epoch
             if progress.batch == 0 and epoch in (1, args.pretrain_epochs + 1):  # a phase begins
                 models.optimizer_g, progress.best_psnr = new_adam(models.generator), -math.inf
             if epoch > args.pretrain_epochs and models.loss is None:
                 models.loss = new_loss(args, models.device)
             if progress.batch < len(loader):
-                train_epoch(args, models, loader, progress, stop)
+                stopped = train_epoch(args, models, loader, progress, stop)
             due = epoch % args.val_every == 0 or epoch in (args.pretrain_epochs, total_epochs)
             scores, began = {}, time.monotonic()
             triplets = out / "validation" / f"epoch_{epoch:03d}"
-            if due and not stop.number:
+            if due and not stopped:
+                distributed.share_buffers(models.validated)
                 scores = validate(
                     models.validated, val_set, args.precision, bicubic_scores, triplets, args.val_triplets, stop, lpips
                 )
-            if scores is None or progress.batch < len(loader) or (stop.number and not scores):
+                stopped = distributed.agree(stop)
+            if scores is None or progress.batch < len(loader) or (stopped and not scores):
                 break
+            progress.sums = distributed.mean(progress.sums)
             missing = ("Loss_Perceptual",) if args.perceptual_weight == 0 else ()
             rate = models.optimizer_g.param_groups[0]["lr"]
             rows.append(run_log.new_row(progress, terms_of(args, epoch), missing, rate, time.monotonic() - began, scores))
             print(run_log.describe_epoch(rows, total_epochs), flush=True)
-            facts = {"epoch": epoch, "validation_psnr_db": scores.get("PSNR")}
-            checkpoint.save_generator(folder / "generator_last.pth", models.validated, **facts)
-            if scores and scores["PSNR"] > progress.best_psnr:
-                progress.best_psnr = scores["PSNR"]
-                checkpoint.save_generator(folder / "generator_best.pth", models.validated, **facts)
-            if epoch == args.pretrain_epochs:
-                checkpoint.save_generator(folder / "generator_pretrained.pth", models.validated, **facts)
-            progress = Progress(epoch=epoch + 1, best_psnr=progress.best_psnr)
-            run_log.write_statistics(out / "statistics.csv", rows)
+            best = scores.get("PSNR", -math.inf) > progress.best_psnr
+            kept = {"last": True, "best": best, "pretrained": epoch == args.pretrain_epochs}
+            for name in [name for name, due in kept.items() if due and leader]:
+                facts = {"epoch": epoch, "validation_psnr_db": scores.get("PSNR")}
+                checkpoint.save_generator(folder / f"generator_{name}.pth", models.validated, **facts)
+            progress = Progress(epoch=epoch + 1, best_psnr=scores["PSNR"] if best else progress.best_psnr)
+            if leader:
+                run_log.write_statistics(out / "statistics.csv", rows)
             save()
             if board:
                 board.write(rows[-1], triplets)
@@ -307,9 +361,11 @@ def run(args: argparse.Namespace, out: Path) -> int:
             save()
     if board:
         board.close()
-    if stop.number:
-        print(f"stopped in epoch {progress.epoch} after step {progress.batch}; run the same command to go on", file=sys.stderr)
-        return 128 + stop.number
+    if stopped:
+        if leader:
+            done = f"stopped in epoch {progress.epoch} after step {progress.batch}"
+            print(f"{done}; run the same command to go on", file=sys.stderr)
+        return 128 + stopped
     print(f"finished: {run_log.describe_result(rows)}; all of it is in {out}")
     return 0
 
@@ -334,7 +390,8 @@ def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, Val
     val_set = ValDatasetFromFolder(args.val_dir, count=args.val_images, **shared(args.val_dir, args.val_lr_dir))
     for dataset in (train_set, val_set):
         print(describe_left_out(dataset), end="")
-    if args.discriminator == "multiscale" and args.crop < 68 and 1 in (args.batch_size, len(train_set) % args.batch_size):
+    batches = (args.batch_size, len(train_set) % args.batch_size)
+    if args.discriminator == "multiscale" and args.crop < 68 and 1 in (size // distributed.world_size() for size in batches):
         raise ValueError(
             f"--discriminator multiscale with --crop {args.crop} cannot take a batch of one; use --crop 68 or more"
         )
@@ -353,8 +410,9 @@ def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
     return loss.to(device=device, memory_format=torch.channels_last)
 
 
-def print_plan(args: argparse.Namespace, models: Models, train_set, val_set, batches: int) -> None:
+def print_plan(args: argparse.Namespace, models: Models, train_set, val_set, loader: DataLoader) -> None:
     """Print every option and what is about to be done."""
+    batches, left_out = len(loader), loader.batch_sampler.left_out
     g, d = (sum(p.numel() for p in network.parameters()) for network in (models.generator, models.discriminator))
     total = batches * (args.pretrain_epochs + args.epochs)
     lines = [
@@ -364,6 +422,10 @@ def print_plan(args: argparse.Namespace, models: Models, train_set, val_set, bat
         f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of {batches:,} updates "
         f"with {args.batch_size} crops of {args.crop}x{args.crop}: {total:,} updates",
     ]
+    if distributed.world_size() > 1:
+        lines.append(f"processes: {distributed.world_size()}, each with its share of every batch")
+    if left_out:
+        lines.append(f"note: {left_out} samples of every epoch's last batch cannot be shared evenly and are left out")
     if needs_vgg(args) and args.vgg_weights == "random":
         lines.append("note: --vgg-weights random: the perceptual loss compares features of an UNTRAINED VGG16, not ImageNet's")
     print("\n".join(lines), flush=True)
@@ -374,7 +436,7 @@ def dry_run(args: argparse.Namespace) -> int:
     train_set, val_set = open_datasets(args)
     models = Models(args, args.init)
     loader = new_loader(train_set, args.batch_size, args.seed, 0)
-    print_plan(args, models, train_set, val_set, len(loader))
+    print_plan(args, models, train_set, val_set, loader)
     lr, hr = (images.uint8_to_signed(batch.to(models.device)) for batch in next(iter(loader)))
     print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {tuple(models.generate(lr).shape)}")
     if args.pretrain_epochs:
@@ -391,9 +453,11 @@ def dry_run(args: argparse.Namespace) -> int:
 def main(args: argparse.Namespace) -> int:
     """Train, or go on with the run in `--out`."""
     resolve(args)
-    if args.dry_run:
-        return dry_run(args)
-    with files.lock(files.make_folder(args.out) / ".lock"):
+    with distributed.processes(torch.device(args.device)), contextlib.ExitStack() as held:
+        if args.dry_run:
+            return dry_run(args)
+        if distributed.rank() == 0:
+            held.enter_context(files.lock(files.make_folder(args.out) / ".lock"))
         return run(args, args.out)
 
 

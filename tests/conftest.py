@@ -53,25 +53,38 @@ _processes.set_forkserver_preload(["preload"])
 
 def run(script: str, *args, status: int | None = 0, cwd: Path | None = None) -> subprocess.CompletedProcess:
     """Run a script as a user does, in a process of its own, and check its exit status."""
-    arguments = [str(script), *map(str, args)]
-    with tempfile.TemporaryDirectory() as folder:
-        out, errors = (Path(folder, name) for name in ("out", "errors"))
-        process = _processes.Process(
-            target=_run_script, args=(arguments, (out, errors), str(cwd or Path.cwd()), dict(os.environ))
-        )
-        process.start()
-        process.join(240)
-        if process.exitcode is None:
-            process.kill()
-            pytest.fail(f"{arguments} did not end")
-        done = subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), errors.read_text())
+    done = started_script(script, *args, cwd=cwd)()
     if status is not None:
         assert done.returncode == status, done.stdout + done.stderr
     return done
 
 
+def started_script(script: str, *args, cwd: Path | None = None, environment: dict | None = None):
+    """Start a script in a process of its own; return the function that waits for its end and returns what it left."""
+    arguments = [str(script), *map(str, args)]
+    folder = tempfile.TemporaryDirectory()
+    out, errors = (Path(folder.name, name) for name in ("out", "errors"))
+    variables = dict(os.environ) | {name: str(value) for name, value in (environment or {}).items()}
+    process = _processes.Process(target=_run_script, args=(arguments, (out, errors), str(cwd or Path.cwd()), variables))
+    process.start()
+
+    def finish() -> subprocess.CompletedProcess:
+        process.join(240)
+        if process.exitcode is None:
+            process.kill()
+            pytest.fail(f"{arguments} did not end")
+        with folder:
+            return subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), errors.read_text())
+
+    return finish
+
+
 def _run_script(arguments: list[str], streams: tuple[Path, Path], cwd: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment:
+        import torch
+
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     for number, stream in enumerate(streams, 1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)

@@ -165,7 +165,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(photos, tmp_path):
     for child in children:
         os.kill(int(child), signal.SIGKILL)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and "a helper process ended" in errors and "Traceback" not in errors
+    assert process.returncode == 1 and "another process of this run has ended" in errors and "Traceback" not in errors
 
 
 def test_other_options_are_refused_by_name_and_other_places_are_not(whole_run):

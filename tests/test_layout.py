@@ -18,6 +18,7 @@ ROOMS = {
     "inference": {"images", "model", "checkpoint"},
     "run_log": {"files", "images"},
     "options": {"inference", "model"},
+    "distributed": set(),
     "test_image": {"inference", "images"},
     "test_benchmark": {"inference", "metrics", "dataloader", "images", "files", "model"},
     "plot_statistics": {"files", "run_log"},

@@ -1,0 +1,152 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run, started_script
+from test_cli_train import assert_same_run, command, rows_of
+
+import cli
+import distributed
+from dataloader import EpochSampler
+
+OPTIONS = ["--pretrain-epochs", 1, "--crops-per-image", 2, "--batch-size", 4, "--ema", 0.9, "--perceptual-weight", 0]
+
+
+def launched(world_size: int, script: str, *arguments) -> list[subprocess.CompletedProcess]:
+    """Run a script in as many processes as torchrun would, by the variables that it sets."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    processes = [
+        started_script(script, *arguments, environment={**shared, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in range(world_size)
+    ]
+    return [finish() for finish in processes]
+
+
+def torchrun(arguments: list, *options) -> subprocess.Popen:
+    """A real torchrun of two processes, in a process group of its own."""
+    words = [*("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"), *options, ROOT / "train.py", *arguments]
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def workers_of(launcher: subprocess.Popen) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+
+
+def wait_for(path: Path, launcher: subprocess.Popen) -> None:
+    while not path.exists():
+        assert launcher.poll() is None, launcher.communicate()
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, astronaut):
+    """An uninterrupted run of two processes."""
+    folder = tmp_path_factory.mktemp("ddp")
+    photos = (folder / "train", folder / "valid")
+    from PIL import Image
+
+    for place, count in zip(photos, (5, 3), strict=True):
+        place.mkdir()
+        for index in range(count):
+            Image.fromarray(astronaut[index * 60 : index * 60 + 72, 100:180]).save(place / f"{index}.png")
+    first, second = launched(2, "train.py", *command(photos, folder / "out", *OPTIONS, "--epochs", 2))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    return photos, folder / "out", first, second
+
+
+def test_parameters_are_equal_after_every_step():
+    first, second = launched(2, "tests/ddp_steps.py")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "equal parameters in 2 processes" in first.stdout
+
+
+def test_two_processes_leave_one_run(two_processes):
+    _photos, out, first, second = two_processes
+    assert "processes: 2" in first.stdout and second.stdout == ""
+    rows = rows_of(out)
+    assert [row["Epoch"] for row in rows] == ["1", "2", "3"]
+    assert sorted(path.name for path in (out / "validation" / "epoch_003").iterdir()) == ["0.png", "1.png", "2.png"]
+    assert not list(out.rglob(".srgan-*.tmp"))
+
+
+def test_validation_is_that_of_one_process(two_processes, tmp_path):
+    photos, out, *_ = two_processes
+    import metrics
+    from checkpoint import load_generator
+    from dataloader import ValDatasetFromFolder
+    from train import validate
+
+    alone = validate(
+        load_generator(out / "checkpoints" / "generator_last.pth"),
+        ValDatasetFromFolder(photos[1], 4),
+        "fp32", {}, None, 0, cli.StopRequest(),
+    )  # fmt: skip
+    assert metrics.LARGEST_PSNR > alone["PSNR"] == pytest.approx(float(rows_of(out)[-1]["PSNR"]), rel=1e-6)
+
+
+def test_one_process_of_torchrun_is_the_plain_run(two_processes, tmp_path, monkeypatch):
+    photos, *_ = two_processes
+    (done,) = launched(1, "train.py", *command(photos, tmp_path / "torchrun", *OPTIONS, "--epochs", 1))
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run("train.py", *command(photos, tmp_path / "plain", *OPTIONS, "--epochs", 1))
+    assert_same_run(tmp_path / "torchrun", tmp_path / "plain")
+
+
+def test_sigterm_to_the_launcher_saves_and_the_same_command_ends_the_same(two_processes, tmp_path):
+    photos, whole, *_ = two_processes
+    arguments = command(photos, tmp_path / "out", *OPTIONS, "--epochs", 2)
+    launcher = torchrun(arguments)
+    wait_for(tmp_path / "out" / "checkpoints" / "generator_pretrained.pth", launcher)
+    time.sleep(0.3)
+    launcher.send_signal(signal.SIGTERM)
+    errors = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode != 0 and errors.count("run the same command to go on") == 1, errors
+    for done in launched(2, "train.py", *arguments):
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "out", whole)
+
+
+def test_a_killed_process_ends_the_job_and_a_restart_carries_on(two_processes, tmp_path):
+    photos, whole, *_ = two_processes
+    arguments = command(photos, tmp_path / "out", *OPTIONS, "--epochs", 2)
+    launcher = torchrun(arguments)
+    wait_for(tmp_path / "out" / "checkpoints" / "last.pth", launcher)
+    os.kill(workers_of(launcher)[1], signal.SIGKILL)
+    launcher.communicate(timeout=60)
+    assert launcher.returncode != 0 and len(rows_of(tmp_path / "out")) < 3
+    launcher = torchrun(arguments, "--max-restarts=1")
+    wait_for(tmp_path / "out" / "validation" / "epoch_002" / "0.png", launcher)
+    os.kill(workers_of(launcher)[0], signal.SIGKILL)
+    errors = launcher.communicate(timeout=120)[1]
+    assert launcher.returncode == 0, errors
+    assert_same_run(tmp_path / "out", whole)
+
+
+def test_shares_are_even_disjoint_and_what_is_left_out_is_said(two_processes, tmp_path):
+    samplers = [EpochSampler(11, 4, 0, rank, 2) for rank in range(2)]
+    shares = [list(sampler) for sampler in samplers]
+    assert [len(batch) for share in shares for batch in share] == [2, 2, 1, 2, 2, 1] and samplers[0].left_out == 1
+    assert len({sample for share in shares for batch in share for sample in batch}) == 10
+    together = [sorted(a + b) for a, b in zip(*shares, strict=True)]
+    assert together[:2] == [sorted(batch) for batch in EpochSampler(11, 4, 0)][:2]
+    with pytest.raises(ValueError, match="--batch-size 4 cannot be shared evenly by 3"):
+        EpochSampler(11, 4, 0, 0, 3)
+
+
+def test_alone_nothing_is_changed():
+    import torch
+
+    values, network = torch.rand(3), torch.nn.Linear(1, 1)
+    assert distributed.mean(values) is values and distributed.wrap(network) is network
+    assert distributed.gather("a") == ["a"] and (distributed.rank(), distributed.world_size()) == (0, 1)
