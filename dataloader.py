@@ -82,7 +82,8 @@ class TrainDatasetFromFolder(Dataset):
             lr = lr[top : top + lr_side, left : left + lr_side]
             top, left = top * self.upscale, left * self.upscale
             hr = hr[top : top + self.crop_size, left : left + self.crop_size]
-            lr_batch[position], hr_batch[position] = _turned(lr, int(turn * 8)), _turned(hr, int(turn * 8))
+            _copy_turned(lr, int(turn * 8), lr_batch[position])
+            _copy_turned(hr, int(turn * 8), hr_batch[position])
         return _channels_first(lr_batch), _channels_first(hr_batch)
 
     def _draw_epoch(self, epoch: int) -> np.ndarray:
@@ -97,13 +98,19 @@ class TrainDatasetFromFolder(Dataset):
         self._draws = lru_cache(maxsize=2)(self._draw_epoch)
 
 
-def _turned(image: np.ndarray, turn: int) -> np.ndarray:
-    """Return (H, H, 3) flipped and turned in one of the square's eight ways."""
+def _copy_turned(image: np.ndarray, turn: int, target: np.ndarray) -> None:
+    """Copy (H, H, 3) to `target`, flipped and turned in one of the square's eight ways."""
     if turn & 1:
         image = image[:, ::-1]
     if turn & 2:
         image = image[::-1]
-    return image.transpose(1, 0, 2) if turn & 4 else image
+    if turn & 4:
+        image = image.transpose(1, 0, 2)
+    if turn & 5:  # rows are not in one piece any more: numpy copies long strided runs faster than pixels of three bytes
+        for channel in range(3):
+            target[..., channel] = image[..., channel]
+    else:
+        target[...] = image
 
 
 def _channels_first(batch: np.ndarray) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 import checkpoint
 import cli
 import images
+from model import Generator
 
 WEIGHTS = Path(__file__).parent / "weights" / "srresnet_x4.pth"  # what the scripts use unless told otherwise
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,10 +51,13 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def load_generator(path: str | Path, device: torch.device) -> nn.Module:
-    """Read a generator file for inference on a device; raises what `checkpoint.load_generator` raises."""
+    """Read a generator file for inference on a device, batch normalisation folded; raises as `checkpoint.load_generator`."""
     if not Path(path).exists():
         raise ValueError(f"{path}: no such generator file; train one by train.py and name it by --weights")
-    return checkpoint.load_generator(path).to(device=device, memory_format=torch.channels_last)
+    generator = checkpoint.load_generator(path)
+    if isinstance(generator, Generator):
+        generator.fold_batch_norm()
+    return generator.to(device=device, memory_format=torch.channels_last)
 
 
 def upscale(

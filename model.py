@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 UPSCALES = (2, 3, 4, 8)
 
@@ -115,6 +116,14 @@ class Generator(nn.Module):
         shallow = self.head(lr)  # (N, 64, H, W)
         features = shallow + self.fusion(self.trunk(shallow))  # (N, 64, H, W)
         return torch.tanh(self.tail(self.upsample(features)))  # (N, 3, upscale·H, upscale·W)
+
+    def fold_batch_norm(self) -> "Generator":
+        """Put every batch normalisation into the convolution before it, for good and for inference only; return itself."""
+        for block in self.trunk:
+            block.conv1, block.bn1 = fuse_conv_bn_eval(block.conv1, block.bn1), nn.Identity()
+            block.conv2, block.bn2 = fuse_conv_bn_eval(block.conv2, block.bn2), nn.Identity()
+        self.fusion = nn.Sequential(fuse_conv_bn_eval(*self.fusion))
+        return self
 
     @property
     def architecture(self) -> dict[str, str | int]:

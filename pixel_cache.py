@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from concurrent.futures import ProcessPoolExecutor
@@ -85,7 +86,7 @@ class ImageStore:
         if self.bad and not skip_bad:
             raise ValueError(_name_bad(layout.folder, self.bad))
         self.entries = [entry for entry in entries if not entry.error]
-        self._pixels: np.memmap | None = None
+        self._arrays: list[list[np.ndarray]] | None = None
 
     @classmethod
     def open(
@@ -118,23 +119,25 @@ class ImageStore:
 
     def __getitem__(self, index: int) -> list[np.ndarray]:
         """Return the uint8 arrays (H, W, 3) of image `index`: HR, LR and, where it is kept, bicubic."""
-        entry = self.entries[index]
         if self.cache_file is None:
-            return self.layout.decode(entry)
-        if self._pixels is None:
+            return self.layout.decode(self.entries[index])
+        if self._arrays is None:
             self._map()
-        arrays, offset = [], entry.offset
-        for shape in self.layout.shapes(entry.height, entry.width):
-            size = int(np.prod(shape))
-            arrays.append(self._pixels[offset : offset + size].reshape(shape))
-            offset += size
-        return arrays
+        return self._arrays[index]
 
     def _map(self) -> None:
-        self._pixels = np.memmap(self.cache_file, mode="r")
+        """Map the cache file and make the views of all images, so that to get one is to look it up."""
+        pixels, self._arrays = np.asarray(np.memmap(self.cache_file, mode="r")), []
+        for entry in self.entries:
+            arrays, offset = [], entry.offset
+            for shape in self.layout.shapes(entry.height, entry.width):
+                size = math.prod(shape)
+                arrays.append(pixels[offset : offset + size].reshape(shape))
+                offset += size
+            self._arrays.append(arrays)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_pixels": None}  # a worker process maps the file itself
+        return {**self.__dict__, "_arrays": None}  # a worker process maps the file itself
 
     def fingerprint(self) -> list[tuple[str, int, int]]:
         """Return (name, bytes, pixel checksum or 0) of every image: what a resumed run compares."""

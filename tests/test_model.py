@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from model import Discriminator, Generator, MultiScaleDiscriminator
+from model import Discriminator, Generator, MultiScaleDiscriminator, TailConv
 
 
 def count(network) -> int:
@@ -112,3 +112,27 @@ def test_multiscale_losses_are_averaged_not_outputs():
 
 def test_multiscale_trains_on_two_smallest_crops():
     MultiScaleDiscriminator().train().logits(torch.rand(2, 3, 64, 64)).sum().backward()
+
+
+def test_folding_batch_norm_changes_the_weights_and_not_the_result():
+    torch.manual_seed(0)
+    generator = Generator(2, 2).eval()
+    for name, tensor in generator.state_dict().items():
+        if "bn" in name or "fusion.1" in name:
+            tensor.copy_(torch.rand(tensor.shape) + 0.5) if tensor.is_floating_point() else None
+    lr = torch.rand(1, 3, 12, 9) * 2 - 1
+    expected = generator(lr)
+    folded = generator.fold_batch_norm()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    assert torch.allclose(folded(lr), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 7), (1, 8, 1, 3)])
+def test_the_tail_is_a_plain_convolution(shape):
+    tail, x = TailConv(8, 3, 9, padding=4).double(), torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    expected = torch.nn.functional.conv2d(x, tail.weight, tail.bias, padding=4)
+    result = tail(x)
+    assert torch.allclose(result, expected, atol=1e-12)
+    weights = torch.rand_like(expected)
+    ours, plain = (torch.autograd.grad((image * weights).sum(), [x, tail.weight, tail.bias]) for image in (result, expected))
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(ours, plain))

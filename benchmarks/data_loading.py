@@ -1,0 +1,85 @@
+"""Samples a second through the DataLoader on 2040x1404 PNG files, against decoding a file for every sample.
+
+python benchmarks/data_loading.py
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import classic
+import common
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+import cli
+from dataloader import TrainDatasetFromFolder, new_loader, workers_of
+
+BATCH, CROP = 16, 88
+
+
+def samples_a_second(loader: DataLoader, samples: int) -> float:
+    """Return the rate at which a loader gives samples, over about `samples` of them, after its first batch."""
+    batches = iter(loader)
+    next(batches)
+    began, done = time.perf_counter(), 0
+    for lr, _hr in batches:
+        done += len(lr)
+        if done >= samples:
+            break
+    return done / (time.perf_counter() - began)
+
+
+def copy_limit() -> float:
+    """Return the samples a second at which memory can be copied: every byte of LR and HR once, in whole batches."""
+    size = BATCH * 3 * (CROP**2 + (CROP // 4) ** 2)
+    source, target = np.ones((64, size), np.uint8), np.empty(size, np.uint8)
+    began, rounds = time.perf_counter(), 2000
+    for index in range(rounds):
+        np.copyto(target, source[index % 64])
+    return rounds * BATCH / (time.perf_counter() - began)
+
+
+def main(args) -> int:
+    """Measure and report."""
+    with tempfile.TemporaryDirectory() as place:
+        folder, cache = Path(place, "images"), Path(place, "cache")
+        common.write_pictures(folder, args.images)
+        began = time.perf_counter()
+        options = {"crops_per_image": -(-20 * args.samples // args.images), "cache_folder": cache}
+        ours = TrainDatasetFromFolder(folder, CROP, 4, **options)
+        build = time.perf_counter() - began
+        decoding = classic.TrainDataset(folder, CROP)
+        decoding.paths = decoding.paths * (args.samples // args.images + BATCH + 1)
+        rows = []
+        for workers in (0, 2):
+            slow = samples_a_second(DataLoader(decoding, BATCH, shuffle=True, num_workers=workers), args.samples // 4)
+            loader = new_loader(ours, BATCH, 0, workers)
+            with workers_of(loader):
+                fast = samples_a_second(loader, 18 * args.samples)
+            rows.append({"workers": workers, "classic": slow, "ours": fast, "ratio": fast / slow})
+        cache_bytes = sum(path.stat().st_size for path in cache.iterdir())
+    result = {
+        "ratio": rows[0]["ratio"],
+        "limit_fraction": rows[0]["ours"] / copy_limit(),
+        "images": args.images,
+        "cache_seconds_per_image": build / args.images,
+        "cache_bytes_per_hr_pixel": cache_bytes / args.images / (1404 * 2040),
+    }
+    common.report(
+        f"Samples a second, {CROP}x{CROP} crops of 2040x1404 PNG, batch {BATCH}", torch.device("cpu"), rows, result, args.json
+    )
+    return 0
+
+
+def get_args_parser():
+    """Return the parser of the command line."""
+    parser = common.get_args_parser("data_loading", __doc__)
+    parser.add_argument("--images", type=cli.positive_int, default=8, help="PNG files to make")
+    parser.add_argument("--samples", type=cli.positive_int, default=640, help="how many samples to time, about")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run_script(main, get_args_parser())

@@ -1,0 +1,69 @@
+"""Images a second of the full D and G step of train.py, against the classic loop's and against what the machine allows.
+
+python benchmarks/train_step.py
+"""
+
+import classic
+import common
+import torch
+
+import cli
+import inference
+import train
+
+
+def main(args) -> int:
+    """Measure and report."""
+    device = inference.resolve_device(args.device)
+    options = train.get_args_parser().parse_args(["--vgg-weights", "random", "--crop", str(args.crop), "--device", device.type])
+    options.precision, options.compile = args.precision, args.compile
+    train.resolve(options)
+    models = train.Models(options)
+    models.loss = train.new_loss(options, device)
+    for optimizer in (models.optimizer_g, models.optimizer_d):
+        optimizer.param_groups[0]["lr"] = 1e-4
+    reference = classic.Training(train.new_loss(options, device).to(memory_format=torch.contiguous_format), device)
+    batch = args.batch_size or (64 if device.type == "cuda" else 16)
+    hr = torch.rand(batch, 3, args.crop, args.crop, device=device) * 2 - 1
+    lr = torch.rand(batch, 3, args.crop // 4, args.crop // 4, device=device) * 2 - 1
+    ours_lr, ours_hr = (image.contiguous(memory_format=torch.channels_last) for image in (lr, hr))  # as the loader gives them
+
+    works = {
+        "classic": lambda: reference.step(lr, hr),
+        "ours": lambda: train.adversarial_step(models, ours_lr, ours_hr),
+    }
+    repeats = 20 if device.type == "cuda" else 1
+    times = common.in_turns(works, device, args.rounds, repeats)
+    flops = common.flops_of(works["ours"]) / batch
+    product = max(common.matrix_product_flops(device, options.precision) for _ in range(3))
+    limit = product / flops
+    rows = [
+        {"step": name, "precision": "fp32" if name == "classic" else options.precision, "images/s": batch / time,
+         "seconds": time, "TFLOP/s": batch * flops / time / 1e12 if name == "ours" else None}
+        for name, time in times.items()
+    ]  # fmt: skip
+    rows.append({"step": "limit", "precision": options.precision, "images/s": limit, "TFLOP/s": product / 1e12})
+    result = {
+        "ratio": times["classic"] / times["ours"],
+        "limit_fraction": batch / times["ours"] / limit,
+        "gigaflop_per_image": flops / 1e9,
+        "batch_size": batch,
+        "crop": args.crop,
+    }
+    common.report("Full training step (D and G)", device, rows, result, args.json)
+    return 0
+
+
+def get_args_parser():
+    """Return the parser of the command line."""
+    parser = common.get_args_parser("train_step", __doc__)
+    parser.add_argument("--crop", type=cli.positive_int, default=88, help="side of the HR crops in pixels")
+    parser.add_argument("--batch-size", type=cli.positive_int, help="crops a step (default: 16 on the CPU, 64 on a GPU)")
+    parser.add_argument("--rounds", type=cli.positive_int, default=5, help="timings of each; the median counts")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of our step")
+    parser.add_argument("--compile", action="store_true", help="torch.compile our networks")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run_script(main, get_args_parser())
