@@ -1,5 +1,6 @@
 # make demo: train on a few photographs, enlarge one, draw the curves (under five minutes on two cores, after the installation)
 # make test: lint and tests
+# make bench: four benchmarks against the classic loop, tables and JSON in results/bench (about ten minutes on two cores)
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := results/demo
@@ -8,7 +9,9 @@ TRAIN := $(BIN)/python train.py --train-dir data/demo/train --val-dir data/demo/
 	--pretrain-learning-rate 1e-3 --learning-rate 1e-4 --lr-schedule cosine --warmup-steps 20 --ema 0.99 \
 	--val-every 8 --vgg-weights random --out $(DEMO)
 
-.PHONY: demo test clean
+BENCHMARKS := train_step data_loading epoch inference
+
+.PHONY: demo test bench clean
 
 demo: .venv/installed
 	@$(BIN)/python prepare_data.py demo
@@ -22,6 +25,10 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+bench: .venv/installed
+	@mkdir -p results/bench
+	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json results/bench/$$name.json || exit 1; done
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,3 +91,9 @@ def test_bf16_is_close_to_fp32(astronaut):
     generator = new_generator()
     fp32, bf16 = (inference.upscale(generator, astronaut[:40, :40], precision=p).astype(float) for p in ("fp32", "bf16"))
     assert 10 * np.log10(255**2 / ((fp32 - bf16) ** 2).mean()) > 40
+
+
+def test_memory_beyond_a_tile_is_less_than_8_bytes_an_output_pixel():
+    taken = {megapixels: int(run("tests/enlarge_memory.py", megapixels).stdout) for megapixels in (1, 12)}
+    assert taken[12] - taken[1] < 8 * 16 * 11_000_000
+    assert taken[12] > 3 * 16 * 11_000_000 * 0.9  # the result itself: the measure does see memory
