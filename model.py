@@ -275,4 +275,16 @@ class MultiScaleDiscriminator(nn.Module):
         return torch.sigmoid(self.logits(x)).view(3, -1).mean(0)
 
 
+class Logits(nn.Module):
+    """A discriminator whose `forward` gives logits, which is what DistributedDataParallel and torch.compile can wrap."""
+
+    def __init__(self, discriminator: nn.Module):
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1] to logits."""
+        return self.discriminator.logits(x)
+
+
 DISCRIMINATORS = {"vgg": Discriminator, "multiscale": MultiScaleDiscriminator}

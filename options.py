@@ -119,3 +119,8 @@ def resolve(args: argparse.Namespace) -> None:
 def plain_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options as plain data for JSON and checkpoints."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+
+def needs_vgg(args: argparse.Namespace) -> bool:
+    """Tell whether the run comes to compare VGG16 features: pixel-only runs do not."""
+    return args.epochs > 0 and args.perceptual_weight > 0

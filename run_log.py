@@ -1,5 +1,6 @@
 """What a training run records: its progress, the statistics CSV, the line of an epoch, and config.json."""
 
+import argparse
 import json
 import math
 import platform
@@ -11,10 +12,12 @@ from typing import Any
 
 import pandas
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import files
 import images
+from options import needs_vgg, plain_options
 
 TERMS = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
 PIXEL_TERMS = ["Loss_G", "Loss_Pixel"]  # what a pixel-only epoch has
@@ -53,6 +56,30 @@ class Progress:
         means = dict(zip(terms, (self.sums / max(1, self.samples)).tolist()))
         check_finite(means, self.epoch, self.batch)
         return means
+
+
+def describe_plan(args: argparse.Namespace, networks: list[nn.Module], image_counts: list[int], loader: DataLoader) -> str:
+    """Return every option and what is about to be done, as lines.
+
+    `networks` are the generator and the discriminator; `image_counts` are those for training and for validation.
+    """
+    batches, sampler = len(loader), loader.batch_sampler
+    g, d = (sum(p.numel() for p in network.parameters()) for network in networks)
+    total = batches * (args.pretrain_epochs + args.epochs)
+    lines = [
+        "options: " + " ".join(f"{name}={value}" for name, value in plain_options(args).items() if value is not None),
+        f"networks: generator {g:,} parameters, discriminator {d:,}; {args.device}, {args.precision}",
+        f"images: {image_counts[0]} for training, {image_counts[1]} for validation",
+        f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of {batches:,} updates "
+        f"with {args.batch_size} crops of {args.crop}x{args.crop}: {total:,} updates",
+    ]
+    if sampler.world_size > 1:
+        lines.append(f"processes: {sampler.world_size}, each with its share of every batch")
+    if sampler.left_out:
+        lines.append(f"note: {sampler.left_out} samples of every epoch's last batch cannot be shared evenly and are left out")
+    if needs_vgg(args) and args.vgg_weights == "random":
+        lines.append("note: --vgg-weights random: the perceptual loss compares features of an UNTRAINED VGG16, not ImageNet's")
+    return "\n".join(lines)
 
 
 def new_row(

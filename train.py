@@ -29,8 +29,8 @@ import metrics
 import run_log
 from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder, describe_left_out, new_loader, workers_of
 from generator_loss_functions import GeneratorLoss, check_vgg_weights, load_vgg16
-from model import DISCRIMINATORS, GENERATORS
-from options import FREE_OPTIONS, get_args_parser, plain_options, resolve
+from model import DISCRIMINATORS, GENERATORS, Logits
+from options import FREE_OPTIONS, get_args_parser, needs_vgg, plain_options, resolve
 from pixel_cache import cache_folder_for
 from run_log import PIXEL_TERMS, TERMS, Progress
 
@@ -72,18 +72,6 @@ class Models:
     def validated(self) -> nn.Module:
         """The generator that is validated and saved: the averaged one, where there is one."""
         return self.ema.module if self.ema else self.generator
-
-
-class Logits(nn.Module):
-    """A discriminator whose `forward` gives logits, which is what DistributedDataParallel and torch.compile can wrap."""
-
-    def __init__(self, discriminator: nn.Module):
-        super().__init__()
-        self.discriminator = discriminator
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) in [-1, 1] to logits."""
-        return self.discriminator.logits(x)
 
 
 def new_adam(network: nn.Module) -> torch.optim.Adam:
@@ -292,7 +280,8 @@ def run(args: argparse.Namespace, out: Path) -> int:
             print(f"bit-exactness with the earlier part ends here: {saved['machine']} became {machine}")
     share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     loader = new_loader(train_set, args.batch_size, args.seed, args.workers, pin=args.device == "cuda", **share)
-    print_plan(args, models, train_set, val_set, loader)
+    counts = [len(train_set.usable), len(val_set)]
+    print(run_log.describe_plan(args, [models.generator, models.discriminator], counts, loader), flush=True)
     board = None
     if leader:
         for name in ("checkpoints", "validation"):
@@ -398,11 +387,6 @@ def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, Val
     return train_set, val_set
 
 
-def needs_vgg(args: argparse.Namespace) -> bool:
-    """Tell whether the run comes to compare VGG16 features: pixel-only runs do not."""
-    return args.epochs > 0 and args.perceptual_weight > 0
-
-
 def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
     """Return the generator's loss, with VGG16 loaded where its weight is not 0."""
     vgg = load_vgg16(args.vgg_weights) if args.perceptual_weight > 0 else None
@@ -410,33 +394,13 @@ def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
     return loss.to(device=device, memory_format=torch.channels_last)
 
 
-def print_plan(args: argparse.Namespace, models: Models, train_set, val_set, loader: DataLoader) -> None:
-    """Print every option and what is about to be done."""
-    batches, left_out = len(loader), loader.batch_sampler.left_out
-    g, d = (sum(p.numel() for p in network.parameters()) for network in (models.generator, models.discriminator))
-    total = batches * (args.pretrain_epochs + args.epochs)
-    lines = [
-        "options: " + " ".join(f"{name}={value}" for name, value in plain_options(args).items() if value is not None),
-        f"networks: generator {g:,} parameters, discriminator {d:,}; {args.device}, {args.precision}",
-        f"images: {len(train_set.usable)} for training, {len(val_set)} for validation",
-        f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of {batches:,} updates "
-        f"with {args.batch_size} crops of {args.crop}x{args.crop}: {total:,} updates",
-    ]
-    if distributed.world_size() > 1:
-        lines.append(f"processes: {distributed.world_size()}, each with its share of every batch")
-    if left_out:
-        lines.append(f"note: {left_out} samples of every epoch's last batch cannot be shared evenly and are left out")
-    if needs_vgg(args) and args.vgg_weights == "random":
-        lines.append("note: --vgg-weights random: the perceptual loss compares features of an UNTRAINED VGG16, not ImageNet's")
-    print("\n".join(lines), flush=True)
-
-
 def dry_run(args: argparse.Namespace) -> int:
     """Build everything, run one step of each phase and one validation image, print shapes and the plan; write nothing."""
     train_set, val_set = open_datasets(args)
     models = Models(args, args.init)
     loader = new_loader(train_set, args.batch_size, args.seed, 0)
-    print_plan(args, models, train_set, val_set, loader)
+    counts = [len(train_set.usable), len(val_set)]
+    print(run_log.describe_plan(args, [models.generator, models.discriminator], counts, loader), flush=True)
     lr, hr = (images.uint8_to_signed(batch.to(models.device)) for batch in next(iter(loader)))
     print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {tuple(models.generate(lr).shape)}")
     if args.pretrain_epochs:

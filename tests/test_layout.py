@@ -16,7 +16,7 @@ ROOMS = {
     "metrics": {"compat", "images"},
     "checkpoint": {"files", "model"},
     "inference": {"images", "model", "checkpoint"},
-    "run_log": {"files", "images"},
+    "run_log": {"files", "images", "options"},
     "options": {"inference", "model"},
     "distributed": set(),
     "test_image": {"inference", "images"},
