@@ -1,0 +1,43 @@
+"""The files in weights/: each is what its card says, in bytes, checksum and figures."""
+
+import re
+
+import pytest
+import torch
+from conftest import ROOT
+
+import files
+import images
+import inference
+import metrics
+from dataloader import TestDatasetFromFolder
+
+CARD = (ROOT / "weights" / "README.md").read_text()
+FILES = re.findall(r"^\| `(\w+\.pth)` \|.*\| ([\d,]+) \| (\w{64}) \|$", CARD, re.M)
+
+
+def test_the_card_lists_every_file():
+    assert [name for name, *_ in FILES] == sorted(path.name for path in (ROOT / "weights").glob("*.pth"))
+    assert inference.WEIGHTS.name in dict((name, size) for name, size, _ in FILES)
+
+
+@pytest.mark.parametrize(("name", "size", "checksum"), FILES)
+def test_a_file_is_the_one_of_the_card(name, size, checksum):
+    path = ROOT / "weights" / name
+    assert path.stat().st_size == int(size.replace(",", "")) < 4 * 2**20
+    assert files.sha256(path) == checksum
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in FILES])
+@torch.inference_mode()
+def test_a_file_scores_on_set5_what_the_card_says(name, set5):
+    row = re.search(rf"^\| `{name}` \|((?: [\d.]+ \|){{5}}) ([\d.]+) / ([\d.]+) \|$", CARD, re.M)
+    generator = inference.load_generator(ROOT / "weights" / name, torch.device("cpu"))
+    scores = []
+    for _name, lr, hr in TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4):
+        sr = images.to_tensor(inference.upscale(generator, images.to_array(lr)))
+        scores.append(metrics.psnr_ssim_y(images.uint8_to_unit(sr), images.uint8_to_unit(hr), 4))
+    psnr, ssim = torch.tensor(scores).T
+    assert psnr.tolist() == pytest.approx([float(value) for value in re.findall(r"[\d.]+", row[1])], abs=0.01)
+    assert psnr.mean().item() == pytest.approx(float(row[2]), abs=0.01)
+    assert ssim.mean().item() == pytest.approx(float(row[3]), abs=1e-4)
