@@ -212,11 +212,11 @@ def load_tensors(path: str | Path) -> Any:
 def _torch_load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except MemoryError:
         raise
     except Exception as error:  # whatever a stranger's file makes the unpickler raise
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which PyTorch raises for a seek beyond the end
+            raise
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = "it is no file of tensors, or would run code when loaded"
         else:

@@ -1,0 +1,146 @@
+"""Image, weight and dataset files of strangers: a clear refusal or a good result, in bounded time and memory."""
+
+import argparse
+import resource
+import shutil
+import signal
+import struct
+import time
+
+import corpus
+import pytest
+import torch
+from conftest import run, the_error
+from PIL import Image
+
+import checkpoint
+import files
+import images
+import test_image
+from dataloader import ValDatasetFromFolder
+from model import Generator
+
+COUNT = 600
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A folder of mutated picture files."""
+    folder = tmp_path_factory.mktemp("broken")
+    for name, content in corpus.mutated(COUNT):
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_the_corpus_is_what_it_says(tmp_path):
+    names = [name for name, _ in corpus.mutated(COUNT)]
+    assert {name.rsplit(".")[1] for name in names} == set(corpus.FORMATS)
+    assert {name[6:].split(".")[0] for name in names} == {"flip", "cut", "header", "size", "splice", "repeat"}
+    for suffix, content in corpus.originals():
+        (tmp_path / f"a.{suffix}").write_bytes(content)
+        assert images.read_picture(tmp_path / f"a.{suffix}").rgb.shape == (20, 24, 3)
+
+
+def test_mutated_images_are_enlarged_or_refused(broken, tmp_path):
+    generator = Generator(2, 1).eval()
+    args = argparse.Namespace(max_pixels=100_000, tile="auto", compare=False)
+    good = refused = 0
+    before, slowest = peak(), 0.0
+    for source in sorted(broken.iterdir()):
+        began = time.monotonic()
+        signal.alarm(20)  # a hang ends the test
+        try:
+            test_image.enlarge(generator, source, tmp_path / "out.png", args, "fp32")
+            with Image.open(tmp_path / "out.png") as result:
+                result.load()
+            good += 1
+        except (ValueError, OSError) as error:
+            assert str(source) in str(error) and "\n" not in str(error), error
+            refused += 1
+        finally:
+            signal.alarm(0)
+        slowest = max(slowest, time.monotonic() - began)
+    assert good + refused == COUNT and good > 50 and refused > 200
+    assert slowest < 10 and peak() - before < 2**30
+    assert not list(tmp_path.glob(".srgan-*"))
+
+
+def test_mutated_images_in_a_dataset_are_left_out(broken, tmp_path):
+    shutil.copytree(broken, tmp_path / "images")
+    Image.new("RGB", (24, 20)).save(tmp_path / "images" / "good.png")
+    cached = ValDatasetFromFolder(tmp_path / "images", 2, cache_folder=tmp_path / "cache", skip_bad=True)
+    assert len(cached) + len(cached.store.bad) + len(cached.too_small) == COUNT + 1 and len(cached.store.bad) > 200
+    names = [name for name, *_ in cached]
+    assert "good" in names and len(set(names)) == len(names)
+
+
+def test_a_sample_of_them_through_the_real_command(broken, tmp_path):
+    shutil.copytree(broken, tmp_path / "some", ignore=lambda _, names: [name for name in names if int(name[:5]) % 12])
+    Image.new("RGB", (24, 20)).save(tmp_path / "some" / "good.png")
+    checkpoint.save_generator(tmp_path / "x2.pth", Generator(2, 1))
+    arguments = ["test_image.py", tmp_path / "some", "--weights", tmp_path / "x2.pth", "--out", tmp_path / "out"]
+    done = run(*arguments, "--max-pixels", 100_000, status=2)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("test_image.py: error: ")]
+    assert "Traceback" not in done.stderr and len(lines) > 10 and "images were not enlarged" in lines[-1]
+    assert (tmp_path / "out" / "good_x2.png").exists()
+
+
+def test_weight_files_that_claim_absurd_things_take_no_memory(tmp_path):
+    before = peak()
+    header = b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
+    cases = {
+        "header.safetensors": struct.pack("<Q", 2**40) + b"{}",
+        "shape.safetensors": struct.pack("<Q", len(header)) + header,
+        "short.safetensors": b"\x01",
+    }
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+    good = Generator(4, 1)
+    for name, changes in {
+        "blocks": {"blocks": 10**6},
+        "negative": {"blocks": -1},
+        "text": {"blocks": "many"},
+        "upscale": {"upscale": 10**9},
+        "features": {"generator": "rrdb", "features": 10**9, "growth": 10**9, "blocks": 1},
+    }.items():
+        content = {"format": checkpoint.GENERATOR_FORMAT, **good.architecture, **changes, "state_dict": good.state_dict()}
+        files.save_tensors(tmp_path / f"{name}.pth", content)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for path in [path for path in tmp_path.iterdir() if path.suffix != ".png"]:
+        began = time.monotonic()
+        with pytest.raises(ValueError, match=path.name):
+            checkpoint.load_generator(path)
+        assert time.monotonic() - began < 5
+    assert peak() - before < 2**28
+    assert "blocks.pth" in the_error(
+        run("test_image.py", tmp_path / "a.png", "--weights", tmp_path / "blocks.pth", status=None)
+    )
+
+
+def test_mutated_weight_files_are_loaded_whole_or_refused(tmp_path):
+    """Every flipped bit is noticed in PyTorch's format, which has checksums; safetensors has none for its values."""
+    import numpy as np
+
+    checkpoint.save_generator(tmp_path / "good.pth", Generator(2, 1))
+    good, rng = (tmp_path / "good.pth").read_bytes(), np.random.default_rng(0)
+    expected = files.load_tensors(tmp_path / "good.pth")["state_dict"]
+    refused = 0
+    for index in range(150):
+        data = bytearray(good)
+        if index % 3 == 2:
+            del data[rng.integers(0, len(data)) :]
+        else:
+            data[rng.integers(0, len(data))] ^= 1 << int(rng.integers(8))
+        (tmp_path / "a.pth").write_bytes(data)
+        try:
+            loaded = checkpoint.load_generator(tmp_path / "a.pth").state_dict()
+        except ValueError as error:
+            assert "a.pth" in str(error) and "\n" not in str(error)
+            refused += 1
+        else:  # in a byte that says nothing, such as padding
+            assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+    assert refused > 100
