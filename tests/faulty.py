@@ -1,0 +1,93 @@
+"""Run a script of the repository with one fault: python tests/faulty.py FAULT NUMBER script.py ARGUMENTS.
+
+The events counted from 1 are what a run does to its disk (`write`, `flush`, `rename`, `link`) and what it computes (`work`:
+a training step, a validation image, a decoded image). At event NUMBER the process is killed by SIGKILL (FAULT `kill`), or a
+disk event fails with ENOSPC or EIO (`full`, `broken`; work is not counted then). NUMBER 0 only prints how many there were.
+"""
+
+import errno
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import files
+import metrics
+import pixel_cache
+from dataloader import TrainDatasetFromFolder
+
+FAULT, NUMBER = sys.argv[1], int(sys.argv[2])
+events: list[str] = []
+
+
+def event(name: str) -> None:
+    """Count an event, and let the fault happen when it is due."""
+    if FAULT != "kill" and name == "work":
+        return
+    events.append(name)
+    if len(events) == NUMBER:
+        if FAULT == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        code = {"full": errno.ENOSPC, "broken": errno.EIO}[FAULT]
+        raise OSError(code, os.strerror(code))
+
+
+class CountedFile:
+    """A file whose first write is an event, in the middle of which the data are half on the disk."""
+
+    def __init__(self, file):
+        self._file, self._begun = file, False
+
+    def write(self, data) -> int:
+        """Write half, then meet the fault, then write the rest; later writes of the same file are let be."""
+        if self._begun:
+            return self._file.write(data)
+        self._begun = True
+        data = memoryview(data).cast("B")
+        self._file.write(data[: len(data) // 2])
+        self._file.flush()
+        event("write")
+        self._file.write(data[len(data) // 2 :])
+        return len(data)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._file.close()
+
+
+def counted_open(path, mode="r", *args, **kwargs):
+    """Open a file as `open` does; one that is written is counted."""
+    file = open(path, mode, *args, **kwargs)  # noqa: SIM115 - its caller closes it
+    return CountedFile(file) if "+" in mode and "a" not in mode else file
+
+
+def before(module, name: str, what: str) -> None:
+    """Make calls of a function an event."""
+    function = getattr(module, name)
+
+    def counted(*args, **kwargs):
+        event(what)
+        return function(*args, **kwargs)
+
+    setattr(module, name, counted)
+
+
+files.open = pixel_cache.open = counted_open
+before(os, "fsync", "flush")
+before(os, "replace", "rename")
+before(os, "link", "link")
+before(TrainDatasetFromFolder, "__getitems__", "work")
+before(metrics, "psnr_ssim_rgb", "work")
+before(pixel_cache, "_decode_one", "work")
+sys.argv = sys.argv[3:]
+try:
+    runpy.run_path(str(Path(__file__).parent.parent / sys.argv[0]), run_name="__main__")
+finally:
+    if NUMBER == 0:
+        print("events:", *events, file=sys.stderr)

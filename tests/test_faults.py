@@ -1,0 +1,35 @@
+"""A few of the faults of `make torture`: kills and failing writes at moments spread over a run's life."""
+
+import faults
+import pytest
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The photographs, the state of an undisturbed run, and the events of its life."""
+    folder = tmp_path_factory.mktemp("faults")
+    faults.make_photos(folder)
+    done = faults.train_with("kill", 0, folder, folder / "whole")
+    assert done.returncode == 0, done.stderr
+    events = next(line for line in done.stderr.splitlines() if line.startswith("events: ")).split()[1:]
+    return folder, faults.state_of(folder / "whole"), events
+
+
+def test_a_life_has_every_kind_of_event(undisturbed):
+    events = undisturbed[2]
+    assert {"write", "flush", "rename", "link", "work"} == set(events)
+    assert len(events) > 60
+
+
+@pytest.mark.parametrize("moment", [0.04, 0.3, 0.55, 0.8, 0.97])
+def test_a_killed_run_goes_on_to_the_same_end(undisturbed, tmp_path, moment):
+    folder, expected, events = undisturbed
+    assert faults.survives("kill", 1 + int(moment * len(events)), folder, tmp_path / "run", expected) == ""
+
+
+@pytest.mark.parametrize(("fault", "what", "which"), [("full", "write", -1), ("broken", "rename", 4), ("full", "flush", 8)])
+def test_a_failing_disk_loses_nothing(undisturbed, tmp_path, fault, what, which):
+    folder, expected, events = undisturbed
+    disk = [event for event in events if event != "work"]
+    places = [number for number, event in enumerate(disk, 1) if event == what]
+    assert faults.survives(fault, places[which], folder, tmp_path / "run", expected) == ""
