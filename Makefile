@@ -1,5 +1,6 @@
 # make demo: train on a few photographs, enlarge one, draw the curves (under five minutes on two cores, after the installation)
 # make test: lint and tests
+# make torture: kills, failing disks, mutated files, all of them, and a table (about a quarter of an hour on two cores)
 # make bench: four benchmarks against the classic loop, tables and JSON in results/bench (about ten minutes on two cores)
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ TRAIN := $(BIN)/python train.py --train-dir data/demo/train --val-dir data/demo/
 
 BENCHMARKS := train_step data_loading epoch inference
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench torture clean
 
 demo: .venv/installed
 	@$(BIN)/python prepare_data.py demo
@@ -25,6 +26,9 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+torture: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py
 
 bench: .venv/installed
 	@mkdir -p results/bench

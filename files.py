@@ -83,8 +83,12 @@ def keep_as(path: str | Path, backup: str | Path) -> None:
         with open(path, "rb") as source, write_atomic(backup) as target:
             shutil.copyfileobj(source, target)
         return
-    os.replace(link, backup)
-    _sync_folder(backup.parent)
+    try:
+        os.replace(link, backup)
+        _sync_folder(backup.parent)
+    except OSError as error:
+        link.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot be written ({error.strerror})", str(backup)) from error
 
 
 def remove_leftovers(folder: str | Path) -> None:

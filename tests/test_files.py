@@ -152,3 +152,16 @@ def test_keep_as_gives_a_second_name(tmp_path, monkeypatch, links):
         files.keep_as(tmp_path / "a", tmp_path / "b")
         assert (tmp_path / "b").read_text() == text
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_backup_that_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "last.pth").write_bytes(b"new")
+    (tmp_path / "previous.pth").write_bytes(b"old")
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match=r"Input/output error.*previous\.pth"):
+        files.keep_as(tmp_path / "last.pth", tmp_path / "previous.pth")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"last.pth": b"new", "previous.pth": b"old"}

@@ -1,0 +1,140 @@
+"""Everything at once, and a table of it: python tests/torture.py [--kills 30] [--images 6000] [--weights 600] [--seed 0].
+
+Kills spread over the life of a training run, a failing disk at every event of it, mutated pictures and weight files.
+"""
+
+import argparse
+import contextlib
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import corpus
+import faults
+import numpy as np
+import pandas
+import torch
+
+import checkpoint
+import cli
+import files
+import test_image
+from model import Generator
+
+PATIENCE = 20  # seconds, after which a file counts as a hang
+
+
+class Hang(Exception):
+    """A file took longer than `PATIENCE`."""
+
+
+@contextlib.contextmanager
+def patience():
+    """Context that is left by `Hang` when it takes too long."""
+
+    def give_up(*_):
+        raise Hang(f"took more than {PATIENCE} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PATIENCE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def training(place: Path, kills: int) -> list[tuple[str, str, str]]:
+    """Return (kind, case, what was lost) of every kill and of every failing disk event."""
+    faults.make_photos(place)
+    done = faults.train_with("kill", 0, place, place / "whole")
+    events = next(line for line in done.stderr.splitlines() if line.startswith("events: ")).split()[1:]
+    expected = faults.state_of(place / "whole")
+    disk = [event for event in events if event != "work"]
+    cases = [("kill", "killed in training", 1 + index * len(events) // kills) for index in range(kills)]
+    for number, event in enumerate(disk, 1):
+        cases += [(("full", "broken")[number % 2], f"disk fails at a {event}", number)]
+    found = []
+    for fault, kind, number in cli.progress_bar(cases, desc="training", unit="fault", delay=0):
+        found.append((kind, f"{fault} at event {number}", faults.survives(fault, number, place, place / "run", expected)))
+    return found
+
+
+def pictures(place: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Return (kind, file, what went wrong) of every mutated picture, through what test_image.py does with one."""
+    generator = Generator(2, 1).eval()
+    args = argparse.Namespace(max_pixels=100_000, tile="auto", compare=False)
+    found = []
+    for name, content in cli.progress_bar(corpus.mutated(count, seed), total=count, desc="pictures", unit="file", delay=0):
+        source = place / name
+        source.write_bytes(content)
+        wrong = ""
+        try:
+            with patience(), contextlib.redirect_stdout(None):
+                test_image.enlarge(generator, source, place / "out.png", args, "fp32")
+        except (ValueError, OSError) as error:
+            wrong = "" if name in str(error) and "\n" not in str(error) else f"unclear: {error}"
+        except Exception as error:
+            wrong = f"{type(error).__name__}: {error}"
+        found.append((f"mutated {source.suffix[1:]}", name, wrong))
+        source.unlink()
+    return found
+
+
+def weight_files(place: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Return (kind, case, what went wrong) of damaged weight files: each has to be refused, or hold what it held."""
+    good, rng, found = place / "good.pth", np.random.default_rng(seed), []
+    checkpoint.save_generator(good, Generator(2, 1))
+    content, expected = good.read_bytes(), files.load_tensors(good)["state_dict"]
+    for index in cli.progress_bar(range(count), desc="weights", unit="file", delay=0):
+        data, path, wrong = bytearray(content), place / "a.pth", ""
+        if index % 3 == 2:
+            del data[rng.integers(0, len(data)) :]
+        else:
+            data[rng.integers(0, len(data))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        try:
+            with patience():
+                state = checkpoint.load_generator(path).state_dict()
+            if not all(torch.equal(state[name], tensor) for name, tensor in expected.items()):
+                wrong = "loaded with other values"
+        except ValueError as error:
+            wrong = "" if "a.pth" in str(error) else f"unclear: {error}"
+        except Exception as error:
+            wrong = f"{type(error).__name__}: {error}"
+        found.append(("damaged weight file", str(index), wrong))
+    return found
+
+
+def main(args: argparse.Namespace) -> int:
+    """Try everything, print what was lost and the table."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        found = training(Path(folder, "training"), args.kills) if args.kills else []
+        found += pictures(Path(folder), args.images, args.seed) + weight_files(Path(folder), args.weights, args.seed)
+    for kind, case, wrong in found:
+        if wrong:
+            print(f"LOST  {kind}, {case}: {wrong}")
+    table = pandas.DataFrame([(kind, 1, int(not wrong), int(bool(wrong))) for kind, _, wrong in found])
+    table.columns = ["fault", "tried", "survived", "lost"]
+    table = table.groupby("fault", sort=False).sum()
+    print(f"\n{time.strftime('%Y-%m-%d')}, {time.monotonic() - began:.0f} s, seed {args.seed}\n{table.to_string()}")
+    return int(table["lost"].sum() > 0)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = cli.ArgumentParser(prog="tests/torture.py", description=__doc__)
+    parser.add_argument("--kills", type=cli.non_negative_int, default=30, help="moments to kill at (0: no training)")
+    parser.add_argument("--images", type=cli.positive_int, default=6000, help="mutated pictures")
+    parser.add_argument("--weights", type=cli.positive_int, default=600, help="damaged weight files")
+    parser.add_argument("--seed", type=cli.non_negative_int, default=0, help="of the mutations")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run_script(main, get_args_parser())
