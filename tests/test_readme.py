@@ -17,7 +17,16 @@ from PIL import Image
 import prepare_data
 import train
 
-DOWNLOADS = ("prepare_data.py div2k", "DIV2K", "pip install", "git clone", "make demo", "make test", "make bench", "make torture")
+DOWNLOADS = (
+    "prepare_data.py div2k",
+    "DIV2K",
+    "pip install",
+    "git clone",
+    "make demo",
+    "make test",
+    "make bench",
+    "make torture",
+)
 
 
 def commands() -> list[str]:
