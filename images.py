@@ -120,15 +120,10 @@ def result_names(names: Iterable[str]) -> list[str]:
     """
     names = list(names)
     flat = [Path(name).with_suffix("").as_posix().replace("/", "_") for name in names]
-    uses = Counter(name.lower() for name in flat)
-    return [
-        short if uses[short.lower()] == 1 and len(os.fsencode(short)) <= 200 else f"{short[:45]}-{_checksum(name):08x}"
-        for name, short in zip(names, flat, strict=True)
-    ]
-
-
-def _checksum(name: str) -> int:
-    return zlib.crc32(os.fsencode(name))
+    uses = Counter(short.lower() for short in flat)
+    fits = [uses[short.lower()] == 1 and len(os.fsencode(short)) <= 200 for short in flat]
+    unique = [f"{short[:45]}-{zlib.crc32(os.fsencode(name)):08x}" for name, short in zip(names, flat, strict=True)]
+    return [short if fit else other for short, fit, other in zip(flat, fits, unique, strict=True)]
 
 
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

@@ -6,10 +6,8 @@ python train.py --upscale 4 --crop 88
 import argparse
 import contextlib
 import math
-import operator
 import sys
 import time
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from model import DISCRIMINATORS, GENERATORS, Logits
 from options import FREE_OPTIONS, get_args_parser, needs_vgg, plain_options, resolve
 from pixel_cache import cache_folder_for
 from run_log import PIXEL_TERMS, TERMS, Progress
+from validation import validate
 
 # --- one update ---------------------------------------------------------------------------------------------------
 
@@ -131,7 +130,7 @@ def learning_rate_at(step: int, total_steps: int, peak: float, schedule: str, wa
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
-# --- an epoch and its validation ----------------------------------------------------------------------------------
+# --- an epoch -----------------------------------------------------------------------------------------------------
 
 
 def terms_of(args: argparse.Namespace, epoch: int) -> list[str]:
@@ -185,59 +184,6 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
     return None
 
 
-@torch.inference_mode()
-def validate(
-    generator: nn.Module,
-    dataset: ValDatasetFromFolder,
-    precision: str,
-    bicubic_scores: dict[int, tuple[float, float]],
-    folder: Path | None,
-    triplets: int,
-    stop: cli.StopRequest,
-    lpips: metrics.LPIPS | None = None,
-) -> dict[str, float] | None:
-    """Return the mean PSNR and SSIM of SR and of bicubic over whole 8-bit images, one held at a time; None when stopped.
-
-    The first `triplets` images are drawn as bicubic | HR | SR in `folder`. `bicubic_scores` keeps bicubic's own figures,
-    which never change, from one call to the next. With `lpips`, its mean is returned too. Of several processes each
-    takes its share of the images.
-    """
-    device = next(generator.parameters()).device
-    was_training = generator.training
-    generator.eval()
-    scores, distances, pictures = {}, {}, {}
-    share = range(distributed.rank(), len(dataset), distributed.world_size())
-    try:
-        for index in cli.progress_bar(share, desc="validation", unit="image"):
-            if stop.number:
-                scores = None
-                break
-            name, lr, bicubic, hr = dataset[index]
-            sr = inference.upscale(generator, images.to_array(lr), precision=precision)
-            target = hr.to(device)
-            if index not in bicubic_scores:
-                bicubic_scores[index] = metrics.psnr_ssim_rgb(bicubic.to(device), target)
-            result = images.to_tensor(sr).to(device)
-            scores[index] = (*metrics.psnr_ssim_rgb(result, target), *bicubic_scores[index])
-            if lpips is not None and min(target.shape[-2:]) >= metrics.LPIPS_LEAST_SIDE:
-                distances[index] = lpips(images.uint8_to_signed(result), images.uint8_to_signed(target)).item()
-            if index < triplets and folder is not None:
-                shown = zip((images.to_array(bicubic), images.to_array(hr), sr), ("bicubic {2:.2f} dB", "HR", "SR {0:.2f} dB"))
-                row = [(label.format(*scores[index]), images.crop_centre(picture, 400)) for picture, label in shown]
-                pictures[name] = images.Picture(images.side_by_side(row))
-    finally:
-        generator.train(was_training)
-    shares = distributed.gather((scores, distances, pictures))
-    if any(scores is None for scores, *_ in shares):
-        return None
-    scores, distances, pictures = (reduce(operator.or_, parts) for parts in zip(*shares))
-    for name, picture in pictures.items() if distributed.rank() == 0 else ():
-        images.write_picture(files.make_folder(folder) / f"{name}.png", picture)
-    means = torch.tensor([scores[index] for index in sorted(scores)], dtype=torch.float64).mean(0).tolist()
-    distance = {"LPIPS": sum(distances.values()) / len(distances)} if distances else {}
-    return dict(zip(("PSNR", "SSIM", "Bicubic_PSNR", "Bicubic_SSIM"), means)) | distance
-
-
 # --- a run --------------------------------------------------------------------------------------------------------
 
 
@@ -263,10 +209,8 @@ def run(args: argparse.Namespace, out: Path) -> int:
     if needs_vgg(args):
         check_vgg_weights(args.vgg_weights)
     models, progress, rows = Models(args, None if saved else args.init), Progress(), []
-    machine = {
-        **{"device": args.device, "precision": args.precision, "compile": args.compile},
-        **{"threads": torch.get_num_threads(), "processes": distributed.world_size()},
-    }
+    machine = {name: getattr(args, name) for name in ("device", "precision", "compile")}
+    machine |= {"threads": torch.get_num_threads(), "processes": distributed.world_size()}
     if saved:
         for name, part in models.state.items():
             if saved["models"].get(name):  # the scaler of a run that was not fp16 is empty
@@ -293,14 +237,10 @@ def run(args: argparse.Namespace, out: Path) -> int:
     def save() -> None:
         sums = None if progress.sums is None else torch.stack(distributed.gather(progress.sums.cpu()))
         if leader:
-            checkpoint.save_checkpoint(
-                folder,
-                {
-                    **{"options": options, "machine": machine, "images": seen, "rows": rows},
-                    "models": {name: part.state_dict() for name, part in models.state.items()},
-                    "progress": {**vars(progress), "sums": sums},
-                },
-            )
+            state = {"options": options, "machine": machine, "images": seen, "rows": rows}
+            state["models"] = {name: part.state_dict() for name, part in models.state.items()}
+            state["progress"] = {**vars(progress), "sums": sums}
+            checkpoint.save_checkpoint(folder, state)
         distributed.barrier()
 
     try:

@@ -92,6 +92,23 @@ def _run_script(arguments: list[str], streams: tuple[Path, Path], cwd: str, envi
     runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
 
 
+def tensors(path: Path) -> dict:
+    """Every tensor of a file of nested data, by its place in it."""
+    import torch
+
+    found = {}
+
+    def walk(value, name):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(inner, f"{name}.{key}")
+        elif isinstance(value, torch.Tensor):
+            found[name] = value
+
+    walk(torch.load(path, weights_only=True), "")
+    return found
+
+
 def the_error(done: subprocess.CompletedProcess) -> str:
     """The one line on stderr of a script that refused its input."""
     assert done.returncode == 2, done.stdout + done.stderr

@@ -82,3 +82,15 @@ def mutated(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
             start, length = int(rng.integers(0, len(data))), int(rng.integers(1, 200))
             data[start:start] = data[start : start + length] * int(rng.integers(1, 50))
         yield f"{index:05d}_{kind}.{suffix}", bytes(data)
+
+
+def damaged(content: bytes, count: int, seed: int = 0) -> Iterator[bytes]:
+    """Yield a file's content with a bit flipped, or, every third time, cut short."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        data = bytearray(content)
+        if index % 3 == 2:
+            del data[rng.integers(0, len(data)) :]
+        else:
+            data[rng.integers(0, len(data))] ^= 1 << int(rng.integers(8))
+        yield bytes(data)

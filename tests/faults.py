@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import photograph, started_script
+from conftest import photograph, started_script, tensors
 from PIL import Image
 
 import files
@@ -38,18 +38,8 @@ def train_with(fault: str, number: int, folder: Path, place: Path):
 
 def state_of(place: Path) -> dict:
     """All that a finished run has to be equal in: every tensor of its checkpoint and generator files, and the CSV but its times."""
-    found: dict = {}
-
-    def walk(value, name):
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(inner, f"{name}.{key}")
-        elif isinstance(value, torch.Tensor):
-            found[name] = value
-
-    for path in sorted((place / "out" / "checkpoints").glob("*.pth")):
-        if path.name != "previous.pth":
-            walk(torch.load(path, weights_only=True), path.name)
+    paths = [path for path in sorted((place / "out" / "checkpoints").glob("*.pth")) if path.name != "previous.pth"]
+    found = {path.name + name: tensor for path in paths for name, tensor in tensors(path).items()}
     with open(place / "out" / "statistics.csv") as file:
         rows = [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
     pictures = {path.name: np.asarray(Image.open(path)) for path in sorted((place / "out" / "validation").rglob("*.png"))}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run, the_error
+from conftest import ROOT, run, tensors, the_error
 from PIL import Image
 
 import checkpoint
@@ -31,20 +31,6 @@ def without_times(out: Path) -> list[dict[str, str]]:
     return [
         {name: value for name, value in row.items() if name not in ("Images_Per_Second", "Seconds")} for row in rows_of(out)
     ]
-
-
-def tensors(path: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-
-    def walk(value, name):
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(inner, f"{name}.{key}")
-        elif isinstance(value, torch.Tensor):
-            found[name] = value
-
-    walk(torch.load(path, weights_only=True), "")
-    return found
 
 
 def assert_same_run(one: Path, other: Path) -> None:

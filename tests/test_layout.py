@@ -19,6 +19,7 @@ ROOMS = {
     "run_log": {"files", "images", "options"},
     "options": {"inference", "model"},
     "distributed": set(),
+    "validation": {"dataloader", "distributed", "files", "images", "inference", "metrics"},
     "test_image": {"inference", "images"},
     "test_benchmark": {"inference", "metrics", "dataloader", "images", "files", "model"},
     "plot_statistics": {"files", "run_log"},

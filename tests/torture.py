@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import corpus
 import faults
-import numpy as np
 import pandas
 import torch
 
@@ -87,15 +86,12 @@ def pictures(place: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
 
 def weight_files(place: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
     """Return (kind, case, what went wrong) of damaged weight files: each has to be refused, or hold what it held."""
-    good, rng, found = place / "good.pth", np.random.default_rng(seed), []
+    good, found = place / "good.pth", []
     checkpoint.save_generator(good, Generator(2, 1))
     content, expected = good.read_bytes(), files.load_tensors(good)["state_dict"]
-    for index in cli.progress_bar(range(count), desc="weights", unit="file", delay=0):
-        data, path, wrong = bytearray(content), place / "a.pth", ""
-        if index % 3 == 2:
-            del data[rng.integers(0, len(data)) :]
-        else:
-            data[rng.integers(0, len(data))] ^= 1 << int(rng.integers(8))
+    cases = cli.progress_bar(corpus.damaged(content, count, seed), total=count, desc="weights", unit="file", delay=0)
+    for index, data in enumerate(cases):
+        path, wrong = place / "a.pth", ""
         path.write_bytes(data)
         try:
             with patience():
