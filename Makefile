@@ -1,6 +1,7 @@
 # make demo: train on a few photographs, enlarge one, draw the curves (under five minutes on two cores, after the installation)
 # make test: lint and tests
 # make torture: kills, failing disks, mutated files, all of them, and a table (about a quarter of an hour on two cores)
+# make lock: after a change of requirements.txt or requirements-dev.txt, find all versions and hashes anew (needs uv)
 # make bench: four benchmarks against the classic loop, tables and JSON in results/bench (about ten minutes on two cores)
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +13,7 @@ TRAIN := $(BIN)/python train.py --train-dir data/demo/train --val-dir data/demo/
 
 BENCHMARKS := train_step data_loading epoch inference
 
-.PHONY: demo test bench torture clean
+.PHONY: demo test bench torture lock clean
 
 demo: .venv/installed
 	@$(BIN)/python prepare_data.py demo
@@ -34,14 +35,25 @@ bench: .venv/installed
 	@mkdir -p results/bench
 	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json results/bench/$$name.json || exit 1; done
 
-.venv/installed: requirements.txt
+# What is locked is checked against its hash; torch and torchvision, whose builds differ from machine to machine, come after.
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet
+.venv/installed: requirements.txt requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	$(PIP_INSTALL) --require-hashes --no-deps -r requirements.lock
+	$(PIP_INSTALL) -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+.venv/installed-dev: requirements-dev.txt requirements-dev.lock .venv/installed
+	$(PIP_INSTALL) --require-hashes --no-deps -r requirements-dev.lock
+	$(PIP_INSTALL) -r requirements-dev.txt
 	touch $@
+
+lock:
+	$(LOCK) requirements.txt $(KEEP_PLATFORM_FREE) > requirements.lock
+	$(LOCK) --constraints requirements.lock requirements-dev.txt $(KEEP_PLATFORM_FREE) > requirements-dev.lock
+LOCK = uv pip compile --quiet --universal --python-version 3.11 --default-index https://pypi.org/simple \
+	--generate-hashes --no-annotate --no-header
+KEEP_PLATFORM_FREE = | awk '/^[^ ]/ { skip = /^(torch|torchvision|triton|nvidia-|cuda-)[=a-z]/ } !skip'
 
 clean:
 	rm -rf .venv results data/demo .pytest_cache .ruff_cache .hypothesis
