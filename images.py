@@ -86,17 +86,21 @@ def to_array(image: Tensor) -> np.ndarray:
 
 
 def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
-    """Return the image files of a folder (by suffix, hidden ones left out), sorted by their path in it.
+    """Return the image files of a folder, as `list_image_names` does, with the folder before their names."""
+    return [Path(folder, name) for name in list_image_names(folder, recursive)]
+
+
+def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
+    """Return the paths in a folder of its image files (by suffix, hidden ones left out), sorted, with / between the parts.
 
     Links to folders are followed, each folder once, so that a loop of links ends.
 
     Raises:
         ValueError: no such folder, or no image in it.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise ValueError(f"{folder}: no such folder of images")
-    found: list[Path] = []
+    found: list[str] = []
     seen = set()
     for parent, subfolders, names in os.walk(folder, followlinks=True):
         status = os.stat(parent)
@@ -105,12 +109,12 @@ def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if recursive and not name.startswith("."))
-        found += [
-            Path(parent, name) for name in names if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-        ]
+        place = Path(parent).relative_to(folder).as_posix()
+        inside = "" if place == "." else place + "/"
+        found += [inside + name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")]
     if not found:
         raise ValueError(f"{folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(found)
 
 
 def result_names(names: Iterable[str]) -> list[str]:
@@ -127,11 +131,10 @@ def result_names(names: Iterable[str]) -> list[str]:
 
 
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (height, width) of a picture file as `read_picture` will give it, from its header alone; raises the same."""
+    """Return the two sides of a picture file from its header alone: (height, width), unless its EXIF turns it; raises as
+    `read_picture` does."""
     with _opened(path, max_pixels) as image:
-        width, height = image.size
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8) and image.format != "TIFF"  # whose size is turned already
-        return (width, height) if turned else (height, width)
+        return image.size[::-1]
 
 
 def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:

@@ -4,8 +4,11 @@ import hashlib
 import json
 import math
 import os
+import struct
+import sys
 import zlib
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +20,8 @@ import files
 import images
 
 CACHE_FOLDER = ".srgan-cache"
-_MAGIC = b"srgan-cache-1\n\0\0"
+_MAGIC = b"srgan-cache-2\n\0\0"
+_TAIL = struct.Struct("<QI16s")  # of the file: the length of the index, its CRC-32, and the magic word
 
 
 @dataclass
@@ -92,7 +96,9 @@ class ImageStore:
     def open(
         cls, layout: Layout, cache_folder: str | Path | None, skip_bad: bool = False, processes: int | None = None
     ) -> "ImageStore":
-        """Open a folder through its cache in `cache_folder`, building that first where need be; None: without a cache.
+        """Open a folder through its cache in `cache_folder`, building that first where there is none or a damaged one.
+
+        `cache_folder` None: without a cache, every image is decoded at each call.
 
         Raises:
             ValueError: no such folder, no image in it, or images that cannot be read (unless `skip_bad`).
@@ -103,14 +109,17 @@ class ImageStore:
             return cls(layout, _decode_all(layout, entries, None, processes), None, skip_bad)
         cache_folder = Path(cache_folder)
         path = cache_folder / _cache_name(layout, entries)
-        if not path.exists():
+        cached = _read_whole(layout, path)
+        if cached is None:
             with files.lock(files.make_folder(cache_folder) / "lock", wait=True):
-                if not path.exists():
+                cached = _read_whole(layout, path, tell=True)  # another process may have built it by now
+                if cached is None:
                     files.remove_leftovers(cache_folder)
                     for superseded in cache_folder.glob(path.name.rsplit("-", 1)[0] + "-*"):
                         superseded.unlink()
                     _build_cache(layout, entries, path, processes)
-        store = cls(layout, _read_index(path), path, skip_bad)
+                    cached = _read_index(path)
+        store = cls(layout, cached, path, skip_bad)
         store._map()  # now: a later start with other images may remove the file under a run that has it open
         return store
 
@@ -154,13 +163,13 @@ def cache_folder_for(folder: str | Path, chosen: Path | None, fallback: Path) ->
 
 def _list_entries(layout: Layout) -> list[Entry]:
     entries = []
-    for path in images.list_images(layout.folder):
+    for name in images.list_image_names(layout.folder):
         try:
-            status = path.stat()
+            status = os.stat(os.path.join(layout.folder, name))
         except OSError:  # a link to nothing
-            entries.append(Entry(path.relative_to(layout.folder).as_posix(), 0, 0))
+            entries.append(Entry(name, 0, 0))
             continue
-        entries.append(Entry(path.relative_to(layout.folder).as_posix(), status.st_size, status.st_mtime_ns))
+        entries.append(Entry(name, status.st_size, status.st_mtime_ns))
     if layout.lr_folder is not None:
         _pair(layout, entries)
     return entries
@@ -201,7 +210,7 @@ def _name_bad(folder: Path, bad: list[Entry]) -> str:
     return f"{folder}: {len(bad)} image(s) cannot be read: {named}{more}. Mend or remove them, or pass --skip-bad-images"
 
 
-# --- the cache file: pixels, then the index as JSON, then its length and a magic word ------------------------------
+# --- the cache file: pixels, then the index as JSON, then its length, its CRC-32 and a magic word -------------------
 
 
 def _cache_name(layout: Layout, entries: list[Entry]) -> str:
@@ -216,49 +225,91 @@ def _digest(value) -> str:
 
 
 def _read_index(path: Path) -> list[Entry]:
+    """Return the entries at the end of a cache file; ValueError where it is damaged or of another version."""
     with open(path, "rb") as file:
-        file.seek(-len(_MAGIC) - 8, os.SEEK_END)
-        length, magic = int.from_bytes(file.read(8), "little"), file.read()
-        if magic != _MAGIC:
-            raise ValueError(f"{path}: not a cache of this version, or damaged; delete it")
-        file.seek(-len(_MAGIC) - 8 - length, os.SEEK_END)
-        return [Entry(**entry) for entry in json.loads(file.read(length))]
+        end = file.seek(0, os.SEEK_END) - _TAIL.size
+        file.seek(max(0, end))
+        tail = file.read()
+        length, checksum, magic = _TAIL.unpack(tail) if len(tail) == _TAIL.size else (0, 0, b"")
+        if magic != _MAGIC or length > end:
+            raise ValueError("cut short, or of another version")
+        file.seek(end - length)
+        index = file.read(length)
+    if zlib.crc32(index) != checksum:
+        raise ValueError("damaged index")
+    return [Entry(**entry) for entry in json.loads(index)]
+
+
+def _read_whole(layout: Layout, path: Path, tell: bool = False) -> list[Entry] | None:
+    """Return the entries of a cache file whose every pixel is as it was written; None where it has to be made anew."""
+    if not path.exists():
+        return None
+    try:
+        entries = _read_index(path)
+        pixels = np.asarray(np.memmap(path, mode="r"))
+
+        def differs(entry: Entry) -> bool:
+            size = sum(map(math.prod, layout.shapes(entry.height, entry.width)))
+            return zlib.crc32(pixels[entry.offset : entry.offset + size]) != entry.checksum
+
+        def first_damaged(some: list[Entry]) -> str | None:
+            return next((entry.name for entry in some if not entry.error and differs(entry)), None)
+
+        chunks = [entries[start : start + 8] for start in range(0, len(entries), 8)]
+        with ThreadPoolExecutor() as pool:  # zlib lets other threads run
+            options = {"total": len(chunks), "desc": f"checking {path.name}", "unit": "chunk"}
+            for name in cli.progress_bar(pool.map(first_damaged, chunks), **options):
+                if name is not None:
+                    raise ValueError(f"{name} is not as it was written")
+    except ValueError as error:
+        if tell:
+            print(f"{path}: {error}; decoding the images again", file=sys.stderr)
+        return None
+    return entries
 
 
 def _build_cache(layout: Layout, entries: list[Entry], path: Path, processes: int | None) -> None:
     """Decode every image into a new cache file; the file appears under its name only when it is whole."""
+    entries = _in_processes(partial(_measure_one, layout), entries, processes, f"sizes of {layout.folder.name}")
     total = 0
-    for entry in cli.progress_bar(entries, desc=f"sizes of {layout.folder.name}", unit="image"):
-        try:
-            height, width = images.read_size(layout.folder / entry.name)
-        except (OSError, ValueError) as error:
-            entry.error = _reason(error, layout.folder / entry.name)
-            continue
-        entry.height, entry.width = (side - side % layout.upscale for side in (height, width))
+    for entry in entries:
         entry.offset = total
-        total += sum(int(np.prod(shape)) for shape in layout.shapes(entry.height, entry.width))
+        total += sum(map(math.prod, layout.shapes(entry.height, entry.width)))
     files.check_free_space(path.parent, total, "name a folder on another disk by --cache DIR, or pass --no-cache")
     with files.write_atomic(path) as file:
         file.truncate(total)
         entries = _decode_all(layout, entries, file.name, processes)
         file.seek(total)
         index = json.dumps([asdict(entry) for entry in entries]).encode()
-        file.write(index + len(index).to_bytes(8, "little") + _MAGIC)
+        file.write(index + _TAIL.pack(len(index), zlib.crc32(index), _MAGIC))
 
 
 def _decode_all(layout: Layout, entries: list[Entry], pixel_file: str | None, processes: int | None) -> list[Entry]:
-    """Decode every image in several processes, into the pixel file where there is one, and fill in the entries."""
+    """Decode every image, into the pixel file where there is one, and fill in the entries."""
+    return _in_processes(partial(_decode_one, layout, pixel_file), entries, processes, f"decoding {layout.folder.name}")
+
+
+def _in_processes(function: Callable[[Entry], Entry], entries: list[Entry], processes: int | None, title: str) -> list[Entry]:
+    """Return what a function makes of every entry, in several processes and under a bar."""
     processes = max(1, min(processes or os.cpu_count() or 1, len(entries) // 4))
-    decode = partial(_decode_one, layout, pixel_file)
-    progress = partial(cli.progress_bar, total=len(entries), desc=f"decoding {layout.folder.name}", unit="image")
+    progress = partial(cli.progress_bar, total=len(entries), desc=title, unit="image")
     if processes == 1:
-        return list(progress(map(decode, entries)))
+        return list(progress(map(function, entries)))
     with ProcessPoolExecutor(processes, initializer=cli.ignore_signals) as pool:
         try:
-            return list(progress(pool.map(decode, entries, chunksize=max(1, min(64, len(entries) // (8 * processes))))))
+            return list(progress(pool.map(function, entries, chunksize=max(1, min(64, len(entries) // (8 * processes))))))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _measure_one(layout: Layout, entry: Entry) -> Entry:
+    if not entry.error:
+        try:
+            entry.height, entry.width = (side - side % layout.upscale for side in images.read_size(layout.folder / entry.name))
+        except (OSError, ValueError) as error:
+            entry.error = _reason(error, layout.folder / entry.name)
+    return entry
 
 
 def _decode_one(layout: Layout, pixel_file: str | None, entry: Entry) -> Entry:
@@ -267,7 +318,7 @@ def _decode_one(layout: Layout, pixel_file: str | None, entry: Entry) -> Entry:
     try:
         arrays = layout.decode(entry)
         height, width = arrays[0].shape[:2] if arrays else (0, 0)
-        if pixel_file is not None and (height, width) != (entry.height, entry.width):
+        if pixel_file is not None and {height, width} != {entry.height, entry.width}:  # EXIF may turn it
             raise ValueError("its header tells another size than its pixels have")
     except (ValueError, OSError) as error:
         entry.error = _reason(error, layout.folder / entry.name)

@@ -99,12 +99,24 @@ def test_a_build_that_fails_leaves_no_cache(photos, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "cache") == ["lock"]
 
 
-def test_a_cache_that_was_cut_is_refused(photos, tmp_path):
-    TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
+@pytest.mark.parametrize("damage", ["cut", "other version", "pixel", "index", "tail"])
+def test_a_damaged_cache_is_noticed_and_built_again(photos, tmp_path, capsys, damage):
+    good = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
     (path,) = (tmp_path / "cache").glob("x4-*")
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="delete it"):
-        TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[:-20])
+    else:
+        data = bytearray(content)
+        data[{"other version": -5, "pixel": 1000, "index": content.index(b'"height"') + 10, "tail": -28}[damage]] ^= 1
+        path.unlink()
+        path.write_bytes(data)
+    again = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
+    message = capsys.readouterr().err
+    assert str(path) in message and message.count("\n") == 1 and message.endswith("; decoding the images again\n")
+    assert path.read_bytes() == content and again.store.fingerprint() == good.store.fingerprint()
+    TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("cached", [True, False])
