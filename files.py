@@ -37,8 +37,7 @@ def write_atomic(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        put_in_place(temporary, path)
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -53,10 +52,11 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
-    """Flush a rename to the disk, where the system lets a folder be opened."""
+def put_in_place(source: str | Path, target: str | Path) -> None:
+    """Rename a file, or a folder, whose content is on the disk already; flush the new name too, where the system allows."""
+    os.replace(source, target)
     with contextlib.suppress(PermissionError, IsADirectoryError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(Path(target).parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -84,8 +84,7 @@ def keep_as(path: str | Path, backup: str | Path) -> None:
             shutil.copyfileobj(source, target)
         return
     try:
-        os.replace(link, backup)
-        _sync_folder(backup.parent)
+        put_in_place(link, backup)
     except OSError as error:
         link.unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot be written ({error.strerror})", str(backup)) from error
@@ -205,6 +204,8 @@ def load_tensors(path: str | Path) -> Any:
         return _torch_load(path)  # PyTorch's format before 1.6
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError(f"{path}: not read, its parts are compressed, as PyTorch never does")  # to any size
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise ValueError(f"{path}: damaged ({error})") from error

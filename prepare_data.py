@@ -117,7 +117,7 @@ def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_secon
         raise ValueError(
             f"{url}: {size:,} bytes with SHA-256 {digest[:12]}… are not the archive ({archive.sha256[:12]}…); removed"
         )
-    os.replace(part, path)
+    files.put_in_place(part, path)
 
 
 def _fetch(url: str, part: Path, size: int) -> None:
@@ -127,6 +127,8 @@ def _fetch(url: str, part: Path, size: int) -> None:
         return
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     with urllib.request.urlopen(request, timeout=30) as response:
+        if response.headers.get_content_type() == "text/html":
+            raise ValueError(f"{url}: a web page is served instead of the archive; look at it in a browser, or name a --url")
         if done and response.status != 206:  # a server that cannot resume
             done = 0
         with (
@@ -139,6 +141,8 @@ def _fetch(url: str, part: Path, size: int) -> None:
                     raise ValueError(f"{url}: serves more than the archive's {size:,} bytes")
                 file.write(chunk)
                 bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
     if done < size:
         raise EOFError(f"the connection ended after {done:,} of {size:,} bytes")
 
@@ -156,7 +160,9 @@ def unpack(zip_path: Path, folder: Path, largest_ratio: float = 20) -> None:
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=files.TEMPORARY_PREFIX) as temporary:
                 for member in cli.progress_bar(members, desc=f"unpacking {zip_path.name}", unit="file"):
                     archive.extract(member, temporary)
-                os.replace(temporary, folder)
+                if hasattr(os, "sync"):
+                    os.sync()
+                files.put_in_place(temporary, folder)
                 os.mkdir(temporary)  # for the context to remove
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{zip_path}: not a whole zip archive ({error}); delete it and run this again") from error
@@ -168,9 +174,9 @@ def _check_members(zip_path: Path, members: list[zipfile.ZipInfo], largest_ratio
         parts = Path(member.filename.replace("\\", "/")).parts
         if not parts or ".." in parts or Path(member.filename).is_absolute() or ":" in parts[0]:
             raise ValueError(f"{zip_path}: holds {member.filename!r}, which leads outside the target; nothing was unpacked")
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise ValueError(f"{zip_path}: holds a link, {member.filename!r}; nothing was unpacked")
-    total = sum(member.file_size for member in members)
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise ValueError(f"{zip_path}: holds {member.filename!r}, a link or a device; nothing was unpacked")
+    total = sum(max(member.file_size, 4096) for member in members)  # what a file takes at least on a disk
     if total > largest_ratio * zip_path.stat().st_size + 2**20:
         raise ValueError(f"{zip_path}: would unpack to {total:,} bytes, far more than images do; nothing was unpacked")
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import struct
 import time
+import zipfile
 
 import corpus
 import pytest
@@ -109,6 +110,14 @@ def test_weight_files_that_claim_absurd_things_take_no_memory(tmp_path):
     }.items():
         content = {"format": checkpoint.GENERATOR_FORMAT, **good.architecture, **changes, "state_dict": good.state_dict()}
         files.save_tensors(tmp_path / f"{name}.pth", content)
+    checkpoint.save_generator(tmp_path / "stored.tmp", good)
+    with (
+        zipfile.ZipFile(tmp_path / "stored.tmp") as stored,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for member in stored.namelist():
+            packed.writestr(member, bytes(50_000_000) if member.endswith("/data/0") else stored.read(member))
+    (tmp_path / "stored.tmp").unlink()
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     for path in [path for path in tmp_path.iterdir() if path.suffix != ".png"]:
         began = time.monotonic()
