@@ -5,6 +5,7 @@ python prepare_data.py demo
 """
 
 import argparse
+import errno
 import importlib.util
 import os
 import shutil
@@ -152,6 +153,7 @@ def unpack(zip_path: Path, folder: Path, largest_ratio: float = 20) -> None:
 
     Raises:
         ValueError: no zip, damaged, a name that leads outside, a link, or contents far larger than the archive.
+        OSError: the disk is full or cannot be written.
     """
     try:
         with zipfile.ZipFile(zip_path) as archive:
@@ -164,8 +166,13 @@ def unpack(zip_path: Path, folder: Path, largest_ratio: float = 20) -> None:
                     os.sync()
                 files.put_in_place(temporary, folder)
                 os.mkdir(temporary)  # for the context to remove
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{zip_path}: not a whole zip archive ({error}); delete it and run this again") from error
+    except Exception as error:  # whatever a stranger's file makes zipfile raise
+        if isinstance(error, MemoryError) or str(zip_path) in str(error):
+            raise
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            raise OSError(error.errno, f"cannot be unpacked ({error.strerror})", str(zip_path)) from error
+        reason = cli.describe(error)
+        raise ValueError(f"{zip_path}: not a whole zip archive ({reason}); delete it and run this again") from error
     folder.chmod(0o755)
 
 

@@ -67,6 +67,10 @@ def hostile() -> dict[str, bytes]:
     lying = bytearray(zipped(bomb, zipfile.ZIP_DEFLATED))
     for match in re.finditer(rb"PK\x01\x02", bytes(lying)):  # the central directory claims ten bytes a member
         lying[match.start() + 24 : match.start() + 28] = (10).to_bytes(4, "little")
+    shifted = bytearray(whole)
+    end = whole.rindex(b"PK\x05\x06")
+    shifted[end + 16 : end + 20] = (int.from_bytes(whole[end + 16 : end + 20], "little") + 9000).to_bytes(4, "little")
+    found["offsets that lie"] = bytes(shifted)
     found |= {"a flipped bit": bytes(flipped), "cut short": whole[:300], "a page": b"<html>sorry</html>", "nothing": b""}
     return found | {"sizes that lie": bytes(lying)}
 
@@ -87,7 +91,8 @@ def server() -> Iterator[ThreadingHTTPServer]:
             self.send_response(206 if start else 200)
             self.send_header("Content-Type", owner.kind)
             self.end_headers()
-            self.wfile.write(body[: owner.breaks.pop(0)] if owner.breaks else body)
+            with contextlib.suppress(ConnectionError):  # the other side has seen enough
+                self.wfile.write(body[: owner.breaks.pop(0)] if owner.breaks else body)
 
         def log_message(self, *_args):
             pass
@@ -96,7 +101,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
     owner.body, owner.breaks, owner.requests, owner.statuses, owner.resumes = b"", [], [], [], True
     owner.kind = "application/zip"
     owner.url = f"http://127.0.0.1:{owner.server_port}/"
-    threading.Thread(target=owner.serve_forever, daemon=True).start()
+    threading.Thread(target=owner.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield owner
     finally:

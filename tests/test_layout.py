@@ -54,12 +54,13 @@ def test_a_range_conversion_exists_once():
 
 @pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
 def test_everything_but_torch_is_locked_by_hash_at_the_version_that_is_asked_for(name):
-    asked = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / f"{name}.txt").read_text(), re.M))
+    asked = re.findall(r"^([\w-]+)==(\S+)", (ROOT / f"{name}.txt").read_text(), re.M)
     locked = {}
     for block in re.split(r"\n(?=\S)", (ROOT / f"{name}.lock").read_text()):
         package, version = re.match(r"([\w-]+)==(\S+)", block).groups()
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), package
         locked.setdefault(package, set()).add(version)
-    for package, version in asked.items():
-        assert package in ("torch", "torchvision") or locked[package] == {version}, package
+    assert len(asked) > 8
+    for package, version in asked:
+        assert package in ("torch", "torchvision") or version in locked[package], package
     assert not {"torch", "torchvision"} & locked.keys()
