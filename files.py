@@ -64,9 +64,9 @@ def put_in_place(source: str | Path, target: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text, whole or not at all; file names that are no text appear with backslashes."""
     with write_atomic(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def keep_as(path: str | Path, backup: str | Path) -> None:

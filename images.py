@@ -120,14 +120,25 @@ def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
 def result_names(names: Iterable[str]) -> list[str]:
     """Return a file name without suffix for what is made of each image of a folder, given as its path in that folder.
 
-    `a/b.png` becomes `a_b`; names that would be shared, or too long for a file system, end in a checksum of the path.
+    `a/b.png` becomes `a_b`; names that would be shared, or too long, end in a checksum of the path.
     """
     names = list(names)
     flat = [Path(name).with_suffix("").as_posix().replace("/", "_") for name in names]
     uses = Counter(short.lower() for short in flat)
-    fits = [uses[short.lower()] == 1 and len(os.fsencode(short)) <= 200 for short in flat]
-    unique = [f"{short[:45]}-{zlib.crc32(os.fsencode(name)):08x}" for name, short in zip(names, flat, strict=True)]
-    return [short if fit else other for short, fit, other in zip(flat, fits, unique, strict=True)]
+    return [
+        fitting_name(short) if uses[short.lower()] == 1 else _with_checksum(short, name)
+        for name, short in zip(names, flat, strict=True)
+    ]
+
+
+def fitting_name(stem: str) -> str:
+    """Return a file name without suffix that a file system takes with `_x4_compare.png` after it: the name, or its beginning
+    and a checksum."""
+    return stem if len(os.fsencode(stem)) <= 240 else _with_checksum(stem, stem)
+
+
+def _with_checksum(stem: str, name: str) -> str:
+    return f"{stem[:45]}-{zlib.crc32(os.fsencode(name)):08x}"
 
 
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

@@ -61,7 +61,7 @@ def plan_outputs(inputs: list[Path], out: Path | None, upscale: int, compare: bo
     plan: dict[Path, Path] = {}
     taken: dict[Path, Path] = {}
     for path in paths:
-        target = out if into_file else (out or path.parent) / f"{path.stem}{suffix}.png"
+        target = out if into_file else (out or path.parent) / f"{images.fitting_name(path.stem)}{suffix}.png"
         if target.resolve() in taken:
             raise ValueError(f"{taken[target.resolve()]} and {path} would both be written to {target}; do them one by one")
         taken[target.resolve()] = path

@@ -197,4 +197,4 @@ def test_result_names_are_unique_and_fit_a_file_system():
     found = images.result_names(names)
     assert found[3] == "c" and found[5] == "d.e"
     assert all(name.startswith(short) for name, short in zip(found, ["a_b-", "a_b-", "a_B-"]))
-    assert len({name.lower() for name in found}) == len(names) and max(len(name.encode()) for name in found) <= 200
+    assert len({name.lower() for name in found}) == len(names) and max(len(name.encode()) for name in found) <= 240

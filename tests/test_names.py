@@ -1,0 +1,64 @@
+"""Files and folders with names that few programs think of, and loops of links, through every script."""
+
+import os
+import sys
+
+import pandas
+import pytest
+from conftest import run
+from PIL import Image
+
+import images
+
+NAMES = ["a b.png", "new\nline.png", "写真 ü.png", "x" * 251 + ".png", "-rf.png", "$(touch x) %s {}.png", 'it\'s "so".png']
+if sys.platform == "linux":
+    NAMES.append(os.fsdecode(b"\xff\xfe.png"))  # no text in any encoding that is in use
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, astronaut):
+    """A folder of an odd name, with `train` and `valid` in it: the same odd names in each, and links that lead round."""
+    place = tmp_path_factory.mktemp("names") / "a folder\nof übung 写真"
+    for part in ("train", "valid"):
+        (place / part).mkdir(parents=True)
+        for index, name in enumerate(NAMES):
+            Image.fromarray(astronaut[index : index + 40, 200:240]).save(place / part / name)
+        (place / part / "loop").symlink_to(place / part)
+        (place / part / "self").symlink_to("self")
+    return place
+
+
+@pytest.fixture(scope="module")
+def weights(place):
+    """A generator that train.py has made of those folders; the run's own files are looked at here."""
+    options = ["--crop", 32, "--batch-size", 4, "--blocks", 1, "--pretrain-epochs", 1, "--epochs", 0, "--device", "cpu"]
+    folders = ["--train-dir", place / "train", "--val-dir", place / "valid", "--out", place / "out\nput"]
+    for _ in range(2):  # the second finds it finished
+        done = run("train.py", *folders, *options, "--val-triplets", len(NAMES))
+    assert "nothing to do" in done.stdout
+    assert len(list((place / "out\nput" / "validation" / "epoch_001").iterdir())) == len(NAMES)
+    run("plot_statistics.py", place / "out\nput" / "statistics.csv")
+    assert (place / "out\nput" / "statistics.png").exists()
+    return place / "out\nput" / "checkpoints" / "generator_last.pth"
+
+
+def test_enlarging(place, weights):
+    run("test_image.py", place / "valid", "--weights", weights, "--out", place / "lärge", "--compare")
+    stems = [images.fitting_name(name.removesuffix(".png")) for name in NAMES]
+    assert sorted(os.listdir(place / "lärge")) == sorted(stem + end for stem in stems for end in ("_x4.png", "_x4_compare.png"))
+    run("test_image.py", "--weights", weights, "--out", place / "-\n.webp", "--", place / "valid" / "-rf.png")
+    assert images.read_picture(place / "-\n.webp").rgb.shape == (160, 160, 3)
+
+
+def test_the_benchmark(place, weights, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    run("test_benchmark.py", "--hr", place / "valid", "--weights", weights, "--out", place / "bench\nmark")
+    table = pandas.read_csv(place / "bench\nmark" / "benchmark.csv")
+    assert len(table) == len(NAMES) + 1 and {"a b", "new\nline", "写真 ü", "-rf"} <= set(table["Image"])
+
+
+def test_export_and_preparation(place, weights):
+    run("export_onnx.py", "--weights", weights, "--out", place / "mod\nel ü.onnx")
+    run("prepare_data.py", "demo", "--data", place / "da\nta")
+    assert (place / "mod\nel ü.onnx").exists() and (place / "da\nta" / "demo" / "valid" / "chelsea.png").exists()
