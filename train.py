@@ -362,7 +362,13 @@ def main(args: argparse.Namespace) -> int:
             return dry_run(args)
         if distributed.rank() == 0:
             held.enter_context(files.lock(files.make_folder(args.out) / ".lock"))
-        return run(args, args.out)
+        try:
+            return run(args, args.out)
+        except (RuntimeError, MemoryError) as error:
+            if not cli.is_out_of_memory(error):
+                raise
+            advice = "a smaller --batch-size, --crop or --blocks needs less (in another --out), and so may --precision bf16"
+            raise MemoryError(f"{cli.describe(error)}; {advice}") from error
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run, tensors, the_error
+from faults import broken_files
 from PIL import Image
 
 import checkpoint
@@ -141,6 +143,33 @@ def test_a_signal_in_the_middle_saves_and_the_restart_ends_the_same(whole_run, t
     assert "run the same command to go on" in errors
     run("train.py", *arguments)
     assert_same_run(tmp_path / "out", whole)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing_half_written(whole_run, tmp_path):
+    photos, whole, _ = whole_run
+    out = tmp_path / "out"
+    arguments = list(map(str, command(photos, out, "--epochs", 2, *EVERYTHING)))
+    process = started(arguments, out / "checkpoints" / "generator_pretrained.pth")
+    process.send_signal(signal.SIGINT)
+    while "again to stop at once" not in (line := process.stderr.readline()):
+        assert line, "it ended without a word"
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert broken_files(out) == [] and not list(out.rglob(".srgan-*.tmp"))
+    run("train.py", *arguments)
+    assert_same_run(out, whole)
+
+
+def test_memory_that_runs_out_is_one_line_that_says_what_needs_less(whole_run, tmp_path):
+    photos, *_ = whole_run
+    options = ["--batch-size", 512, "--crops-per-image", 128, "--crop", 72, "--pretrain-epochs", 1, "--epochs", 0]
+    words = map(str, [sys.executable, ROOT / "train.py", *command(photos, tmp_path / "out", *options)])
+    limited = ["bash", "-c", 'ulimit -v 2000000 && exec "$@"', "train", *words]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert done.returncode == 1 and "out of memory" in line and "--batch-size" in line and "Traceback" not in done.stderr
 
 
 def test_a_worker_that_is_killed_ends_the_run_in_one_line(photos, tmp_path):
