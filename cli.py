@@ -9,8 +9,9 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import BrokenExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from functools import partial
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -91,6 +92,20 @@ def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes, but not the first
         defaults["disable"] = True
     return tqdm(iterable, **{**defaults, **options})
+
+
+def map_in_processes(function: Callable, items: Sequence, processes: int | None, title: str) -> list:
+    """Return what a function makes of every item, in several processes (None: as many as there are cores) and under a bar."""
+    processes = max(1, min(processes or os.cpu_count() or 1, len(items) // 4))
+    progress = partial(progress_bar, total=len(items), desc=title, unit="image")
+    if processes == 1:
+        return list(progress(map(function, items)))
+    with ProcessPoolExecutor(processes, initializer=ignore_signals) as pool:
+        try:
+            return list(progress(pool.map(function, items, chunksize=max(1, min(64, len(items) // (8 * processes))))))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def ignore_signals(_worker: int | None = None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import compat
 import files
 
+PIXEL_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}  # SRGAN's, and ESRGAN's
 VGG_LAYERS = 31  # features[:31]: all of VGG16's convolutions, up to the last pooling
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -44,6 +45,7 @@ class GeneratorLoss(nn.Module):
 
     Args:
         vgg: the frozen features; None where the perceptual weight is 0.
+        pixel_loss: one of `PIXEL_LOSSES`.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class GeneratorLoss(nn.Module):
         adversarial_weight: float = 1e-3,
         perceptual_weight: float = 6e-3,
         tv_weight: float = 2e-8,
+        pixel_loss: str = "mse",
     ):
         super().__init__()
         if vgg is None and perceptual_weight:
             raise ValueError(f"perceptual weight {perceptual_weight} needs VGG16 features")
         self.vgg = vgg if perceptual_weight else None
         self.tv_loss = TVLoss()
+        self.pixel_loss = PIXEL_LOSSES[pixel_loss]
         self.pixel_weight = pixel_weight
         self.adversarial_weight = adversarial_weight
         self.perceptual_weight = perceptual_weight
@@ -72,7 +76,7 @@ class GeneratorLoss(nn.Module):
             sr, hr: images (N, 3, H, W) in [0, 1].
         """
         terms = {
-            "pixel": F.mse_loss(sr.float(), hr),
+            "pixel": self.pixel_loss(sr.float(), hr),
             "adversarial": F.binary_cross_entropy_with_logits(fake_logits.float(), torch.ones_like(fake_logits).float()),
             "perceptual": self.perceptual(sr, hr),
             "tv": self.tv_loss(sr.float()),

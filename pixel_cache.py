@@ -7,8 +7,7 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -270,7 +269,7 @@ def _read_whole(layout: Layout, path: Path, tell: bool = False) -> list[Entry] |
 
 def _build_cache(layout: Layout, entries: list[Entry], path: Path, processes: int | None) -> None:
     """Decode every image into a new cache file; the file appears under its name only when it is whole."""
-    entries = _in_processes(partial(_measure_one, layout), entries, processes, f"sizes of {layout.folder.name}")
+    entries = cli.map_in_processes(partial(_measure_one, layout), entries, processes, f"sizes of {layout.folder.name}")
     total = 0
     for entry in entries:
         entry.offset = total
@@ -286,21 +285,7 @@ def _build_cache(layout: Layout, entries: list[Entry], path: Path, processes: in
 
 def _decode_all(layout: Layout, entries: list[Entry], pixel_file: str | None, processes: int | None) -> list[Entry]:
     """Decode every image, into the pixel file where there is one, and fill in the entries."""
-    return _in_processes(partial(_decode_one, layout, pixel_file), entries, processes, f"decoding {layout.folder.name}")
-
-
-def _in_processes(function: Callable[[Entry], Entry], entries: list[Entry], processes: int | None, title: str) -> list[Entry]:
-    """Return what a function makes of every entry, in several processes and under a bar."""
-    processes = max(1, min(processes or os.cpu_count() or 1, len(entries) // 4))
-    progress = partial(cli.progress_bar, total=len(entries), desc=title, unit="image")
-    if processes == 1:
-        return list(progress(map(function, entries)))
-    with ProcessPoolExecutor(processes, initializer=cli.ignore_signals) as pool:
-        try:
-            return list(progress(pool.map(function, entries, chunksize=max(1, min(64, len(entries) // (8 * processes))))))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    return cli.map_in_processes(partial(_decode_one, layout, pixel_file), entries, processes, f"decoding {layout.folder.name}")
 
 
 def _measure_one(layout: Layout, entry: Entry) -> Entry:

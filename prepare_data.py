@@ -1,11 +1,13 @@
-"""Get images to train on: DIV2K from its home page, or the photographs that come with scikit-image.
+"""Get images to train on: DIV2K from its home page, the photographs that come with scikit-image, or smaller copies of yours.
 
 python prepare_data.py div2k
 python prepare_data.py demo
+python prepare_data.py smaller my_photos/train --out my_photos/train_sizes
 """
 
 import argparse
 import errno
+import functools
 import importlib.util
 import os
 import shutil
@@ -58,7 +60,19 @@ def get_args_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="lay out scikit-image's photographs")
     for command in (div2k, demo):
         command.add_argument("--data", type=Path, default=Path("data"), help="where the images go")
+    smaller = commands.add_parser("smaller", help="copy a folder of images at several sizes")
+    smaller.add_argument("folder", type=Path, help="images, also in subfolders")
+    smaller.add_argument("--out", type=Path, required=True, help="folder of the copies, as PNG")
+    smaller.add_argument("--factors", type=factor, nargs="+", default=[1, 0.7, 0.5], help="their sizes, from 0 to 1")
     return parser
+
+
+def factor(text: str) -> float:
+    """Parse a size between 0 and 1."""
+    value = cli.non_negative_float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+    return value
 
 
 # --- DIV2K --------------------------------------------------------------------------------------------------------
@@ -207,8 +221,41 @@ def prepare_demo(data: Path) -> None:
         print(f"{folder}: {len(names)} photographs")
 
 
+# --- copies at several sizes --------------------------------------------------------------------------------------
+
+
+def prepare_smaller(folder: Path, out: Path, factors: list[float]) -> None:
+    """Write the images of a folder at several sizes to `out`, by bicubic, as `<name>_<per cent>.png`.
+
+    Made smaller, a photograph has more detail a pixel and less of its camera's blur, noise and compression.
+
+    Raises:
+        ValueError: no such folder, no image in it, one that cannot be read, or `out` in the folder itself.
+        OSError: the disk is full or cannot be written.
+    """
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"--out {out}: lies in {folder}, whose images are copied; name another folder")
+    names = images.list_image_names(folder)
+    files.make_folder(out)
+    jobs = list(zip((folder / name for name in names), images.result_names(names), strict=True))
+    cli.map_in_processes(functools.partial(_write_smaller, out, factors), jobs, None, f"copying {folder.name}")
+    print(f"{out}: {len(jobs) * len(factors)} images")
+
+
+def _write_smaller(out: Path, factors: list[float], job: tuple[Path, str]) -> None:
+    source, name = job
+    rgb = images.read_picture(source).rgb
+    for factor in factors:
+        height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
+        smaller = images.resize_bicubic(rgb, height, width)
+        images.write_picture(out / f"{name}_{factor:.0%}.png".replace("%", ""), images.Picture(smaller))
+
+
 def main(args: argparse.Namespace) -> None:
     """Run the chosen command."""
+    if args.command == "smaller":
+        prepare_smaller(args.folder, args.out, args.factors)
+        return
     data = files.make_folder(args.data)
     if args.command == "demo":
         prepare_demo(data)

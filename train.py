@@ -26,7 +26,7 @@ import inference
 import metrics
 import run_log
 from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder, describe_left_out, new_loader, workers_of
-from generator_loss_functions import GeneratorLoss, check_vgg_weights, load_vgg16
+from generator_loss_functions import PIXEL_LOSSES, GeneratorLoss, check_vgg_weights, load_vgg16
 from model import DISCRIMINATORS, GENERATORS, Logits
 from options import FREE_OPTIONS, get_args_parser, needs_vgg, plain_options, resolve
 from pixel_cache import cache_folder_for
@@ -55,6 +55,7 @@ class Models:
         )
         self.optimizer_g, self.optimizer_d = (new_adam(network) for network in (self.generator, self.discriminator))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.pixel_loss = PIXEL_LOSSES[args.pixel_loss]
         self.loss: GeneratorLoss | None = None  # made when the adversarial epochs are due
         compiled = torch.compile if args.compile else lambda function: function
         self.generate = compiled(distributed.wrap(self.generator))
@@ -114,7 +115,7 @@ def pixel_step(models: Models, lr: Tensor, hr: Tensor) -> Tensor:
     models.optimizer_g.zero_grad(set_to_none=True)
     with inference.autocast(models.device, models.precision):
         fake = models.generate(lr)
-    loss = F.mse_loss(images.signed_to_unit(fake.float()), images.signed_to_unit(hr))
+    loss = models.pixel_loss(images.signed_to_unit(fake.float()), images.signed_to_unit(hr))
     models.scaler.scale(loss).backward()
     models.scaler.step(models.optimizer_g)
     models.scaler.update()
@@ -197,7 +198,8 @@ def run(args: argparse.Namespace, out: Path) -> int:
     if problem and leader:
         print(f"warning: {problem}; going on from previous.pth", file=sys.stderr)
     if saved:
-        checkpoint.check_same_options(saved["options"], options, FREE_OPTIONS)
+        begun_with = plain_options(get_args_parser().parse_args([])) | saved["options"]  # it may be from before an option was
+        checkpoint.check_same_options(begun_with, options, FREE_OPTIONS)
         if saved["progress"]["epoch"] > total_epochs:
             print(f"{out}: finished after {len(saved['rows'])} epochs; nothing to do (a larger --epochs goes on)")
             return 0
@@ -330,7 +332,8 @@ def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, Val
 def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
     """Return the generator's loss, with VGG16 loaded where its weight is not 0."""
     vgg = load_vgg16(args.vgg_weights) if args.perceptual_weight > 0 else None
-    loss = GeneratorLoss(vgg, args.pixel_weight, args.adversarial_weight, args.perceptual_weight, args.tv_weight)
+    weights = (args.pixel_weight, args.adversarial_weight, args.perceptual_weight, args.tv_weight)
+    loss = GeneratorLoss(vgg, *weights, args.pixel_loss)
     return loss.to(device=device, memory_format=torch.channels_last)
 
 

@@ -190,6 +190,18 @@ def test_other_options_are_refused_by_name_and_other_places_are_not(whole_run):
     assert "--batch-size (was 3, is 2), --seed (was 0, is 1)" in error
 
 
+def test_a_run_from_before_an_option_was_goes_on_with_its_default(whole_run, tmp_path):
+    photos, whole, _ = whole_run
+    state = checkpoint.load_checkpoint(whole / "checkpoints")[0]
+    del state["options"]["pixel_loss"]
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    checkpoint.save_checkpoint(tmp_path / "out" / "checkpoints", state)
+    arguments = command(photos, tmp_path / "out", "--epochs", 2, *EVERYTHING)
+    assert "nothing to do" in run("train.py", *arguments).stdout
+    error = the_error(run("train.py", *arguments, "--pixel-loss", "l1", status=None))
+    assert "--pixel-loss (was mse, is l1)" in error
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole_run, tmp_path):
     import shutil
 

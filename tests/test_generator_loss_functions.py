@@ -103,6 +103,13 @@ def test_without_perceptual_weight_no_vgg_is_needed(pair):
         GeneratorLoss(None)
 
 
+def test_the_pixel_loss_is_mse_or_l1(pair):
+    difference = pair[0] - pair[1]
+    for name, expected in {"mse": difference.square().mean(), "l1": difference.abs().mean()}.items():
+        _, terms = GeneratorLoss(None, perceptual_weight=0, pixel_loss=name)(torch.zeros(2), *pair)
+        assert terms["pixel"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_layers_are_those_of_torchvision():
     ours, theirs = vgg16_layers().state_dict(), import_torchvision().models.vgg16(weights=None).features.state_dict()
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}

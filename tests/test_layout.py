@@ -18,7 +18,7 @@ ROOMS = {
     "checkpoint": {"files", "model"},
     "inference": {"images", "model", "checkpoint"},
     "run_log": {"files", "images", "options"},
-    "options": {"inference", "model"},
+    "options": {"generator_loss_functions", "inference", "model"},
     "distributed": set(),
     "validation": {"dataloader", "distributed", "files", "images", "inference", "metrics"},
     "test_image": {"inference", "images"},

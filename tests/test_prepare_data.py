@@ -3,10 +3,13 @@ import zipfile
 from pathlib import Path
 
 import archives
+import numpy as np
 import pytest
 from archives import archive_of, picture, zipped
 from conftest import run, the_error
+from PIL import Image
 
+import images
 import prepare_data
 
 
@@ -98,6 +101,31 @@ def test_the_command_line_lays_out_the_demo(tmp_path):
     run("prepare_data.py", "demo", "--data", tmp_path / "data")
     demo = tmp_path / "data" / "demo"
     assert len(list((demo / "train").iterdir())) >= 6 and len(list((demo / "valid").iterdir())) == 2
+
+
+def test_copies_at_several_sizes(photos, tmp_path):
+    (photos[0] / "deep").mkdir()
+    (photos[0] / "image_0.png").rename(photos[0] / "deep" / "a.png")
+    run("prepare_data.py", "smaller", photos[0], "--out", tmp_path / "sizes", "--factors", 1, 0.5)
+    names = ["deep_a", "image_1", "image_2", "image_3"]
+    assert sorted(path.name for path in (tmp_path / "sizes").iterdir()) == sorted(
+        f"{name}_{size}.png" for name in names for size in (100, 50)
+    )
+    original = images.read_picture(photos[0] / "image_1.png").rgb
+    assert np.array_equal(images.read_picture(tmp_path / "sizes" / "image_1_100.png").rgb, original)
+    half = images.read_picture(tmp_path / "sizes" / "image_1_50.png").rgb
+    assert np.array_equal(half, np.asarray(Image.fromarray(original).resize((51, 38), Image.Resampling.BICUBIC)))
+
+
+def test_copies_that_cannot_be_made_are_one_line(photos, tmp_path):
+    (photos[0] / "bad.png").write_bytes(b"no image")
+    for arguments, reason in [
+        ([photos[0], "--out", tmp_path / "out"], "bad.png"),
+        ([photos[1], "--out", photos[1] / "out"], "lies in"),
+        ([tmp_path / "none", "--out", tmp_path / "out"], "no such folder"),
+        ([photos[1], "--out", tmp_path / "out", "--factors", 2], "not between 0 and 1"),
+    ]:
+        assert reason in the_error(run("prepare_data.py", "smaller", *arguments, status=None))
 
 
 def test_the_command_line_tells_of_a_server_without_the_archive(server, tmp_path):

@@ -105,3 +105,13 @@ def test_the_pixel_step_is_a_step_of_adam_on_the_mse():
             assert distance(ours, plain) < 1e-5
             moved = -RATE * ours / (ours.abs() + 1e-8)  # the first step of Adam
     assert torch.allclose(ours - plain, moved, atol=1e-7)
+
+
+def test_the_pixel_only_step_goes_down_the_loss_that_was_chosen():
+    lr, hr = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
+    for name, loss in {"mse": F.mse_loss, "l1": F.l1_loss}.items():
+        args = train.get_args_parser().parse_args(["--pixel-loss", name, "--device", "cpu", "--precision", "fp32"])
+        args.blocks = 1
+        models = train.Models(args)
+        expected = loss((models.generator(lr) + 1) / 2, (hr + 1) / 2).item()
+        assert train.pixel_step(models, lr, hr).tolist() == pytest.approx([expected] * len(train.PIXEL_TERMS), rel=1e-4)
