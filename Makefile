@@ -56,4 +56,4 @@ LOCK = uv pip compile --quiet --universal --python-version 3.11 --default-index 
 KEEP_PLATFORM_FREE = | awk '/^[^ ]/ { skip = /^(torch|torchvision|triton|nvidia-|cuda-)[=a-z]/ } !skip'
 
 clean:
-	rm -rf .venv results data/demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(DEMO) results/bench data/demo .pytest_cache .ruff_cache .hypothesis

@@ -131,10 +131,8 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
         ArithmeticError: a tensor is not finite; nothing is written.
         OSError: the file cannot be written; the older ones are untouched.
     """
-    last = Path(folder, "last.pth")
-    files.check_finite(state)
-    files.keep_as(last, last.with_name("previous.pth"))
-    files.save_tensors(last, {"format": CHECKPOINT_FORMAT, **state})
+    state = {"format": CHECKPOINT_FORMAT, **state}
+    files.save_tensors(Path(folder, "last.pth"), state, backup=Path(folder, "previous.pth"))
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:

@@ -39,6 +39,11 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
 
 
+def heeded_signals() -> list[int]:
+    """Return the signals that stop a script: not those that the shell has it ignore, as `nohup` does SIGHUP."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
 class StopRequest:
     """Context in which the first Ctrl-C, SIGTERM or SIGHUP only sets `number`, and a second one ends the process at once."""
 
@@ -46,7 +51,7 @@ class StopRequest:
         self.number: int | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        self._before = {number: signal.signal(number, self._receive) for number in heeded_signals()}
         return self
 
     def __exit__(self, *_error) -> None:
@@ -159,7 +164,7 @@ def run_script(main: Callable[[argparse.Namespace], int | None], parser: argpars
     def stop(number, _frame):
         raise SystemExit(128 + number)
 
-    for number in STOP_SIGNALS:
+    for number in heeded_signals():
         signal.signal(number, stop)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail

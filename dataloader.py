@@ -175,13 +175,15 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     evenly, are not visited in an epoch.
 
     Raises:
-        ValueError: a batch size that the number of processes does not divide.
+        ValueError: a batch size that the number of processes does not divide, or more processes than samples.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
         if batch_size % world_size:
             raise ValueError(f"--batch-size {batch_size} cannot be shared evenly by {world_size} processes")
         self.left_out = length % batch_size % world_size
+        if length < world_size:
+            raise ValueError(f"{length} crops an epoch are too few for {world_size} processes; use more --crops-per-image")
         self.length, self.batch_size, self.seed = length - self.left_out, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0

@@ -13,14 +13,17 @@ from typing import IO, Any
 
 import torch
 
+import cli
+
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".srgan-", ".tmp"
 
 
 @contextlib.contextmanager
-def write_atomic(path: str | Path) -> Iterator[IO[bytes]]:
+def write_atomic(path: str | Path, backup: str | Path | None = None) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the place of `path` when the block ends well, and is removed when it fails.
 
     The temporary file lies in the same folder; it is flushed to the disk before it is renamed, and so is the folder after.
+    The older file at `path` is kept as `backup`, where that is given.
 
     Raises:
         OSError: no such folder, no permission, no space; an older file at `path` is then untouched.
@@ -37,6 +40,8 @@ def write_atomic(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
+        if backup:
+            keep_as(path, backup)
         put_in_place(temporary, path)
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
@@ -72,7 +77,7 @@ def write_text(path: str | Path, text: str) -> None:
 def keep_as(path: str | Path, backup: str | Path) -> None:
     """Give the file at `path`, if there is one, the second name `backup`, without a moment in which neither is whole."""
     path, backup = Path(path), Path(backup)
-    if not path.exists():
+    if not path.exists() or (backup.exists() and backup.samefile(path)):
         return
     link = backup.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}{TEMPORARY_SUFFIX}")
     with contextlib.suppress(FileNotFoundError):
@@ -90,10 +95,14 @@ def keep_as(path: str | Path, backup: str | Path) -> None:
         raise OSError(error.errno, f"cannot be written ({error.strerror})", str(backup)) from error
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Remove temporary files that a killed process left below a folder; only under a lock that keeps live writers out."""
-    for leftover in Path(folder).rglob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+def remove_leftovers(*folders: str | Path) -> None:
+    """Remove the temporary files and folders that a killed process left in folders; only under a lock that keeps others out."""
+    for folder in folders:
+        for leftover in Path(folder).glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def make_folder(folder: str | Path) -> Path:
@@ -132,6 +141,8 @@ def lock(path: str | Path, wait: bool = False) -> Iterator[None]:
         try:
             _lock_file(file, wait)
         except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+                raise OSError(error.errno, f"cannot be locked ({error.strerror})", str(path)) from error
             raise ValueError(f"{path}: another process is using this folder; wait for it or name another") from error
         yield
     finally:
@@ -156,14 +167,14 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_tensors(path: str | Path, value: Any) -> None:
-    """Write nested plain data and tensors in PyTorch's format, whole or not at all.
+def save_tensors(path: str | Path, value: Any, backup: str | Path | None = None) -> None:
+    """Write nested plain data and tensors in PyTorch's format, whole or not at all; keep the older file as `backup`.
 
     Raises:
         ArithmeticError: a floating-point tensor is not finite; nothing is written.
     """
     check_finite(value)
-    with write_atomic(path) as file:
+    with write_atomic(path, backup) as file:
         try:
             torch.save(value, file)
         except RuntimeError as error:
@@ -207,8 +218,10 @@ def load_tensors(path: str | Path) -> Any:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError(f"{path}: not read, its parts are compressed, as PyTorch never does")  # to any size
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{path}: damaged ({error})") from error
+    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek to a place that the damage invents
+            raise
+        raise ValueError(f"{path}: damaged ({cli.describe(error)})") from error
     if damaged:
         raise ValueError(f"{path}: damaged (checksum of {damaged} is wrong)")
     return _torch_load(path)

@@ -245,6 +245,8 @@ def _read_whole(layout: Layout, path: Path, tell: bool = False) -> list[Entry] |
         return None
     try:
         entries = _read_index(path)
+        if any(_can_be_read_now(layout, entry) for entry in entries if entry.error and (entry.lr_name or not layout.lr_folder)):
+            raise ValueError("images could not be read when it was made, and now they can")
         pixels = np.asarray(np.memmap(path, mode="r"))
 
         def differs(entry: Entry) -> bool:
@@ -265,6 +267,14 @@ def _read_whole(layout: Layout, path: Path, tell: bool = False) -> list[Entry] |
             print(f"{path}: {error}; decoding the images again", file=sys.stderr)
         return None
     return entries
+
+
+def _can_be_read_now(layout: Layout, entry: Entry) -> bool:
+    try:
+        layout.decode(entry)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _build_cache(layout: Layout, entries: list[Entry], path: Path, processes: int | None) -> None:
@@ -303,7 +313,7 @@ def _decode_one(layout: Layout, pixel_file: str | None, entry: Entry) -> Entry:
     try:
         arrays = layout.decode(entry)
         height, width = arrays[0].shape[:2] if arrays else (0, 0)
-        if pixel_file is not None and {height, width} != {entry.height, entry.width}:  # EXIF may turn it
+        if pixel_file is not None and arrays and {height, width} != {entry.height, entry.width}:  # EXIF may turn it
             raise ValueError("its header tells another size than its pixels have")
     except (ValueError, OSError) as error:
         entry.error = _reason(error, layout.folder / entry.name)

@@ -8,6 +8,7 @@ python prepare_data.py smaller my_photos/train --out my_photos/train_sizes
 import argparse
 import errno
 import functools
+import http.client
 import importlib.util
 import os
 import shutil
@@ -91,7 +92,9 @@ def prepare_div2k(data: Path, part: str, url: str) -> None:
         print(f"{folder}: there already")
         return
     zip_path = data / f"{name}.zip"
-    if not zip_path.exists():
+    if zip_path.exists():
+        _check_archive(zip_path, archive, f"delete {zip_path}, and run this again")
+    else:
         files.check_free_space(data, 2 * archive.size, "name a folder on another disk by --data DIR")
         download(url.rstrip("/") + f"/{name}.zip", zip_path, archive)
     files.check_free_space(data, archive.size, "name a folder on another disk by --data DIR")
@@ -117,22 +120,29 @@ def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_secon
                     f"{url}: the server answers {error.code} {error.reason}; another mirror goes by --url"
                 ) from error
             problem: Exception = error
-        except (OSError, urllib.error.URLError, EOFError) as error:
-            if isinstance(error, OSError) and error.filename:
+        except http.client.InvalidURL as error:
+            raise ValueError(f"{url}: {error}") from error
+        except (OSError, EOFError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and error.filename:  # of the disk, not of the network
                 raise
             problem = error
         if attempt == tries:
             raise ValueError(f"{url}: stopped after {tries} tries ({problem}); run this again to go on from there") from problem
         print(f"{url}: {problem}; trying again from {part.stat().st_size if part.exists() else 0:,} bytes")
         time.sleep(pause_seconds * attempt)
-    digest = files.sha256(part)
-    if part.stat().st_size != archive.size or digest != archive.sha256:
-        size = part.stat().st_size
+    try:
+        _check_archive(part, archive, f"what {url} has sent is removed")
+    except ValueError:
         part.unlink()
-        raise ValueError(
-            f"{url}: {size:,} bytes with SHA-256 {digest[:12]}… are not the archive ({archive.sha256[:12]}…); removed"
-        )
+        raise
     files.put_in_place(part, path)
+
+
+def _check_archive(path: Path, archive: Archive, advice: str) -> None:
+    size, digest = path.stat().st_size, files.sha256(path)
+    if (size, digest) != (archive.size, archive.sha256):
+        is_not = f"{size:,} bytes with SHA-256 {digest[:12]}… are not the archive ({archive.sha256[:12]}…)"
+        raise ValueError(f"{path}: {is_not}; {advice}")
 
 
 def _fetch(url: str, part: Path, size: int) -> None:
@@ -154,9 +164,12 @@ def _fetch(url: str, part: Path, size: int) -> None:
                 done += len(chunk)
                 if done > size:
                     raise ValueError(f"{url}: serves more than the archive's {size:,} bytes")
-                file.write(chunk)
+                try:
+                    file.write(chunk)
+                    file.flush()
+                except OSError as error:
+                    raise OSError(error.errno, f"cannot be written ({error.strerror})", str(part)) from error
                 bar.update(len(chunk))
-            file.flush()
             os.fsync(file.fileno())
     if done < size:
         raise EOFError(f"the connection ended after {done:,} of {size:,} bytes")
@@ -173,7 +186,7 @@ def unpack(zip_path: Path, folder: Path, largest_ratio: float = 20) -> None:
         with zipfile.ZipFile(zip_path) as archive:
             members = archive.infolist()
             _check_members(zip_path, members, largest_ratio)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=files.TEMPORARY_PREFIX) as temporary:
+            with _temporary_folder(folder.parent) as temporary:
                 for member in cli.progress_bar(members, desc=f"unpacking {zip_path.name}", unit="file"):
                     archive.extract(member, temporary)
                 if hasattr(os, "sync"):
@@ -188,6 +201,10 @@ def unpack(zip_path: Path, folder: Path, largest_ratio: float = 20) -> None:
         reason = cli.describe(error)
         raise ValueError(f"{zip_path}: not a whole zip archive ({reason}); delete it and run this again") from error
     folder.chmod(0o755)
+
+
+def _temporary_folder(place: Path) -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(dir=place, prefix=files.TEMPORARY_PREFIX, suffix=files.TEMPORARY_SUFFIX)
 
 
 def _check_members(zip_path: Path, members: list[zipfile.ZipInfo], largest_ratio: float) -> None:
@@ -233,22 +250,25 @@ def prepare_smaller(folder: Path, out: Path, factors: list[float]) -> None:
         ValueError: no such folder, no image in it, one that cannot be read, or `out` in the folder itself.
         OSError: the disk is full or cannot be written.
     """
+    labels = [f"{size:.2%}".replace(".00%", "").replace(".", "_").replace("%", "") for size in factors]
     if out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--out {out}: lies in {folder}, whose images are copied; name another folder")
     names = images.list_image_names(folder)
     files.make_folder(out)
     jobs = list(zip((folder / name for name in names), images.result_names(names), strict=True))
-    cli.map_in_processes(functools.partial(_write_smaller, out, factors), jobs, None, f"copying {folder.name}")
-    print(f"{out}: {len(jobs) * len(factors)} images")
+    cli.map_in_processes(
+        functools.partial(_write_smaller, out, dict(zip(labels, factors))), jobs, None, f"copying {folder.name}"
+    )
+    print(f"{out}: {len(jobs) * len(set(labels))} images")
 
 
-def _write_smaller(out: Path, factors: list[float], job: tuple[Path, str]) -> None:
+def _write_smaller(out: Path, sizes: dict[str, float], job: tuple[Path, str]) -> None:
     source, name = job
     rgb = images.read_picture(source).rgb
-    for factor in factors:
-        height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
+    for label, size in sizes.items():
+        height, width = (max(1, round(side * size)) for side in rgb.shape[:2])
         smaller = images.resize_bicubic(rgb, height, width)
-        images.write_picture(out / f"{name}_{factor:.0%}.png".replace("%", ""), images.Picture(smaller))
+        images.write_picture(out / f"{name}_{label}.png", images.Picture(smaller))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -260,8 +280,10 @@ def main(args: argparse.Namespace) -> None:
     if args.command == "demo":
         prepare_demo(data)
     else:
-        for part in args.parts:
-            prepare_div2k(data, part, args.url)
+        with files.lock(data / ".lock"):
+            files.remove_leftovers(data)
+            for part in args.parts:
+                prepare_div2k(data, part, args.url)
 
 
 if __name__ == "__main__":

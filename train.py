@@ -193,7 +193,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
     folder, total_epochs, options = out / "checkpoints", args.pretrain_epochs + args.epochs, plain_options(args)
     leader = distributed.rank() == 0  # the one process that writes
     if leader:
-        files.remove_leftovers(out)
+        files.remove_leftovers(out, folder, *(out / "validation").glob("epoch_*"))
     saved, problem = checkpoint.load_checkpoint(folder)
     if problem and leader:
         print(f"warning: {problem}; going on from previous.pth", file=sys.stderr)

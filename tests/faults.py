@@ -42,7 +42,7 @@ def state_of(place: Path) -> dict:
     found = {path.name + name: tensor for path in paths for name, tensor in tensors(path).items()}
     with open(place / "out" / "statistics.csv") as file:
         rows = [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
-    pictures = {path.name: np.asarray(Image.open(path)) for path in sorted((place / "out" / "validation").rglob("*.png"))}
+    pictures = {str(path.relative_to(place)): np.asarray(Image.open(path)) for path in place.rglob("validation/*/*.png")}
     return {**found, "csv": rows, **pictures}
 
 
@@ -89,5 +89,6 @@ def survives(fault: str, number: int, folder: Path, place: Path, expected: dict)
         problems.append(f"the restart failed: {again.stderr.strip()[-300:]}")
     elif not same(state_of(place), expected):
         problems.append("the restart ended differently")
+    problems += [f"{path.name} was left behind after the restart" for path in place.rglob(".srgan-*.tmp")]
     shutil.rmtree(place)
     return "; ".join(problems)

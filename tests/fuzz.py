@@ -1,12 +1,11 @@
 """Coverage-guided fuzzing by atheris: python tests/fuzz.py {pictures,archives} FOLDER [options of libFuzzer].
 
-FOLDER is where the inputs that reach new code are kept; it begins with good files. An input that ends in anything but a
+FOLDER, made if need be, is the workplace, and keeps the inputs that reach new code. An input that ends in anything but a
 good result or a ValueError of one line that names the file stops the fuzzer, which writes it to a file and tells where.
 """
 
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import atheris
@@ -25,7 +24,7 @@ import corpus
 import images
 import prepare_data
 
-WORKPLACE = Path(tempfile.mkdtemp(prefix="srgan-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+WORKPLACE = Path(sys.argv[2], "place", "inner")
 
 
 def read_a_picture(path: Path) -> None:
@@ -35,12 +34,12 @@ def read_a_picture(path: Path) -> None:
 
 
 def unpack_an_archive(path: Path) -> None:
-    """Unpack a file as prepare_data.py does, and see that nothing lies elsewhere."""
+    """Unpack a file as prepare_data.py does, and see that nothing lies one or two folders above."""
     try:
         prepare_data.unpack(path, WORKPLACE / "out")
     finally:
         shutil.rmtree(WORKPLACE / "out", ignore_errors=True)
-        assert [other.name for other in WORKPLACE.iterdir()] == [path.name]
+        assert [other.name for place in (WORKPLACE, WORKPLACE.parent) for other in place.iterdir()] == [path.name, "inner"]
 
 
 TARGETS = {
@@ -52,7 +51,9 @@ TARGETS = {
 def main() -> None:
     """Fuzz one target until libFuzzer's options say that it is enough."""
     target, seeds = TARGETS[sys.argv[1]]
-    folder = Path(sys.argv[2])
+    folder = Path(sys.argv[2], "corpus")
+    for place in (folder, WORKPLACE):
+        place.mkdir(parents=True)
     for index, content in enumerate(seeds):
         (folder / f"seed_{index:03d}").write_bytes(content)
 
@@ -66,10 +67,7 @@ def main() -> None:
                 raise
 
     atheris.Setup([sys.argv[0], *sys.argv[3:], str(folder)], try_one)
-    try:
-        atheris.Fuzz()
-    finally:
-        shutil.rmtree(WORKPLACE)
+    atheris.Fuzz()  # which ends the process
 
 
 if __name__ == "__main__":

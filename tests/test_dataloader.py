@@ -119,6 +119,33 @@ def test_a_damaged_cache_is_noticed_and_built_again(photos, tmp_path, capsys, da
     assert capsys.readouterr().err == ""
 
 
+def test_an_image_that_can_be_read_again_is_taken_up(photos, tmp_path, monkeypatch):
+    def unreadable(path, *_):
+        if "image_1" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    read = pixel_cache.images.read_picture
+    options = {"cache_folder": tmp_path / "cache", "skip_bad": True}
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(pixel_cache.images, "read_picture", unreadable)
+            assert len(TrainDatasetFromFolder(photos[0], 32, 4, **options)) == 3
+    assert len(TrainDatasetFromFolder(photos[0], 32, 4, **options)) == 4
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_image_narrower_than_the_scale_is_too_small_and_not_damaged(photos, tmp_path, cached):
+    Image.new("RGB", (40, 3)).save(photos[0] / "narrow.png")
+    dataset = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache" if cached else None)
+    assert dataset.too_small == ["narrow.png"] and not dataset.store.bad
+
+
+def test_more_processes_than_samples_are_refused():
+    with pytest.raises(ValueError, match="5 crops an epoch are too few for 8 processes"):
+        EpochSampler(5, 8, world_size=8)
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_bad_images_are_named_or_skipped(photos, tmp_path, cached):
     cache = tmp_path / "cache" if cached else None

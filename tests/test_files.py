@@ -96,8 +96,13 @@ def test_damage_is_noticed(tmp_path):
         data = next(info for info in archive.infolist() if info.filename.endswith("data/0"))
     flipped = bytearray(whole)
     flipped[data.header_offset + 1500] ^= 4
+    encrypted, shifted = bytearray(whole), bytearray(whole)
+    encrypted[whole.index(b"PK\x01\x02") + 8] ^= 1  # the flag of the first member
+    shifted[whole.rindex(b"PK\x06\x06") + 50] ^= 1  # where the list of members begins
     for broken, reason in (
         (bytes(flipped), "checksum"),
+        (bytes(encrypted), "damaged"),
+        (bytes(shifted), "damaged"),
         (whole[: len(whole) // 2], "not read"),
         (b"", "empty"),
         (b"x" * 99, "not read"),
@@ -129,6 +134,35 @@ def test_a_second_lock_is_refused_until_the_first_process_is_dead(tmp_path):
     holder.wait()
     with files.lock(tmp_path / "lock"):
         pass
+
+
+def test_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_lock_file", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    with pytest.raises(OSError, match="cannot be locked") as error, files.lock(tmp_path / "lock"):
+        pass
+    assert error.value.filename == str(tmp_path / "lock")
+
+
+def test_the_older_file_becomes_the_backup_only_when_the_new_one_is_whole(tmp_path):
+    last, previous = tmp_path / "last", tmp_path / "previous"
+    for text in ("1", "2"):
+        with files.write_atomic(last, backup=previous) as file:
+            file.write(text.encode())
+    with pytest.raises(OSError, match="full"), files.write_atomic(last, backup=previous) as file:
+        raise OSError(errno.ENOSPC, "full")
+    assert (last.read_text(), previous.read_text()) == ("2", "1")
+    files.keep_as(last, previous)
+    files.keep_as(last, previous)  # one file by two names already
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "previous"]
+
+
+def test_leftovers_are_removed_where_they_lie_and_nowhere_else(tmp_path):
+    (tmp_path / ".srgan-1.tmp").touch()
+    (tmp_path / ".srgan-2.tmp" / "deep").mkdir(parents=True)
+    (tmp_path / "other run").mkdir()
+    (tmp_path / "other run" / ".srgan-3.tmp").touch()
+    files.remove_leftovers(tmp_path, tmp_path / "none")
+    assert [path.name for path in tmp_path.iterdir()] == ["other run"] and list((tmp_path / "other run").iterdir())
 
 
 def test_free_space_is_checked_with_advice(tmp_path):

@@ -1,8 +1,12 @@
 import ast
+import os
 import re
+import signal
 
 import pytest
 from conftest import ROOT
+
+import cli
 
 # What each room may import of ours; `cli` (exit statuses, bars) is for all.
 ROOMS = {
@@ -64,3 +68,15 @@ def test_everything_but_torch_is_locked_by_hash_at_the_version_that_is_asked_for
     for package, version in asked:
         assert package in ("torch", "torchvision") or version in locked[package], package
     assert not {"torch", "torchvision"} & locked.keys()
+
+
+def test_a_signal_that_the_shell_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with cli.StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number is None and signal.SIGHUP not in cli.heeded_signals()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.number == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, before)

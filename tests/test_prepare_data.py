@@ -1,4 +1,5 @@
 import contextlib
+import http.client
 import zipfile
 from pathlib import Path
 
@@ -66,6 +67,32 @@ def test_a_server_that_fails_for_a_while_is_asked_again_and_one_without_the_arch
     with pytest.raises(ValueError, match="answers 404"):
         prepare_data.download(server.url, tmp_path / "b.zip", archive_of(b"x"))
     assert len(server.requests) == 4
+
+
+def test_an_address_that_is_none_and_an_answer_that_breaks_off_are_no_tracebacks(server, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="my folder"):
+        prepare_data.download("http://127.0.0.1:9/my folder", tmp_path / "a.zip", archive_of(b"x"))
+    server.body = b"x" * 1000
+    answers = [http.client.IncompleteRead(b""), http.client.BadStatusLine("?")]
+
+    def fetch(*arguments):
+        if answers:
+            raise answers.pop()
+        return real(*arguments)
+
+    real = prepare_data._fetch
+    monkeypatch.setattr(prepare_data, "_fetch", fetch)
+    prepare_data.download(server.url, tmp_path / "a.zip", archive_of(server.body), pause_seconds=0)
+    assert (tmp_path / "a.zip").read_bytes() == server.body
+
+
+def test_a_zip_that_lies_there_is_checked_and_kept_where_it_is_another(tmp_path, monkeypatch):
+    monkeypatch.setitem(prepare_data.DIV2K, "valid_HR", archive_of(b"the real one"))
+    other = zipped({"0801.png": picture()})
+    (tmp_path / "DIV2K_valid_HR.zip").write_bytes(other)
+    with pytest.raises(ValueError, match=r"DIV2K_valid_HR\.zip: .* are not the archive .*; delete"):
+        prepare_data.prepare_div2k(tmp_path, "valid_HR", "http://127.0.0.1:9/")
+    assert (tmp_path / "DIV2K_valid_HR.zip").read_bytes() == other and len(list(tmp_path.iterdir())) == 1
 
 
 def test_div2k_is_downloaded_checked_and_unpacked_once(server, tmp_path, monkeypatch, capsys):

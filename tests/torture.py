@@ -36,8 +36,8 @@ from model import Generator
 PATIENCE = 20  # seconds, after which a file counts as a hang
 
 
-class Hang(Exception):
-    """A file took longer than `PATIENCE`."""
+class Hang(BaseException):
+    """A file took longer than `PATIENCE`; no Exception, which the code that is tried could take for its own."""
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ def pictures(place: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
                 test_image.enlarge(generator, source, place / "out.png", args, "fp32")
         except (ValueError, OSError) as error:
             wrong = "" if name in str(error) and "\n" not in str(error) else f"unclear: {error}"
-        except Exception as error:
+        except (Exception, Hang) as error:
             wrong = f"{type(error).__name__}: {error}"
         found.append((f"mutated {source.suffix[1:]}", name, wrong))
         source.unlink()
@@ -108,7 +108,7 @@ def weight_files(place: Path, count: int, seed: int) -> list[tuple[str, str, str
                 wrong = "loaded with other values"
         except ValueError as error:
             wrong = "" if "a.pth" in str(error) else f"unclear: {error}"
-        except Exception as error:
+        except (Exception, Hang) as error:
             wrong = f"{type(error).__name__}: {error}"
         found.append(("damaged weight file", str(index), wrong))
     return found
@@ -126,7 +126,7 @@ def hostile_archives(place: Path) -> list[tuple[str, str, str]]:
         except ValueError as error:
             left = [other.name for other in place.iterdir() if other != path]
             wrong = f"left {left}" if left else "" if str(path) in str(error) else f"unclear: {error}"
-        except Exception as error:
+        except (Exception, Hang) as error:
             wrong = f"{type(error).__name__}: {error}"
         found.append(("hostile archive", what, wrong))
         path.unlink()
@@ -158,7 +158,7 @@ def bad_downloads(place: Path, seed: int) -> list[tuple[str, str, str]]:
                         prepare_data.download(server.url + "a.zip", path, wanted, tries=3, pause_seconds=0)
                 except ValueError as error:
                     wrong = wrong or ("" if server.url in str(error) else f"unclear: {error}")
-                except Exception as error:
+                except (Exception, Hang) as error:
                     wrong = f"{type(error).__name__}: {error}"
                 if path.exists() and path.read_bytes() != good:
                     wrong = "taken for good"
@@ -173,7 +173,6 @@ def bad_downloads(place: Path, seed: int) -> list[tuple[str, str, str]]:
 
 def fuzzed(place: Path, target: str, seconds: int) -> list[tuple[str, str, str]]:
     """Return a row for every input that atheris, guided by coverage, has tried on a target in some seconds."""
-    (place / target).mkdir()
     options = [f"-max_total_time={seconds}", f"-timeout={PATIENCE}", "-max_len=20000", "-print_final_stats=1"]
     words = [sys.executable, Path(__file__).with_name("fuzz.py"), target, place / target, *options]
     done = subprocess.run(words, capture_output=True, text=True, cwd=place, check=False)
