@@ -97,12 +97,13 @@ def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
 
     Raises:
         ValueError: no such folder, or no image in it.
+        OSError: a subfolder cannot be read.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"{folder}: no such folder of images")
     found: list[str] = []
     seen = set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
+    for parent, subfolders, names in os.walk(folder, onerror=_raise, followlinks=True):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
@@ -115,6 +116,10 @@ def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
     if not found:
         raise ValueError(f"{folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def result_names(names: Iterable[str]) -> list[str]:

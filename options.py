@@ -47,7 +47,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     model.add_argument("--blocks", type=cli.positive_int, help="residual blocks (default: 8 for srresnet, 23 for rrdb)")
     loss = parser.add_argument_group("loss")
     loss.add_argument("--pixel-loss", choices=PIXEL_LOSSES, default="mse", help="l1 (ESRGAN's) is some ten times larger")
-    loss.add_argument("--pixel-weight", type=cli.non_negative_float, default=1.0, help="weight of the pixel loss")
+    loss.add_argument(
+        "--pixel-weight", type=cli.non_negative_float, default=1.0, help="weight of the pixel loss in adversarial epochs"
+    )
     loss.add_argument("--adversarial-weight", type=cli.non_negative_float, default=1e-3, help="weight of -log D(G(z))")
     loss.add_argument("--perceptual-weight", type=cli.non_negative_float, default=6e-3, help="weight of the VGG16 loss")
     loss.add_argument("--tv-weight", type=cli.non_negative_float, default=2e-8, help="weight of the total variation")

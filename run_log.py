@@ -57,6 +57,14 @@ class Progress:
         check_finite(means, self.epoch, self.batch)
         return means
 
+    def check_weights(self, networks: dict[str, nn.Module]) -> None:
+        """Raise ArithmeticError where a network has a weight that is not finite."""
+        sums = {
+            f"weights of the {name}": sum(tensor.double().sum().item() for tensor in network.state_dict().values())
+            for name, network in networks.items()
+        }
+        check_finite(sums, self.epoch, self.batch)
+
 
 def describe_plan(args: argparse.Namespace, networks: list[nn.Module], image_counts: list[int], loader: DataLoader) -> str:
     """Return every option and what is about to be done, as lines.
@@ -163,9 +171,9 @@ def describe_result(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def check_finite(means: dict[str, float], epoch: int, step: int) -> None:
-    """Raise FloatingPointError naming the losses of an epoch that are not finite, and what to try."""
-    wrong = [name for name, mean in means.items() if not math.isfinite(mean)]
+def check_finite(values: dict[str, float], epoch: int, step: int) -> None:
+    """Raise FloatingPointError naming the values that are not finite, the epoch, the step, and what to try."""
+    wrong = [name for name, value in values.items() if not math.isfinite(value)]
     if wrong:
         raise FloatingPointError(
             f"{', '.join(wrong)} not finite in epoch {epoch}, by step {step}; the checkpoints are from before that. "

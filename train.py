@@ -95,7 +95,7 @@ def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> Tensor:
     scaler.scale(loss_d).backward()
     scaler.step(models.optimizer_d)
 
-    # (2) Update G: minimise MSE + 0.001 BCE(D(G(z)), 1) + 0.006 VGG + 2e-8 TV
+    # (2) Update G: minimise pixel + 0.001 BCE(D(G(z)), 1) + 0.006 VGG + 2e-8 TV
     models.optimizer_g.zero_grad(set_to_none=True)
     models.discriminator.requires_grad_(False)
     with inference.autocast(models.device, models.precision):
@@ -261,6 +261,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
                 models.loss = new_loss(args, models.device)
             if progress.batch < len(loader):
                 stopped = train_epoch(args, models, loader, progress, stop)
+                progress.check_weights({"generator": models.validated, "discriminator": models.discriminator})
             due = epoch % args.val_every == 0 or epoch in (args.pretrain_epochs, total_epochs)
             scores, began = {}, time.monotonic()
             triplets = out / "validation" / f"epoch_{epoch:03d}"

@@ -15,7 +15,7 @@ from faults import broken_files
 from PIL import Image
 
 import checkpoint
-from run_log import COLUMNS, PIXEL_TERMS, TERMS
+from run_log import COLUMNS, PIXEL_TERMS, TERMS, Progress
 from train import learning_rate_at
 
 
@@ -259,6 +259,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_file(whole_run, 
     assert len(errors) == 1 and "not finite" in errors[0]
     for path in tmp_path.glob("checkpoints/*.pth"):
         assert all(torch.isfinite(tensor).all() for tensor in tensors(path).values() if tensor.is_floating_point())
+
+
+def test_weights_that_are_not_finite_are_named_with_epoch_and_step():
+    network = torch.nn.Linear(2, 2)
+    Progress(epoch=3, batch=7).check_weights({"generator": network})
+    with torch.no_grad():
+        network.weight[0, 0] = float("nan")
+    with pytest.raises(
+        FloatingPointError, match=r"weights of the generator not finite in epoch 3, by step 7; .*--learning-rate"
+    ):
+        Progress(epoch=3, batch=7).check_weights({"generator": network})
 
 
 def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
