@@ -40,8 +40,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def heeded_signals() -> list[int]:
-    """Return the signals that stop a script: not those that the shell has it ignore, as `nohup` does SIGHUP."""
-    return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    """Return the signals that stop a script: not a SIGHUP that `nohup` has it ignore."""
+    ignored = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if not (ignored and number == signal.SIGHUP)]
 
 
 class StopRequest:

@@ -70,13 +70,13 @@ def test_everything_but_torch_is_locked_by_hash_at_the_version_that_is_asked_for
     assert not {"torch", "torchvision"} & locked.keys()
 
 
-def test_a_signal_that_the_shell_ignores_stays_ignored():
+def test_a_hangup_that_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         with cli.StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert stop.number is None and signal.SIGHUP not in cli.heeded_signals()
             os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.number == signal.SIGTERM
+            assert stop.number == signal.SIGTERM and signal.SIGINT in cli.heeded_signals()
     finally:
         signal.signal(signal.SIGHUP, before)
