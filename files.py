@@ -178,7 +178,7 @@ def save_tensors(path: str | Path, value: Any, backup: str | Path | None = None)
         try:
             torch.save(value, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # what went wrong, before the zip writer noticed
+            if isinstance(error.__context__, (OSError, SystemExit)):  # a full disk, a signal: the zip writer's error hides it
                 raise error.__context__ from None
             raise
 

@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -71,6 +72,28 @@ def test_tensors_survive_the_disk(tmp_path):
     loaded = files.load_tensors(tmp_path / "t.pth")
     assert torch.equal(loaded["a"], value["a"]) and loaded["b"][:3] == [1, "x", None]
     assert torch.equal(loaded["b"][3]["c"], torch.ones(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("cause", [SystemExit(130), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_breaks_into_writing_tensors_is_not_hidden_by_the_zip_writer(tmp_path, monkeypatch, cause):
+    class Broken(io.FileIO):
+        left = 0
+
+        def write(self, data):
+            if Broken.left == 0:
+                raise cause
+            Broken.left -= 1
+            return super().write(data)
+
+    monkeypatch.setattr(files, "open", lambda path, mode: Broken(path, mode), raising=False)
+    for writes in range(100):
+        Broken.left = writes
+        try:
+            files.save_tensors(tmp_path / "t.pth", {"a": torch.zeros(3), "b": torch.ones(100)})
+            break
+        except (SystemExit, OSError) as error:
+            assert type(error) is type(cause) and os.listdir(tmp_path) == []
+    assert 10 < writes < 100
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
