@@ -75,12 +75,18 @@ def in_turns(works: dict[str, Callable[[], object]], device: torch.device, round
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def matrix_product_flops(device: torch.device, precision: str) -> float:
-    """Return the floating-point operations a second of this machine's largest of several matrix products."""
+def matrix_product(device: torch.device, precision: str) -> tuple[Callable[[], object], int]:
+    """Return a large matrix product to be timed, and its floating-point operations."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=inference.PRECISIONS[precision]) for _ in range(2))
-    a @ b
-    return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
+    return lambda: a @ b, 2 * side**3
+
+
+def matrix_product_flops(device: torch.device, precision: str) -> float:
+    """Return the floating-point operations a second of this machine's fastest of several matrix products."""
+    product, flops = matrix_product(device, precision)
+    product()
+    return flops / min(seconds(product, device) for _ in range(10))
 
 
 def flops_of(work: Callable[[], object]) -> int:

@@ -343,7 +343,7 @@ def test_importing_a_script_does_nothing(tmp_path):
 
 
 def test_bf16_ends_where_fp32_does(photos, tmp_path):
-    training = ["--crops-per-image", 12, "--pretrain-epochs", 2, "--epochs", 0, "--pretrain-learning-rate", 1e-3, "--ema", 0.9]
+    training = ["--crops-per-image", 6, "--pretrain-epochs", 2, "--epochs", 0, "--pretrain-learning-rate", 1e-3, "--ema", 0.9]
     rows = {}
     for precision in ("fp32", "bf16"):
         run("train.py", *command(photos, tmp_path / precision, *training, "--precision", precision))

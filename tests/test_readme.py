@@ -1,6 +1,6 @@
 """Every command of the README runs as written, in a copy of the repository with small stand-ins for the user's files.
 
-Trainings get `--dry-run`, except one that is short; what needs a download is only parsed.
+Trainings get `--dry-run` and small batches, except one that is short; what needs a download is only parsed.
 """
 
 import os
@@ -26,7 +26,9 @@ DOWNLOADS = (
     "make test",
     "make bench",
     "make torture",
+    "-m venv",
 )
+SMALL = ("--dry-run", "--crop", "64", "--batch-size", "2")  # an option that is repeated counts as it was last given
 
 
 def commands() -> list[str]:
@@ -71,7 +73,7 @@ def test_every_command_of_the_readme_runs_or_is_parsed(workplace):
                 assert words[0] in ("git", "cd", "make", "python3", "pip", ".venv/bin/pip"), command
             continue
         if "train.py" in command and "--epochs 1 " not in command and "--help" not in command:
-            words.append("--dry-run")
+            words += SMALL
         if words[0] == "python":
             run(*words[1:], cwd=workplace)
         else:
