@@ -1,6 +1,6 @@
 # make demo: train on a few photographs, enlarge one, draw the curves (under five minutes on two cores, after the installation)
 # make test: lint and tests
-# make torture: kills, failing disks, hostile files, all of them, and a table (about a quarter of an hour on two cores)
+# make torture: kills, failing disks, hostile files, all of them, and a table (ten minutes on two cores)
 # make lock: after a change of requirements.txt or requirements-dev.txt, find all versions and hashes anew (needs uv)
 # make bench: four benchmarks against the classic loop, tables and JSON in results/bench (about ten minutes on two cores)
 PYTHON ?= python3
