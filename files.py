@@ -178,9 +178,7 @@ def save_tensors(path: str | Path, value: Any, backup: str | Path | None = None)
         try:
             torch.save(value, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, (OSError, SystemExit)):  # a full disk, a signal: the zip writer's error hides it
-                raise error.__context__ from None
-            raise
+            raise error.__context__ or error from None  # what broke in (full disk, signal, dead worker), not the zip writer's
 
 
 def check_finite(value: Any, name: str = "") -> None:
