@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
     table = measure_folder(generator, dataset, inference.resolve_precision(args.precision, device), lpips, out)
     files.write_text(out / "benchmark.csv", table.to_csv(index=False, float_format="%.6g"))
     print_table(table)
-    print(f"{out / 'benchmark.csv'}, and {len(dataset)} SR images beside it")
+    print(f"{out / 'benchmark.csv'}, and the SR images beside it")
 
 
 if __name__ == "__main__":
