@@ -57,6 +57,8 @@ def load_generator(path: str | Path, expected: dict[str, Any] | None = None) -> 
     try:
         generator = _build_empty(loaded, len(state))
         wanted = generator.state_dict()
+        if not state.keys() <= wanted.keys():
+            raise ValueError(f"it has no {min(map(str, state.keys() - wanted.keys()))}")
         state = {name: state[name].to(tensor.dtype) for name, tensor in wanted.items() if state[name].shape == tensor.shape}
         generator.load_state_dict(state, assign=True)
     except (KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:

@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import partial
@@ -45,11 +46,18 @@ def heeded_signals() -> list[int]:
     return [number for number in STOP_SIGNALS if not (ignored and number == signal.SIGHUP)]
 
 
+_ECHO_SECONDS = 2  # torchrun, `timeout` and schedulers signal a process and its group, which is one request
+
+
 class StopRequest:
-    """Context in which the first Ctrl-C, SIGTERM or SIGHUP only sets `number`, and a second one ends the process at once."""
+    """Context in which the first Ctrl-C, SIGTERM or SIGHUP only sets `number`, and a second one ends the process at once.
+
+    A signal that comes again within two seconds is the same request, except a Ctrl-C outside torchrun: a person's.
+    """
 
     def __init__(self):
         self.number: int | None = None
+        self._since = 0.0
 
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._receive) for number in heeded_signals()}
@@ -61,8 +69,11 @@ class StopRequest:
 
     def _receive(self, number: int, _frame) -> None:
         if self.number is not None:
-            raise SystemExit(128 + number)
-        self.number = number
+            by_hand = number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ
+            if by_hand or time.monotonic() - self._since > _ECHO_SECONDS:
+                raise SystemExit(128 + number)
+            return
+        self.number, self._since = number, time.monotonic()
         print(f"\n{signal.Signals(number).name}: saving after this step; again to stop at once", file=sys.stderr)
 
 
@@ -121,10 +132,10 @@ def ignore_signals(_worker: int | None = None) -> None:
 
 
 def outlive_signals(_worker: int | None = None) -> None:
-    """In a loader's worker: also let a SIGTERM to the whole job pass for ten seconds, in which the main process saves."""
+    """In a loader's worker: also let a SIGTERM to the whole job pass for a minute, in which the main process saves."""
     ignore_signals()
     if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, 10))
+        signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, 60))
 
 
 def is_dead_helper(error: BaseException) -> bool:

@@ -109,10 +109,8 @@ def vgg16_layers() -> nn.Sequential:
 
 def check_vgg_weights(source: str) -> None:
     """See, before a long run, that `load_vgg16` will find its weights; downloads ImageNet's where they are not there yet."""
-    if source == "imagenet":
-        _imagenet_file()
-    elif source != "random":
-        _read_state_dict(Path(source))
+    if source != "random":
+        _state_dict_of(source)
 
 
 def load_vgg16(source: str) -> VGG16Features:
@@ -122,9 +120,17 @@ def load_vgg16(source: str) -> VGG16Features:
         ValueError: the weights cannot be had; the message gives the ways on.
         OSError: the file cannot be opened.
     """
-    if source == "random":
-        return VGG16Features(_random_state_dict())
-    return VGG16Features(_read_state_dict(_imagenet_file() if source == "imagenet" else Path(source)))
+    return VGG16Features(_random_state_dict() if source == "random" else _state_dict_of(source))
+
+
+def _state_dict_of(source: str) -> dict[str, Tensor]:
+    if source != "imagenet":
+        return _read_state_dict(Path(source))
+    path = _imagenet_file()
+    try:
+        return _read_state_dict(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it, and it is downloaded anew") from error
 
 
 def _random_state_dict() -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def psnr_ssim_y(sr: Tensor, hr: Tensor, upscale: int) -> tuple[Tensor, Tensor]:
 
     `sr` and `hr` are (N, 3, H, W) in [0, 1], already of 8-bit precision, with sides that are multiples of the scale.
     """
-    sr, hr = (crop_border(rgb_to_y(image.double()), upscale) for image in (sr, hr))
+    sr, hr = (crop_border(rgb_to_y(image.cpu().double()), upscale) for image in (sr, hr))
     return psnr(sr, hr), ssim(sr, hr)
 
 

@@ -110,6 +110,9 @@ def resolve(args: argparse.Namespace) -> None:
     for folder in (args.train_dir, args.val_dir):
         if args.out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"--out {args.out}: lies in the image folder {folder}, where its pictures would be trained on")
+    train_dir, val_dir = args.train_dir.resolve(), args.val_dir.resolve()
+    if train_dir.is_relative_to(val_dir) or val_dir.is_relative_to(train_dir):
+        print(f"{args.train_dir} and {args.val_dir} share images: the figures flatter, since they were trained on")
     if args.pretrain_learning_rate is None:
         args.pretrain_learning_rate = args.learning_rate
     if args.blocks is None:

@@ -60,7 +60,7 @@ class Progress:
     def check_weights(self, networks: dict[str, nn.Module]) -> None:
         """Raise ArithmeticError where a network has a weight that is not finite."""
         sums = {
-            f"weights of the {name}": sum(tensor.double().sum().item() for tensor in network.state_dict().values())
+            f"weights of the {name}": sum(tensor.cpu().double().sum().item() for tensor in network.state_dict().values())
             for name, network in networks.items()
         }
         check_finite(sums, self.epoch, self.batch)

@@ -48,6 +48,8 @@ def measure_folder(generator, dataset: TestDatasetFromFolder, precision: str, lp
     """Return a row for each image and their mean, with bicubic's and SR's values; write the SR images to `out`."""
     rows = []
     for name, lr, hr in cli.progress_bar(dataset, total=len(dataset), desc="images", unit="image"):
+        if min(hr.shape[-2:]) <= 2 * generator.upscale:
+            raise ValueError(f"{name}: too small, the papers' protocol leaves a border of {generator.upscale} pixels out")
         lr_array = images.to_array(lr)
         pictures = {
             "Bicubic": images.upscale_bicubic(lr_array, generator.upscale),

@@ -195,6 +195,9 @@ def run(args: argparse.Namespace, out: Path) -> int:
     if leader:
         files.remove_leftovers(out, folder, *(out / "validation").glob("epoch_*"))
     saved, problem = checkpoint.load_checkpoint(folder)
+    place = saved and (saved["progress"]["epoch"], saved["progress"]["batch"])
+    if set(distributed.gather(place)) != {place}:
+        raise ValueError(f"--out {out}: is not the same folder for all processes; put it where all machines see it")
     if problem and leader:
         print(f"warning: {problem}; going on from previous.pth", file=sys.stderr)
     if saved:
@@ -203,13 +206,13 @@ def run(args: argparse.Namespace, out: Path) -> int:
         if saved["progress"]["epoch"] > total_epochs:
             print(f"{out}: finished after {len(saved['rows'])} epochs; nothing to do (a larger --epochs goes on)")
             return 0
-    with distributed.one_after_another():  # the first builds the caches
+    with distributed.one_after_another():  # the first builds the caches and downloads
         train_set, val_set = open_datasets(args)
+        if needs_vgg(args):
+            check_vgg_weights(args.vgg_weights)
     seen = {"training": train_set.store.fingerprint(), "validation": val_set.store.fingerprint()}
     for what in seen if saved else ():
         checkpoint.check_same_images(what, saved["images"][what], seen[what])
-    if needs_vgg(args):
-        check_vgg_weights(args.vgg_weights)
     models, progress, rows = Models(args, None if saved else args.init), Progress(), []
     machine = {name: getattr(args, name) for name in ("device", "precision", "compile")}
     machine |= {"threads": torch.get_num_threads(), "processes": distributed.world_size()}
@@ -232,6 +235,8 @@ def run(args: argparse.Namespace, out: Path) -> int:
     if leader:
         for name in ("checkpoints", "validation"):
             files.make_folder(out / name)
+        if problem:
+            (folder / "last.pth").unlink()  # a damaged file must not take the place of previous.pth at the next save
         board = run_log.TensorBoard(out / "tensorboard", len(rows)) if args.tensorboard else None
         run_log.write_config(out / "config.json", options, models.device)
         run_log.write_statistics(out / "statistics.csv", rows)
@@ -271,7 +276,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
                     models.validated, val_set, args.precision, bicubic_scores, triplets, args.val_triplets, stop, lpips
                 )
                 stopped = distributed.agree(stop)
-            if scores is None or progress.batch < len(loader) or (stopped and not scores):
+            if stopped and not scores:  # the epoch is not whole
                 break
             progress.sums = distributed.mean(progress.sums)
             missing = ("Loss_Perceptual",) if args.perceptual_weight == 0 else ()

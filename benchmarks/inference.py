@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
         return 0
     generator = checkpoint.load_generator(inference.WEIGHTS)
     one_tile = (TILE + 2 * generator.halo,) * 2
-    cases = [("eager", SMALL, 1), ("whole", SMALL, 2), ("tiles", SMALL, 2), ("whole", one_tile, 1), ("tiles", LARGE, 1)]
+    cases = [("eager", SMALL, 2), ("whole", SMALL, 2), ("tiles", SMALL, 2), ("whole", one_tile, 1), ("tiles", LARGE, 1)]
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > LARGE_NEEDS:
         cases.append(("eager", LARGE, 1))
     rows, found = [], {}

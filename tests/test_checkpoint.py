@@ -59,6 +59,10 @@ def test_files_that_do_not_fit_are_refused(tmp_path, generator):
         "a scale that is none": ({**good, "upscale": 5}, "upscale 5"),
         "absurd": ({**good, "blocks": 10**6}, "1000000 blocks"),
         "a tensor missing": ({**good, "state_dict": without(good["state_dict"], "tail.bias")}, "tail.bias"),
+        "a tensor too many": (
+            {**good, "state_dict": {**good["state_dict"], "trunk.9.extra": torch.ones(1)}},
+            "no trunk.9.extra",
+        ),
         "not tensors": ({**good, "state_dict": dict.fromkeys(good["state_dict"], 1)}, "do not fit"),
         "not finite": ({**good, "state_dict": infinite}, "tail.bias has values that are not finite"),
     }

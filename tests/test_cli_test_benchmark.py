@@ -47,3 +47,6 @@ def test_bad_folders_are_one_line(photos, tmp_path):
     ]:
         assert reason in the_error(run("test_benchmark.py", *arguments, "--out", tmp_path / "out", status=None))
     assert not (tmp_path / "out").exists()
+    Image.new("RGB", (8, 40)).save(tmp_path / "lr" / "image_0.png")
+    done = run("test_benchmark.py", "--hr", tmp_path / "lr", "--out", tmp_path / "out", status=2)
+    assert "image_0: too small" in done.stderr and "Traceback" not in done.stderr

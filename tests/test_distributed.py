@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,14 +18,14 @@ from dataloader import EpochSampler
 OPTIONS = ["--pretrain-epochs", 1, "--crops-per-image", 2, "--batch-size", 4, "--ema", 0.9, "--perceptual-weight", 0]
 
 
-def launched(world_size: int, script: str, *arguments) -> list[subprocess.CompletedProcess]:
-    """Run a script in as many processes as torchrun would, by the variables that it sets."""
+def launched(world_size: int, script: str, *arguments, folders: list | None = None) -> list[subprocess.CompletedProcess]:
+    """Run a script in as many processes as torchrun would, by the variables that it sets; each in its folder, where given."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     shared = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     processes = [
-        started_script(script, *arguments, environment={**shared, "RANK": rank, "LOCAL_RANK": rank})
-        for rank in range(world_size)
+        started_script(ROOT / script, *arguments, cwd=folder, environment={**shared, "RANK": rank, "LOCAL_RANK": rank})
+        for rank, folder in enumerate(folders or [None] * world_size)
     ]
     return [finish() for finish in processes]
 
@@ -103,13 +104,23 @@ def test_one_process_of_torchrun_is_the_plain_run(two_processes, tmp_path, monke
     assert_same_run(tmp_path / "torchrun", tmp_path / "plain")
 
 
+def test_machines_that_do_not_see_one_out_are_refused_before_they_train_apart(two_processes, tmp_path):
+    photos, whole, *_ = two_processes
+    shutil.copytree(whole, tmp_path / "a" / "out")
+    (tmp_path / "b").mkdir()
+    arguments = command(photos, "out", *OPTIONS, "--epochs", 3)
+    for done in launched(2, "train.py", *arguments, folders=[tmp_path / "a", tmp_path / "b"]):
+        assert done.returncode == 2 and "is not the same folder for all processes" in done.stderr, done.stderr
+
+
 def test_sigterm_to_the_launcher_saves_and_the_same_command_ends_the_same(two_processes, tmp_path):
     photos, whole, *_ = two_processes
     arguments = command(photos, tmp_path / "out", *OPTIONS, "--epochs", 2)
     launcher = torchrun(arguments)
     wait_for(tmp_path / "out" / "checkpoints" / "generator_pretrained.pth", launcher)
     time.sleep(0.3)
-    launcher.send_signal(signal.SIGTERM)
+    for process in (launcher.pid, *workers_of(launcher)):  # as a scheduler does; the launcher passes it on once more
+        os.kill(process, signal.SIGTERM)
     errors = launcher.communicate(timeout=60)[1]
     assert launcher.returncode != 0 and errors.count("run the same command to go on") == 1, errors
     for done in launched(2, "train.py", *arguments):

@@ -1,7 +1,11 @@
 """A few of the faults of `make torture`: kills and failing writes at moments spread over a run's life."""
 
+import shutil
+
 import faults
 import pytest
+
+import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +37,22 @@ def test_a_failing_disk_loses_nothing(undisturbed, tmp_path, fault, what, which)
     disk = [event for event in events if event != "work"]
     places = [number for number, event in enumerate(disk, 1) if event == what]
     assert faults.survives(fault, places[which], folder, tmp_path / "run", expected) == ""
+
+
+def test_a_save_that_fails_after_a_damaged_checkpoint_leaves_the_one_before(undisturbed, tmp_path):
+    folder, expected, _events = undisturbed
+
+    def start(place, fault, number):
+        shutil.copytree(folder / "whole", place)
+        last = place / "out" / "checkpoints" / "last.pth"
+        last.write_bytes(last.read_bytes()[:-1000])
+        return faults.train_with(fault, number, folder, place)
+
+    done = start(tmp_path / "a", "broken", 0)
+    events = next(line for line in done.stderr.splitlines() if line.startswith("events: ")).split()[1:]
+    last_rename = len(events) - events[::-1].index("rename")
+    assert start(tmp_path / "b", "broken", last_rename).returncode == 2
+    saved, problem = checkpoint.load_checkpoint(tmp_path / "b" / "out" / "checkpoints")
+    assert saved["progress"]["epoch"] == 3 and not problem
+    assert faults.train_with("broken", 0, folder, tmp_path / "b").returncode == 0
+    assert faults.same(faults.state_of(tmp_path / "b"), expected)

@@ -96,6 +96,15 @@ def test_no_network_gives_the_two_ways_on(tmp_path, monkeypatch):
         check_vgg_weights("imagenet")
 
 
+def test_a_damaged_file_in_the_hub_folder_is_found_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth: .*; delete it, and it is downloaded anew"):
+        check_vgg_weights("imagenet")
+
+
 def test_without_perceptual_weight_no_vgg_is_needed(pair):
     total, terms = GeneratorLoss(None, perceptual_weight=0)(torch.zeros(2), *pair)
     assert terms["perceptual"] == 0 and total > 0

@@ -2,6 +2,7 @@ import ast
 import os
 import re
 import signal
+import time
 
 import pytest
 from conftest import ROOT
@@ -70,7 +71,7 @@ def test_everything_but_torch_is_locked_by_hash_at_the_version_that_is_asked_for
     assert not {"torch", "torchvision"} & locked.keys()
 
 
-def test_a_hangup_that_nohup_ignores_stays_ignored():
+def test_a_hangup_that_nohup_ignores_stays_ignored_and_an_echo_of_a_signal_is_no_second_one(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         with cli.StopRequest() as stop:
@@ -78,5 +79,10 @@ def test_a_hangup_that_nohup_ignores_stays_ignored():
             assert stop.number is None and signal.SIGHUP not in cli.heeded_signals()
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop.number == signal.SIGTERM and signal.SIGINT in cli.heeded_signals()
+            os.kill(os.getpid(), signal.SIGTERM)  # the group's copy of the same request, as `timeout` sends it
+            monkeypatch.setattr(cli, "_ECHO_SECONDS", 0)
+            with pytest.raises(SystemExit):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
     finally:
         signal.signal(signal.SIGHUP, before)
