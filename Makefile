@@ -11,7 +11,7 @@ TRAIN := $(BIN)/python train.py --train-dir data/demo/train --val-dir data/demo/
 	--pretrain-learning-rate 1e-3 --learning-rate 1e-4 --lr-schedule cosine --warmup-steps 20 --ema 0.99 \
 	--val-every 8 --vgg-weights random --out $(DEMO)
 
-BENCHMARKS := train_step data_loading epoch inference
+BENCHMARKS := train_step data_loading epoch enlarging
 
 .PHONY: demo test bench torture lock clean
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-import cli
-import images
-from pixel_cache import ImageStore, Layout
+from utils import cli, images
+from utils.pixel_cache import ImageStore, Layout
 
 
 class TrainDatasetFromFolder(Dataset):
@@ -47,7 +46,7 @@ class TrainDatasetFromFolder(Dataset):
         skip_bad: bool = False,
     ):
         if crop_size < upscale or crop_size % upscale:
-            raise ValueError(f"crop size {crop_size} is not a multiple of the scale {upscale}")
+            raise cli.UserError(f"crop size {crop_size} is not a multiple of the scale {upscale}")
         self.crop_size, self.upscale, self.crops_per_image, self.seed = crop_size, upscale, crops_per_image, seed
         self.store = store = ImageStore.open(Layout(folder, upscale, lr_folder), cache_folder, skip_bad)
         fits = [min(entry.height, entry.width) >= crop_size for entry in store.entries]
@@ -56,7 +55,7 @@ class TrainDatasetFromFolder(Dataset):
         if not self.usable:
             largest = max(store.entries, key=lambda entry: min(entry.height, entry.width), default=None)
             seen = f"the largest is {largest.name} of {largest.width}x{largest.height}" if largest else "none can be read"
-            raise ValueError(
+            raise cli.UserError(
                 f"{store.layout.folder}: no image has {crop_size}x{crop_size} pixels ({seen}); use a smaller --crop"
             )
         self._draws = lru_cache(maxsize=2)(self._draw_epoch)
@@ -180,10 +179,10 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
         if batch_size % world_size:
-            raise ValueError(f"--batch-size {batch_size} cannot be shared evenly by {world_size} processes")
+            raise cli.UserError(f"--batch-size {batch_size} cannot be shared evenly by {world_size} processes")
         self.left_out = length % batch_size % world_size
         if length < world_size:
-            raise ValueError(f"{length} crops an epoch are too few for {world_size} processes; use more --crops-per-image")
+            raise cli.UserError(f"{length} crops an epoch are too few for {world_size} processes; use more --crops-per-image")
         self.length, self.batch_size, self.seed = length - self.left_out, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
@@ -225,7 +224,7 @@ class ValDatasetFromFolder(Dataset):
         usable = [index for index, entry in enumerate(store.entries) if entry.height and entry.width]
         self.too_small = [entry.name for entry in store.entries if not (entry.height and entry.width)]
         if not usable:
-            raise ValueError(f"{store.layout.folder}: no image has {store.layout.upscale}x{store.layout.upscale} pixels")
+            raise cli.UserError(f"{store.layout.folder}: no image has {store.layout.upscale}x{store.layout.upscale} pixels")
         self.usable = usable[:count]
         self.names = images.result_names(store.entries[index].name for index in self.usable)
 
@@ -252,7 +251,7 @@ class TestDatasetFromFolder(Dataset):
 
     def __init__(self, lr_folder: str | Path | None, hr_folder: str | Path | None = None, upscale: int = 4):
         if lr_folder is None and hr_folder is None:
-            raise ValueError("a folder of LR or of HR images is needed")
+            raise cli.UserError("a folder of LR or of HR images is needed")
         self.lr_paths = None if hr_folder else images.list_images(lr_folder)
         self.store = ImageStore.open(Layout(hr_folder, upscale, lr_folder), None) if hr_folder else None
         self.names = images.result_names(
@@ -271,5 +270,5 @@ class TestDatasetFromFolder(Dataset):
             return self.names[index], images.to_tensor(images.read_picture(self.lr_paths[index]).rgb), None
         name, arrays = self.store.entries[index].name, self.store[index]
         if not arrays:
-            raise ValueError(f"{self.store.layout.folder / name}: smaller than {self.store.layout.upscale} pixels")
+            raise cli.UserError(f"{self.store.layout.folder / name}: smaller than {self.store.layout.upscale} pixels")
         return self.names[index], images.to_tensor(arrays[1]), images.to_tensor(arrays[0])

@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import cli
-import files
 import inference
+from utils import cli, files
 
 CHECKED_SIZES = ((24, 32), (37, 19), (64, 50))  # LR height and width
 TOLERANCE = 1e-4  # of a range of 2: a hundredth of an 8-bit level
@@ -43,7 +42,7 @@ def export(generator: nn.Module) -> bytes:
         import onnx  # noqa: F401 - PyTorch's exporter needs both
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"package {error.name} is missing; pip install onnx onnxscript onnxruntime") from error
+        raise cli.UserError(f"package {error.name} is missing; pip install onnx onnxscript onnxruntime") from error
     sides = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -70,7 +69,7 @@ def largest_difference(generator: nn.Module, model: bytes, height: int, width: i
     try:
         import onnxruntime
     except ImportError as error:
-        raise ValueError("package onnxruntime is missing; pip install onnxruntime") from error
+        raise cli.UserError("package onnxruntime is missing; pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -78,25 +77,25 @@ def largest_difference(generator: nn.Module, model: bytes, height: int, width: i
     (sr,) = session.run(["sr"], {"lr": lr.numpy()})
     expected = generator(lr)
     if sr.shape != expected.shape:
-        raise ArithmeticError(f"ONNX gives {sr.shape} for an image of {height}x{width}, PyTorch {tuple(expected.shape)}")
+        raise cli.RunError(f"ONNX gives {sr.shape} for an image of {height}x{width}, PyTorch {tuple(expected.shape)}")
     return (torch.from_numpy(sr) - expected).abs().max().item()
 
 
 def main(args: argparse.Namespace) -> int:
     """Export, check and write."""
-    generator = inference.load_generator(args.weights, torch.device("cpu"))
+    generator = inference.open_generator(args.weights, torch.device("cpu"))
     out = args.out or Path(f"{args.weights.stem}.onnx")
     if out.is_dir():
-        raise ValueError(f"--out {out}: is a folder; name a file")
+        raise cli.UserError(f"--out {out}: is a folder; name a file")
     if out.resolve() == args.weights.resolve():
-        raise ValueError(f"--out {out}: is the generator file itself; name another")
+        raise cli.UserError(f"--out {out}: is the generator file itself; name another")
     files.make_folder(out.parent)
     model = export(generator)
     for height, width in CHECKED_SIZES:
         difference = largest_difference(generator, model, height, width)
         print(f"LR {height}x{width}: at most {difference:.1e} from PyTorch")
         if not difference <= TOLERANCE:
-            raise ArithmeticError(f"ONNX differs from PyTorch by {difference:.1e}, more than {TOLERANCE}; nothing was written")
+            raise cli.RunError(f"ONNX differs from PyTorch by {difference:.1e}, more than {TOLERANCE}; nothing was written")
     with files.write_atomic(out) as file:
         file.write(model)
     print(out)

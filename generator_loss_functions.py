@@ -1,16 +1,12 @@
 """The generator's loss: pixel + adversarial + VGG16 perceptual + total variation (Ledig et al., section 2.2)."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import compat
-import files
+from utils.pretrained import vgg16_layers
 
 PIXEL_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}  # SRGAN's, and ESRGAN's
-VGG_LAYERS = 31  # features[:31]: all of VGG16's convolutions, up to the last pooling
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -96,86 +92,3 @@ class GeneratorLoss(nn.Module):
         with torch.no_grad():
             target = self.vgg(hr)
         return F.mse_loss(self.vgg(sr).float(), target.float())
-
-
-# --- where the VGG16 weights come from ----------------------------------------------------------------------------
-
-
-def vgg16_layers() -> nn.Sequential:
-    """Build torchvision's `vgg16.features[:31]` without its 120-million-weight classifier; ReLU in place."""
-    vgg = compat.import_torchvision().models.vgg
-    return vgg.make_layers(vgg.cfgs["D"], batch_norm=False)[:VGG_LAYERS]
-
-
-def check_vgg_weights(source: str) -> None:
-    """See, before a long run, that `load_vgg16` will find its weights; downloads ImageNet's where they are not there yet."""
-    if source != "random":
-        _state_dict_of(source)
-
-
-def load_vgg16(source: str) -> VGG16Features:
-    """Return frozen VGG16 features: `imagenet` (torchvision's, downloaded once), `random`, or a state-dict file.
-
-    Raises:
-        ValueError: the weights cannot be had; the message gives the ways on.
-        OSError: the file cannot be opened.
-    """
-    return VGG16Features(_random_state_dict() if source == "random" else _state_dict_of(source))
-
-
-def _state_dict_of(source: str) -> dict[str, Tensor]:
-    if source != "imagenet":
-        return _read_state_dict(Path(source))
-    path = _imagenet_file()
-    try:
-        return _read_state_dict(path)
-    except ValueError as error:
-        raise ValueError(f"{error}; delete it, and it is downloaded anew") from error
-
-
-def _random_state_dict() -> dict[str, Tensor]:
-    """He-initialised layers, as torchvision initialises VGG16, always the same and without touching the global generator."""
-    layers = vgg16_layers()
-    generator = torch.Generator().manual_seed(0)
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-            nn.init.zeros_(layer.bias)
-    return layers.state_dict()
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the feature layers out of a state dict of VGG16 (`features.0.weight`) or of its features (`0.weight`)."""
-    loaded = files.load_tensors(path)
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    expected = {name: tensor.shape for name, tensor in vgg16_layers().state_dict().items()}
-    state = {}
-    for name, shape in expected.items():
-        tensor = next((loaded[key] for key in (f"features.{name}", name) if isinstance(loaded, dict) and key in loaded), None)
-        if not isinstance(tensor, Tensor) or tensor.shape != shape:
-            raise ValueError(
-                f"{path}: not a state dict of torchvision's VGG16 (features.{name} of shape {tuple(shape)} is missing)"
-            )
-        state[name] = tensor.float()
-    return state
-
-
-def _imagenet_file() -> Path:
-    """Return torchvision's ImageNet weights of VGG16 in PyTorch's hub folder, downloading and checking them if need be."""
-    weights = compat.import_torchvision().models.VGG16_Weights.IMAGENET1K_V1
-    folder = Path(torch.hub.get_dir(), "checkpoints")
-    path = folder / weights.url.rsplit("/", 1)[-1]
-    if path.exists():
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with compat.network_timeout(30):
-            digest = path.stem.rsplit("-", 1)[-1]  # the file name ends in the first digits of its SHA-256
-            torch.hub.download_url_to_file(weights.url, str(path), hash_prefix=digest, progress=True)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"the ImageNet weights of VGG16 could not be downloaded from {weights.url} ({error}): give the file by "
-            f"--vgg-weights FILE (downloaded elsewhere), or train on untrained features by --vgg-weights random"
-        ) from error
-    return path

@@ -1,6 +1,5 @@
 """LR image to SR image, of any size, in tiles that give the whole image's result; the choice of device and precision."""
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -9,54 +8,22 @@ import numpy as np
 import torch
 from torch import nn
 
-import checkpoint
-import cli
-import images
-from model import Generator
+from model import Generator, fold_batch_norm
+from utils import checkpoint, cli, images
+from utils.device import autocast
 
 WEIGHTS = Path(__file__).parent / "weights" / "srresnet_x4.pth"  # what the scripts use unless told otherwise
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMALLEST_TILE = 16
 _MEMORY_BUDGET = 4 * 2**30  # bytes; larger tiles are no faster
 
 
-def resolve_device(name: str = "auto") -> torch.device:
-    """Return the device of a name: auto (CUDA, then Apple's MPS, then the CPU), cpu, cuda or mps; ValueError if absent."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available.get(name, False):
-        raise ValueError(f"device {name!r} is not available here; use --device auto or cpu")
-    return torch.device(name)
-
-
-def resolve_precision(name: str, device: torch.device) -> str:
-    """Return fp32, bf16 or fp16; auto means bf16 where the device computes it in hardware, else fp16 on a GPU, else fp32."""
-    if name != "auto":
-        if name == "fp16" and device.type == "cpu":
-            raise ValueError("precision fp16 is for GPUs; use --precision auto, bf16 or fp32 on the CPU")
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return "bf16"
-    return "fp32"
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Return the context in which a network computes at a precision."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, PRECISIONS[precision])
-
-
-def load_generator(path: str | Path, device: torch.device) -> nn.Module:
+def open_generator(path: str | Path, device: torch.device) -> nn.Module:
     """Read a generator file for inference on a device, batch normalisation folded; raises as `checkpoint.load_generator`."""
     if not Path(path).exists():
-        raise ValueError(f"{path}: no such generator file; train one by train.py and name it by --weights")
+        raise cli.UserError(f"{path}: no such generator file; train one by train.py and name it by --weights")
     generator = checkpoint.load_generator(path)
     if isinstance(generator, Generator):
-        generator.fold_batch_norm()
+        fold_batch_norm(generator)
     return generator.to(device=device, memory_format=torch.channels_last)
 
 

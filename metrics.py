@@ -2,14 +2,13 @@
 
 import importlib.util
 import warnings
-from pathlib import Path
 
 import torch
 from pytorch_msssim import ssim as msssim_ssim
 from torch import Tensor, nn
 
-import compat
-import images
+from utils import cli, compat, images
+from utils.pretrained import hub_path
 
 LARGEST_PSNR = 100.0
 _STRIP_ROWS = 48
@@ -106,10 +105,11 @@ class LPIPS(nn.Module):
     def __init__(self, download: bool = True, random_backbone: bool = False):
         super().__init__()
         if importlib.util.find_spec("lpips") is None:
-            raise ValueError("LPIPS is not measured: the package is missing (pip install lpips)")
-        weights = compat.import_torchvision().models.AlexNet_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
-        if not download and not random_backbone and not Path(torch.hub.get_dir(), "checkpoints", weights).exists():
-            raise ValueError("LPIPS is not measured: AlexNet's ImageNet weights are not here; test_benchmark.py downloads them")
+            raise cli.UserError("LPIPS is not measured: the package is missing (pip install lpips)")
+        weights = compat.import_torchvision().models.AlexNet_Weights.IMAGENET1K_V1.url
+        if not download and not random_backbone and not hub_path(weights).exists():
+            missing = "AlexNet's ImageNet weights are not here; test_benchmark.py downloads them"
+            raise cli.UserError(f"LPIPS is not measured: {missing}")
         import lpips
 
         try:
@@ -118,7 +118,7 @@ class LPIPS(nn.Module):
                 self.network = lpips.LPIPS(net="alex", pnet_rand=random_backbone, verbose=False)
         except (OSError, RuntimeError) as error:
             reason = f"AlexNet's ImageNet weights cannot be downloaded ({error})"
-            raise ValueError(f"LPIPS is not measured: {reason}") from error
+            raise cli.UserError(f"LPIPS is not measured: {reason}") from error
         self.requires_grad_(False).eval()
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:

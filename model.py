@@ -1,4 +1,4 @@
-"""The networks of SRGAN (Ledig et al., 2017, arXiv 1609.04802, figure 4) and ESRGAN's generator (arXiv 1809.00219)."""
+"""The networks of SRGAN (Ledig et al., 2017, arXiv 1609.04802, figure 4), in the paper's order."""
 
 import math
 
@@ -41,24 +41,6 @@ class UpsampleBlock(nn.Module):
         return self.prelu(self.pixel_shuffle(self.conv(x)))
 
 
-class TailConv(nn.Conv2d):
-    """A wide, odd-sized convolution to few channels, such as the 9x9 to RGB, at twice the speed on a CPU.
-
-    Three output channels fill three of a vector unit's 8 or 16 lanes. So the kernel's columns become output channels of
-    their own (27 for 9x9 to RGB), and a second, almost empty convolution adds them up, each moved to its place.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map features (N, C, H, W) to (N, out, H, W): what `nn.Conv2d` with `padding` k//2 gives, to rounding."""
-        if x.device.type != "cpu":
-            return super().forward(x)
-        out, channels, height, width = self.weight.shape
-        columns = self.weight.permute(3, 0, 1, 2).reshape(width * out, channels, height, 1)
-        places = torch.eye(width * out, dtype=x.dtype).view(width, out, 1, width * out).permute(1, 3, 2, 0)
-        partial = F.conv2d(x, columns, padding=(height // 2, 0))  # (N, width·out, H, W)
-        return F.conv2d(partial, places, self.bias, padding=(0, width // 2))
-
-
 class Generator(nn.Module):
     """SRResNet, the generator of SRGAN.
 
@@ -84,46 +66,13 @@ class Generator(nn.Module):
         self.fusion = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64))
         self.upsample = nn.Sequential(*(UpsampleBlock(64, factor) for factor in self.factors))
         self.tail = TailConv(64, 3, 9, padding=4)
-        self._start_as_bilinear()
-
-    @torch.no_grad()
-    def _start_as_bilinear(self) -> None:
-        """Start as bilinear enlargement (under Tanh), so that training goes into what that lacks.
-
-        Residual branches start at zero (Goyal et al., 2017, section 5.1). The colours ride on channels 0-2 and, negated,
-        on 3-5: PReLU(c) - PReLU(-c) = 1.25 c at PReLU's initial slope. All other filters start as PyTorch draws them.
-        """
-        for norm in [*(block.bn2 for block in self.trunk), self.fusion[1]]:
-            nn.init.zeros_(norm.weight)
-        colours = torch.cat([torch.eye(3), -torch.eye(3)])  # (6, 3)
-        recovered = colours.T / 1.25  # (3, 6)
-        head = self.head[0]
-        head.weight[:6], head.bias[:6] = 0, 0
-        head.weight[:6, :, 4, 4] = colours
-        for block, factor in zip(self.upsample, self.factors):
-            offsets = (torch.arange(factor) + 0.5) / factor - 0.5
-            triangle = (1 - (offsets[:, None] - torch.tensor([-1, 0, 1])).abs()).clamp(min=0)  # (factor, 3)
-            taps = torch.einsum("ay,bx->abyx", triangle, triangle).flatten(0, 1)  # (factor², 3, 3)
-            weight, bias = (tensor.unflatten(0, (-1, factor**2)) for tensor in (block.conv.weight, block.conv.bias))
-            weight[:6], bias[:6] = 0, 0
-            weight[:6, :, :6] = torch.einsum("oi,kyx->okiyx", colours @ recovered, taps)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
-        self.tail.weight[:, :6, 4, 4] = recovered
+        start_as_bilinear(self)
 
     def forward(self, lr: Tensor) -> Tensor:
         """Map LR images (N, 3, H, W) in [-1, 1] to SR images (N, 3, upscale·H, upscale·W) in [-1, 1]."""
         shallow = self.head(lr)  # (N, 64, H, W)
         features = shallow + self.fusion(self.trunk(shallow))  # (N, 64, H, W)
         return torch.tanh(self.tail(self.upsample(features)))  # (N, 3, upscale·H, upscale·W)
-
-    def fold_batch_norm(self) -> "Generator":
-        """Put every batch normalisation into the convolution before it, for good and for inference only; return itself."""
-        for block in self.trunk:
-            block.conv1, block.bn1 = fuse_conv_bn_eval(block.conv1, block.bn1), nn.Identity()
-            block.conv2, block.bn2 = fuse_conv_bn_eval(block.conv2, block.bn2), nn.Identity()
-        self.fusion = nn.Sequential(fuse_conv_bn_eval(*self.fusion))
-        return self
 
     @property
     def architecture(self) -> dict[str, str | int]:
@@ -139,82 +88,6 @@ class Generator(nn.Module):
             radius += 1 / scale
             scale *= factor
         return math.ceil(radius + 4 / scale)
-
-
-class ResidualDenseBlock(nn.Module):
-    """Five convolutions, each of which sees the outputs of all before it (Wang et al., 2018, figure 4)."""
-
-    def __init__(self, features: int = 64, growth: int = 32):
-        super().__init__()
-        for index in range(1, 6):
-            out = growth if index < 5 else features
-            setattr(self, f"conv{index}", nn.Conv2d(features + (index - 1) * growth, out, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map features (N, C, H, W) to features of the same shape."""
-        seen = [x]
-        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen.append(F.leaky_relu(conv(torch.cat(seen, 1)), 0.2, inplace=True))
-        return x + 0.2 * self.conv5(torch.cat(seen, 1))
-
-
-class RRDB(nn.Module):
-    """Residual-in-residual dense block: three dense blocks and a scaled sum with their input."""
-
-    def __init__(self, features: int = 64, growth: int = 32):
-        super().__init__()
-        self.rdb1 = ResidualDenseBlock(features, growth)
-        self.rdb2 = ResidualDenseBlock(features, growth)
-        self.rdb3 = ResidualDenseBlock(features, growth)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map features (N, C, H, W) to features of the same shape."""
-        return x + 0.2 * self.rdb3(self.rdb2(self.rdb1(x)))
-
-
-class RRDBGenerator(nn.Module):
-    """The x4 generator of ESRGAN (Wang et al., 2018), with the parameter names of the released ESRGAN and Real-ESRGAN files.
-
-    It computes in [0, 1] inside, as the released weights do, and has no bounded activation at its end.
-
-    Raises:
-        ValueError: a scale other than 4, or less than one block.
-    """
-
-    halo = 48  # LR pixels; its receptive field, about 350, is too wide for exact tiles: see tests/test_inference.py
-
-    def __init__(self, upscale: int = 4, blocks: int = 23, features: int = 64, growth: int = 32):
-        super().__init__()
-        if upscale != 4:
-            raise ValueError(f"upscale {upscale}: the RRDB generator is for 4 only")
-        if blocks < 1:
-            raise ValueError(f"blocks {blocks} is less than 1")
-        self.upscale = upscale
-        self.architecture = {"generator": "rrdb", "upscale": 4, "blocks": blocks, "features": features, "growth": growth}
-        self.conv_first = nn.Conv2d(3, features, 3, padding=1)
-        self.body = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
-        self.conv_body = nn.Conv2d(features, features, 3, padding=1)
-        self.conv_up1 = nn.Conv2d(features, features, 3, padding=1)
-        self.conv_up2 = nn.Conv2d(features, features, 3, padding=1)
-        self.conv_hr = nn.Conv2d(features, features, 3, padding=1)
-        self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
-        for module in self.body.modules():
-            if isinstance(module, nn.Conv2d):  # small residuals at the start (section 3.1)
-                nn.init.kaiming_normal_(module.weight, a=0.2)
-                module.weight.data *= 0.1
-                nn.init.zeros_(module.bias)
-
-    def forward(self, lr: Tensor) -> Tensor:
-        """Map LR images (N, 3, H, W) in [-1, 1] to SR images (N, 3, 4H, 4W), [-1, 1] but for overshoots."""
-        shallow = self.conv_first((lr + 1) / 2)  # (N, C, H, W)
-        features = shallow + self.conv_body(self.body(shallow))
-        for conv in (self.conv_up1, self.conv_up2):
-            features = F.leaky_relu(conv(F.interpolate(features, scale_factor=2, mode="nearest")), 0.2)
-        return 2 * self.conv_last(F.leaky_relu(self.conv_hr(features), 0.2)) - 1  # (N, 3, 4H, 4W)
-
-
-GENERATORS = {"srresnet": Generator, "rrdb": RRDBGenerator}
-DEFAULT_BLOCKS = {"srresnet": 8, "rrdb": 23}
 
 
 class Discriminator(nn.Module):
@@ -275,6 +148,62 @@ class MultiScaleDiscriminator(nn.Module):
         return torch.sigmoid(self.logits(x)).view(3, -1).mean(0)
 
 
+# --- what only makes them fast or starts them well ------------------------------------------------------------------
+
+
+class TailConv(nn.Conv2d):
+    """A wide, odd-sized convolution to few channels, such as the 9x9 to RGB, at twice the speed on a CPU.
+
+    Three output channels fill three of a vector unit's 8 or 16 lanes. So the kernel's columns become output channels of
+    their own (27 for 9x9 to RGB), and a second, almost empty convolution adds them up, each moved to its place.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (N, C, H, W) to (N, out, H, W): what `nn.Conv2d` with `padding` k//2 gives, to rounding."""
+        if x.device.type != "cpu":
+            return super().forward(x)
+        out, channels, height, width = self.weight.shape
+        columns = self.weight.permute(3, 0, 1, 2).reshape(width * out, channels, height, 1)
+        places = torch.eye(width * out, dtype=x.dtype).view(width, out, 1, width * out).permute(1, 3, 2, 0)
+        partial = F.conv2d(x, columns, padding=(height // 2, 0))  # (N, width·out, H, W)
+        return F.conv2d(partial, places, self.bias, padding=(0, width // 2))
+
+
+@torch.no_grad()
+def start_as_bilinear(generator: Generator) -> None:
+    """Start as bilinear enlargement (under Tanh), so that training goes into what that lacks.
+
+    Residual branches start at zero (Goyal et al., 2017, section 5.1). The colours ride on channels 0-2 and, negated,
+    on 3-5: PReLU(c) - PReLU(-c) = 1.25 c at PReLU's initial slope. All other filters start as PyTorch draws them.
+    """
+    for norm in [*(block.bn2 for block in generator.trunk), generator.fusion[1]]:
+        nn.init.zeros_(norm.weight)
+    colours = torch.cat([torch.eye(3), -torch.eye(3)])  # (6, 3)
+    recovered = colours.T / 1.25  # (3, 6)
+    head = generator.head[0]
+    head.weight[:6], head.bias[:6] = 0, 0
+    head.weight[:6, :, 4, 4] = colours
+    for block, factor in zip(generator.upsample, generator.factors):
+        offsets = (torch.arange(factor) + 0.5) / factor - 0.5
+        triangle = (1 - (offsets[:, None] - torch.tensor([-1, 0, 1])).abs()).clamp(min=0)  # (factor, 3)
+        taps = torch.einsum("ay,bx->abyx", triangle, triangle).flatten(0, 1)  # (factor², 3, 3)
+        weight, bias = (tensor.unflatten(0, (-1, factor**2)) for tensor in (block.conv.weight, block.conv.bias))
+        weight[:6], bias[:6] = 0, 0
+        weight[:6, :, :6] = torch.einsum("oi,kyx->okiyx", colours @ recovered, taps)
+    nn.init.zeros_(generator.tail.weight)
+    nn.init.zeros_(generator.tail.bias)
+    generator.tail.weight[:, :6, 4, 4] = recovered
+
+
+def fold_batch_norm(generator: Generator) -> Generator:
+    """Put every batch normalisation into the convolution before it, for good and for inference only; return itgenerator."""
+    for block in generator.trunk:
+        block.conv1, block.bn1 = fuse_conv_bn_eval(block.conv1, block.bn1), nn.Identity()
+        block.conv2, block.bn2 = fuse_conv_bn_eval(block.conv2, block.bn2), nn.Identity()
+    generator.fusion = nn.Sequential(fuse_conv_bn_eval(*generator.fusion))
+    return generator
+
+
 class Logits(nn.Module):
     """A discriminator whose `forward` gives logits, which is what DistributedDataParallel and torch.compile can wrap."""
 
@@ -285,6 +214,3 @@ class Logits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, 3, H, W) in [-1, 1] to logits."""
         return self.discriminator.logits(x)
-
-
-DISCRIMINATORS = {"vgg": Discriminator, "multiscale": MultiScaleDiscriminator}

@@ -6,9 +6,7 @@ python plot_statistics.py results/srgan_x4/statistics.csv
 import argparse
 from pathlib import Path
 
-import cli
-import files
-import run_log
+from utils import cli, files, run_log
 
 LOSSES = {"Loss_G": "total", "Loss_Pixel": "pixel", "Loss_Perceptual": "perceptual", "Loss_Adversarial": "adversarial"}
 
@@ -74,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     """Read the CSV and draw it."""
     path = args.out or args.statistics.with_suffix(".png")
     if path.resolve() == args.statistics.resolve():
-        raise ValueError(f"{path}: is the CSV itself; name the picture by --out")
+        raise cli.UserError(f"{path}: is the CSV itself; name the picture by --out")
     table = run_log.read_statistics(args.statistics)
     plot(table, path)
     print(f"{path}: {run_log.describe_result(table.to_dict('records'))}")

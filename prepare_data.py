@@ -21,9 +21,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import cli
-import files
-import images
+from utils import cli, files, images
 
 DIV2K_URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 
@@ -116,18 +114,20 @@ def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_secon
             break
         except urllib.error.HTTPError as error:
             if error.code < 500:
-                raise ValueError(
+                raise cli.UserError(
                     f"{url}: the server answers {error.code} {error.reason}; another mirror goes by --url"
                 ) from error
             problem: Exception = error
         except http.client.InvalidURL as error:
-            raise ValueError(f"{url}: {error}") from error
+            raise cli.UserError(f"{url}: {error}") from error
         except (OSError, EOFError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.filename:  # of the disk, not of the network
                 raise
             problem = error
         if attempt == tries:
-            raise ValueError(f"{url}: stopped after {tries} tries ({problem}); run this again to go on from there") from problem
+            raise cli.UserError(
+                f"{url}: stopped after {tries} tries ({problem}); run this again to go on from there"
+            ) from problem
         print(f"{url}: {problem}; trying again from {part.stat().st_size if part.exists() else 0:,} bytes")
         time.sleep(pause_seconds * attempt)
     try:
@@ -142,7 +142,7 @@ def _check_archive(path: Path, archive: Archive, advice: str) -> None:
     size, digest = path.stat().st_size, files.sha256(path)
     if (size, digest) != (archive.size, archive.sha256):
         is_not = f"{size:,} bytes with SHA-256 {digest[:12]}… are not the archive ({archive.sha256[:12]}…)"
-        raise ValueError(f"{path}: {is_not}; {advice}")
+        raise cli.UserError(f"{path}: {is_not}; {advice}")
 
 
 def _fetch(url: str, part: Path, size: int) -> None:
@@ -153,7 +153,7 @@ def _fetch(url: str, part: Path, size: int) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     with urllib.request.urlopen(request, timeout=30) as response:
         if response.headers.get_content_type() == "text/html":
-            raise ValueError(f"{url}: a web page is served instead of the archive; look at it in a browser, or name a --url")
+            raise cli.UserError(f"{url}: a web page is served instead of the archive; look at it in a browser, or name a --url")
         if done and response.status != 206:  # a server that cannot resume
             done = 0
         with (
@@ -163,7 +163,7 @@ def _fetch(url: str, part: Path, size: int) -> None:
             while chunk := response.read(2**20):
                 done += len(chunk)
                 if done > size:
-                    raise ValueError(f"{url}: serves more than the archive's {size:,} bytes")
+                    raise cli.UserError(f"{url}: serves more than the archive's {size:,} bytes")
                 try:
                     file.write(chunk)
                     file.flush()
@@ -199,7 +199,7 @@ def unpack(zip_path: Path, folder: Path, largest_ratio: float = 20) -> None:
         if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise OSError(error.errno, f"cannot be unpacked ({error.strerror})", str(zip_path)) from error
         reason = cli.describe(error)
-        raise ValueError(f"{zip_path}: not a whole zip archive ({reason}); delete it and run this again") from error
+        raise cli.UserError(f"{zip_path}: not a whole zip archive ({reason}); delete it and run this again") from error
     folder.chmod(0o755)
 
 
@@ -211,12 +211,12 @@ def _check_members(zip_path: Path, members: list[zipfile.ZipInfo], largest_ratio
     for member in members:
         parts = Path(member.filename.replace("\\", "/")).parts
         if not parts or ".." in parts or Path(member.filename).is_absolute() or ":" in parts[0]:
-            raise ValueError(f"{zip_path}: holds {member.filename!r}, which leads outside the target; nothing was unpacked")
+            raise cli.UserError(f"{zip_path}: holds {member.filename!r}, which leads outside the target; nothing was unpacked")
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise ValueError(f"{zip_path}: holds {member.filename!r}, a link or a device; nothing was unpacked")
+            raise cli.UserError(f"{zip_path}: holds {member.filename!r}, a link or a device; nothing was unpacked")
     total = sum(max(member.file_size, 4096) for member in members)  # what a file takes at least on a disk
     if total > largest_ratio * zip_path.stat().st_size + 2**20:
-        raise ValueError(f"{zip_path}: would unpack to {total:,} bytes, far more than images do; nothing was unpacked")
+        raise cli.UserError(f"{zip_path}: would unpack to {total:,} bytes, far more than images do; nothing was unpacked")
 
 
 # --- the demo's photographs ---------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def prepare_demo(data: Path) -> None:
     """Copy scikit-image's photographs to `data`/demo/train and `data`/demo/valid (held out)."""
     source = importlib.util.find_spec("skimage")
     if source is None:
-        raise ValueError("scikit-image is not installed: pip install -r requirements.txt")
+        raise cli.UserError("scikit-image is not installed: pip install -r requirements.txt")
     for part, names in DEMO_PHOTOGRAPHS.items():
         folder = files.make_folder(data / "demo" / part)
         for name in names:
@@ -252,7 +252,7 @@ def prepare_smaller(folder: Path, out: Path, factors: list[float]) -> None:
     """
     labels = [f"{size:.2%}".replace(".00%", "").replace(".", "_").replace("%", "") for size in factors]
     if out.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"--out {out}: lies in {folder}, whose images are copied; name another folder")
+        raise cli.UserError(f"--out {out}: lies in {folder}, whose images are copied; name another folder")
     names = images.list_image_names(folder)
     files.make_folder(out)
     jobs = list(zip((folder / name for name in names), images.result_names(names), strict=True))

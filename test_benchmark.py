@@ -10,15 +10,14 @@ from pathlib import Path
 import pandas
 import torch
 
-import cli
-import files
-import images
 import inference
 import metrics
 from dataloader import TestDatasetFromFolder
 from model import UPSCALES
+from utils import cli, files, images
+from utils.device import resolve_device, resolve_precision
 
-COLUMNS = {"Y_PSNR": 2, "Y_SSIM": 4, "RGB_PSNR": 2, "LPIPS": 4}  # and their digits on screen
+FIGURES = {"Y_PSNR": 2, "Y_SSIM": 4, "RGB_PSNR": 2, "LPIPS": 4}  # and their digits on screen
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -35,7 +34,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def measure(image: torch.Tensor, hr: torch.Tensor, upscale: int, lpips: metrics.LPIPS | None) -> dict[str, float]:
-    """Return the values of `COLUMNS` for one image (1, 3, H, W) uint8; LPIPS only where it can be measured."""
+    """Return the values of `FIGURES` for one image (1, 3, H, W) uint8; LPIPS only where it can be measured."""
     y_psnr, y_ssim = metrics.psnr_ssim_y(images.uint8_to_unit(image), images.uint8_to_unit(hr), upscale)
     values = {"Y_PSNR": y_psnr.item(), "Y_SSIM": y_ssim.item(), "RGB_PSNR": metrics.psnr_ssim_rgb(image, hr)[0]}
     if lpips is not None and min(hr.shape[-2:]) >= metrics.LPIPS_LEAST_SIDE:
@@ -49,7 +48,7 @@ def measure_folder(generator, dataset: TestDatasetFromFolder, precision: str, lp
     rows = []
     for name, lr, hr in cli.progress_bar(dataset, total=len(dataset), desc="images", unit="image"):
         if min(hr.shape[-2:]) <= 2 * generator.upscale:
-            raise ValueError(f"{name}: too small, the papers' protocol leaves a border of {generator.upscale} pixels out")
+            raise cli.UserError(f"{name}: too small, the papers' protocol leaves a border of {generator.upscale} pixels out")
         lr_array = images.to_array(lr)
         pictures = {
             "Bicubic": images.upscale_bicubic(lr_array, generator.upscale),
@@ -69,21 +68,21 @@ def measure_folder(generator, dataset: TestDatasetFromFolder, precision: str, lp
 
 def print_table(table: pandas.DataFrame) -> None:
     """Print bicubic beside SR, in the papers' number of digits."""
-    columns = [column for column in COLUMNS if f"SR_{column}" in table]
+    columns = [column for column in FIGURES if f"SR_{column}" in table]
     width = max(len(name) for name in table["Image"])
     print(" " * width + "".join(f"  {column:>17}" for column in columns))
     print(" " * width + "  {:>8} {:>8}".format("bicubic", "SR") * len(columns))
     for _, row in table.iterrows():
-        cells = (f"  {row[f'Bicubic_{c}']:8.{COLUMNS[c]}f} {row[f'SR_{c}']:8.{COLUMNS[c]}f}" for c in columns)
+        cells = (f"  {row[f'Bicubic_{c}']:8.{FIGURES[c]}f} {row[f'SR_{c}']:8.{FIGURES[c]}f}" for c in columns)
         print(f"{row['Image']:<{width}}" + "".join(cells))
 
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print, and write."""
-    device = inference.resolve_device(args.device)
-    generator = inference.load_generator(args.weights, device)
+    device = resolve_device(args.device)
+    generator = inference.open_generator(args.weights, device)
     if args.upscale not in (None, generator.upscale):
-        raise ValueError(f"--upscale {args.upscale}: {args.weights} holds a generator of x{generator.upscale}")
+        raise cli.UserError(f"--upscale {args.upscale}: {args.weights} holds a generator of x{generator.upscale}")
     dataset = TestDatasetFromFolder(args.lr, args.hr, generator.upscale)
     out = files.make_folder(args.out or Path("results", f"benchmark_{args.weights.stem}_{args.hr.resolve().name}"))
     try:
@@ -91,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
     except ValueError as error:
         lpips = None
         print(error, file=sys.stderr)
-    table = measure_folder(generator, dataset, inference.resolve_precision(args.precision, device), lpips, out)
+    table = measure_folder(generator, dataset, resolve_precision(args.precision, device), lpips, out)
     files.write_text(out / "benchmark.csv", table.to_csv(index=False, float_format="%.6g"))
     print_table(table)
     print(f"{out / 'benchmark.csv'}, and the SR images beside it")

@@ -8,9 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import cli
-import images
 import inference
+from utils import cli, images
+from utils.device import resolve_device, resolve_precision
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -50,27 +50,27 @@ def plan_outputs(inputs: list[Path], out: Path | None, upscale: int, compare: bo
         elif path.exists():
             paths.append(path)
         else:
-            raise ValueError(f"{path}: no such image or folder")
+            raise cli.UserError(f"{path}: no such image or folder")
     if not paths:
-        raise ValueError(f"{inputs[0]}: no image in this folder that is not a result already")
+        raise cli.UserError(f"{inputs[0]}: no image in this folder that is not a result already")
     if out is not None and not out.is_dir() and out.suffix.lower() in images.SUFFIXES:
         images.check_output_path(out)  # an image, but of a kind that is not written
     into_file = out is not None and not out.is_dir() and out.suffix.lower() in images.OUTPUT_SUFFIXES
     if into_file and (len(paths) > 1 or inputs[0].is_dir()):
-        raise ValueError(f"--out {out}: one file cannot take the results of a folder or of several images; name a folder")
+        raise cli.UserError(f"--out {out}: one file cannot take the results of a folder or of several images; name a folder")
     plan: dict[Path, Path] = {}
     taken: dict[Path, Path] = {}
     for path in paths:
         target = out if into_file else (out or path.parent) / f"{images.fitting_name(path.stem)}{suffix}.png"
         if target.resolve() in taken:
-            raise ValueError(f"{taken[target.resolve()]} and {path} would both be written to {target}; do them one by one")
+            raise cli.UserError(f"{taken[target.resolve()]} and {path} would both be written to {target}; do them one by one")
         taken[target.resolve()] = path
         plan[path] = target
     if compare:
         taken |= {comparison_path(target).resolve(): path for path, target in plan.items()}
     for path in paths:
         if path.resolve() in taken:
-            raise ValueError(f"{path}: is an input and would be written over; name another --out")
+            raise cli.UserError(f"{path}: is an input and would be written over; name another --out")
     return plan
 
 
@@ -97,14 +97,14 @@ def comparison_path(target: Path) -> Path:
 
 def main(args: argparse.Namespace) -> int:
     """Enlarge every input; go on past images that cannot be read, and tell so by the exit status."""
-    device = inference.resolve_device(args.device)
-    precision = inference.resolve_precision(args.precision, device)
-    generator = inference.load_generator(args.weights, device)
+    device = resolve_device(args.device)
+    precision = resolve_precision(args.precision, device)
+    generator = inference.open_generator(args.weights, device)
     plan = plan_outputs(args.inputs, args.out, generator.upscale, args.compare)
     for target in plan.values():
         for path in (target, comparison_path(target)) if args.compare else (target,):
             if path.exists() and not args.overwrite:
-                raise ValueError(f"{path}: exists already; pass --overwrite, or name another --out")
+                raise cli.UserError(f"{path}: exists already; pass --overwrite, or name another --out")
         images.prepare_output(target)
     failed = 0
     for source, target in plan.items():

@@ -17,20 +17,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-import checkpoint
-import cli
-import distributed
-import files
-import images
-import inference
 import metrics
-import run_log
 from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder, describe_left_out, new_loader, workers_of
-from generator_loss_functions import PIXEL_LOSSES, GeneratorLoss, check_vgg_weights, load_vgg16
-from model import DISCRIMINATORS, GENERATORS, Logits
-from options import FREE_OPTIONS, get_args_parser, needs_vgg, plain_options, resolve
-from pixel_cache import cache_folder_for
-from run_log import PIXEL_TERMS, TERMS, Progress
+from generator_loss_functions import PIXEL_LOSSES, GeneratorLoss, VGG16Features
+from model import Logits
+from utils import checkpoint, cli, distributed, files, images, run_log
+from utils.checkpoint import GENERATORS
+from utils.device import autocast
+from utils.options import DISCRIMINATORS, FREE_OPTIONS, get_args_parser, needs_vgg, plain_options, resolve
+from utils.pixel_cache import cache_folder_for
+from utils.pretrained import vgg16_state_dict
+from utils.run_log import PIXEL_TERMS, TERMS, Progress
 from validation import validate
 
 # --- one update ---------------------------------------------------------------------------------------------------
@@ -82,12 +79,12 @@ def new_adam(network: nn.Module) -> torch.optim.Adam:
 def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> Tensor:
     """Update D and then G on a batch in [-1, 1]; return the values of `TERMS`, on the device."""
     scaler = models.scaler
-    with inference.autocast(models.device, models.precision):
+    with autocast(models.device, models.precision):
         fake = models.generate(lr)
 
     # (1) Update D: minimise BCE(D(x), 1) + BCE(D(G(z)), 0)
     models.optimizer_d.zero_grad(set_to_none=True)
-    with inference.autocast(models.device, models.precision):
+    with autocast(models.device, models.precision):
         real_logits, fake_logits = models.discriminate(hr), models.discriminate(fake.detach())
     real_logits, fake_logits = real_logits.float(), fake_logits.float()
     loss_d = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
@@ -98,7 +95,7 @@ def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> Tensor:
     # (2) Update G: minimise pixel + 0.001 BCE(D(G(z)), 1) + 0.006 VGG + 2e-8 TV
     models.optimizer_g.zero_grad(set_to_none=True)
     models.discriminator.requires_grad_(False)
-    with inference.autocast(models.device, models.precision):
+    with autocast(models.device, models.precision):
         sr, target = images.signed_to_unit(fake.float()), images.signed_to_unit(hr)
         loss_g, terms = models.loss(models.discriminate_frozen(fake), sr, target)
     scaler.scale(loss_g).backward()
@@ -113,7 +110,7 @@ def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> Tensor:
 def pixel_step(models: Models, lr: Tensor, hr: Tensor) -> Tensor:
     """Update G on the pixel loss alone (the paper's SRResNet); return the values of `PIXEL_TERMS`, on the device."""
     models.optimizer_g.zero_grad(set_to_none=True)
-    with inference.autocast(models.device, models.precision):
+    with autocast(models.device, models.precision):
         fake = models.generate(lr)
     loss = models.pixel_loss(images.signed_to_unit(fake.float()), images.signed_to_unit(hr))
     models.scaler.scale(loss).backward()
@@ -143,7 +140,7 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
     """Make the updates of an epoch that are not made yet; return the signal that stops the run, None where there is none.
 
     Raises:
-        ArithmeticError: a loss is not finite.
+        RunError: a loss is not finite.
     """
     pixel_only = progress.epoch <= args.pretrain_epochs
     step, terms = pixel_step if pixel_only else adversarial_step, terms_of(args, progress.epoch)
@@ -197,7 +194,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
     saved, problem = checkpoint.load_checkpoint(folder)
     place = saved and (saved["progress"]["epoch"], saved["progress"]["batch"])
     if set(distributed.gather(place)) != {place}:
-        raise ValueError(f"--out {out}: is not the same folder for all processes; put it where all machines see it")
+        raise cli.UserError(f"--out {out}: is not the same folder for all processes; put it where all machines see it")
     if problem and leader:
         print(f"warning: {problem}; going on from previous.pth", file=sys.stderr)
     if saved:
@@ -209,7 +206,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
     with distributed.one_after_another():  # the first builds the caches and downloads
         train_set, val_set = open_datasets(args)
         if needs_vgg(args):
-            check_vgg_weights(args.vgg_weights)
+            vgg16_state_dict(args.vgg_weights)
     seen = {"training": train_set.store.fingerprint(), "validation": val_set.store.fingerprint()}
     for what in seen if saved else ():
         checkpoint.check_same_images(what, saved["images"][what], seen[what])
@@ -314,7 +311,7 @@ def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, Val
     """Open both folders, through their caches unless told not to; name the images that are left out."""
     for folder, option in ((args.train_dir, "--train-dir"), (args.val_dir, "--val-dir")):
         if not folder.is_dir():
-            raise ValueError(
+            raise cli.UserError(
                 f"{folder}: no such folder; get DIV2K by `python prepare_data.py div2k`, or name yours by {option}"
             )
 
@@ -329,7 +326,7 @@ def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, Val
         print(describe_left_out(dataset), end="")
     batches = (args.batch_size, len(train_set) % args.batch_size)
     if args.discriminator == "multiscale" and args.crop < 68 and 1 in (size // distributed.world_size() for size in batches):
-        raise ValueError(
+        raise cli.UserError(
             f"--discriminator multiscale with --crop {args.crop} cannot take a batch of one; use --crop 68 or more"
         )
     return train_set, val_set
@@ -337,7 +334,7 @@ def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, Val
 
 def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
     """Return the generator's loss, with VGG16 loaded where its weight is not 0."""
-    vgg = load_vgg16(args.vgg_weights) if args.perceptual_weight > 0 else None
+    vgg = VGG16Features(vgg16_state_dict(args.vgg_weights)) if args.perceptual_weight > 0 else None
     weights = (args.pixel_weight, args.adversarial_weight, args.perceptual_weight, args.tv_weight)
     loss = GeneratorLoss(vgg, *weights, args.pixel_loss)
     return loss.to(device=device, memory_format=torch.channels_last)

@@ -7,13 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import cli
-import distributed
-import files
-import images
 import inference
 import metrics
 from dataloader import ValDatasetFromFolder
+from utils import cli, distributed, files, images
 
 
 @torch.inference_mode()

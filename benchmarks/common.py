@@ -17,10 +17,8 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-import cli
-import compat
-import files
-import inference
+from utils import cli, compat, files
+from utils.device import PRECISIONS
 
 compat.import_torchvision()
 
@@ -78,7 +76,7 @@ def in_turns(works: dict[str, Callable[[], object]], device: torch.device, round
 def matrix_product(device: torch.device, precision: str) -> tuple[Callable[[], object], int]:
     """Return a large matrix product to be timed, and its floating-point operations."""
     side = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device, dtype=inference.PRECISIONS[precision]) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
     return lambda: a @ b, 2 * side**3
 
 

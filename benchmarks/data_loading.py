@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-import cli
 from dataloader import TrainDatasetFromFolder, new_loader, workers_of
+from utils import cli
 
 BATCH, CROP = 16, 88
 

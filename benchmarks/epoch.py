@@ -12,11 +12,11 @@ import common
 import torch
 from torch.utils.data import DataLoader
 
-import cli
-import inference
 import train
 from dataloader import new_loader, workers_of
-from run_log import Progress
+from utils import cli
+from utils.device import resolve_device
+from utils.run_log import Progress
 
 
 def classic_epoch(training: classic.Training, loader: DataLoader, val_set, out: Path, device) -> dict[str, float]:
@@ -43,7 +43,7 @@ def our_epoch(options, models, loader: DataLoader, val_set, out: Path, epoch: in
 
 def main(args) -> int:
     """Measure and report."""
-    device = inference.resolve_device(args.device)
+    device = resolve_device(args.device)
     with tempfile.TemporaryDirectory() as place:
         folders = {name: Path(place, name) for name in ("train", "valid", "out")}
         common.write_pictures(folders["train"], args.images)

@@ -7,14 +7,14 @@ import classic
 import common
 import torch
 
-import cli
-import inference
 import train
+from utils import cli
+from utils.device import resolve_device
 
 
 def main(args) -> int:
     """Measure and report."""
-    device = inference.resolve_device(args.device)
+    device = resolve_device(args.device)
     options = train.get_args_parser().parse_args(["--vgg-weights", "random", "--crop", str(args.crop), "--device", device.type])
     options.precision, options.compile = args.precision, args.compile
     train.resolve(options)

@@ -4,8 +4,8 @@ import hashlib
 
 import torch
 
-import distributed
 import train
+from utils import distributed
 
 
 def digest(network) -> str:

@@ -9,8 +9,7 @@ import torch
 from conftest import photograph, started_script, tensors
 from PIL import Image
 
-import files
-import images
+from utils import files, images
 
 TIMES = {"Images_Per_Second", "Seconds"}
 OPTIONS = [

@@ -12,10 +12,9 @@ import signal
 import sys
 from pathlib import Path
 
-import files
 import metrics
-import pixel_cache
 from dataloader import TrainDatasetFromFolder
+from utils import files, pixel_cache
 
 FAULT, NUMBER = sys.argv[1], int(sys.argv[2])
 events: list[str] = []

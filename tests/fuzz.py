@@ -21,8 +21,8 @@ with atheris.instrument_imports(include=["PIL", "zipfile"]):
 import archives
 import corpus
 
-import images
 import prepare_data
+from utils import images
 
 WORKPLACE = Path(sys.argv[2], "place", "inner")
 

@@ -2,7 +2,7 @@
 
 import matplotlib  # noqa: F401
 
-import compat
 import train  # noqa: F401
+from utils import compat
 
 compat.import_torchvision()

@@ -1,7 +1,7 @@
 import pytest
 
-import cli
 from dataloader import TrainDatasetFromFolder, new_loader
+from utils import cli
 
 
 @pytest.mark.parametrize("workers", [0, 1])

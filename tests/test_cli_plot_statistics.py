@@ -2,7 +2,7 @@ import pytest
 from conftest import run, the_error
 from PIL import Image
 
-import run_log
+from utils import run_log
 
 
 def row(epoch: int, pixel_only: bool, **values) -> dict:

@@ -3,8 +3,8 @@ import pytest
 from conftest import run, the_error
 from PIL import Image
 
-import checkpoint
 from model import Generator
+from utils import checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,9 @@ import torch
 from conftest import photograph, run, the_error
 from PIL import Image
 
-import checkpoint
-import images
 import metrics
 from model import Generator
+from utils import checkpoint, images
 
 
 @pytest.fixture(scope="module")

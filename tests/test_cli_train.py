@@ -14,9 +14,9 @@ from conftest import ROOT, run, tensors, the_error
 from faults import broken_files
 from PIL import Image
 
-import checkpoint
-from run_log import COLUMNS, PIXEL_TERMS, TERMS, Progress
 from train import learning_rate_at
+from utils import checkpoint, cli
+from utils.run_log import COLUMNS, PIXEL_TERMS, TERMS, Progress
 
 
 def command(photos, out, *more) -> list:
@@ -88,7 +88,7 @@ def test_triplets_are_bicubic_hr_and_sr(whole_run):
     photos, out, _ = whole_run
     import numpy as np
 
-    import images
+    from utils import images
 
     triplet = images.read_picture(out / "validation" / "epoch_003" / "image_1.png").rgb
     hr = images.crop_to_multiple(images.read_picture(photos[1] / "image_1.png").rgb, 4)
@@ -227,7 +227,7 @@ def test_images_that_changed_since_are_named(whole_run, tmp_path):
 
 
 def test_two_runs_on_one_folder(whole_run, tmp_path):
-    import files
+    from utils import files
 
     with files.lock(tmp_path / ".lock"):
         assert "another process" in the_error(run("train.py", *command(whole_run[0], tmp_path, "--epochs", 1), status=None))
@@ -266,9 +266,7 @@ def test_weights_that_are_not_finite_are_named_with_epoch_and_step():
     Progress(epoch=3, batch=7).check_weights({"generator": network})
     with torch.no_grad():
         network.weight[0, 0] = float("nan")
-    with pytest.raises(
-        FloatingPointError, match=r"weights of the generator not finite in epoch 3, by step 7; .*--learning-rate"
-    ):
+    with pytest.raises(cli.RunError, match=r"weights of the generator not finite in epoch 3, by step 7; .*--learning-rate"):
         Progress(epoch=3, batch=7).check_weights({"generator": network})
 
 

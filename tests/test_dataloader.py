@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import images
-import pixel_cache
 from dataloader import EpochSampler, TestDatasetFromFolder, TrainDatasetFromFolder, ValDatasetFromFolder, new_loader
+from utils import images, pixel_cache
 
 
 def epoch_of(dataset, epoch: int, workers: int = 0, first_batch: int = 0):

@@ -11,9 +11,8 @@ import pytest
 from conftest import ROOT, run, started_script
 from test_cli_train import assert_same_run, command, rows_of
 
-import cli
-import distributed
 from dataloader import EpochSampler
+from utils import cli, distributed
 
 OPTIONS = ["--pretrain-epochs", 1, "--crops-per-image", 2, "--batch-size", 4, "--ema", 0.9, "--perceptual-weight", 0]
 
@@ -83,9 +82,9 @@ def test_two_processes_leave_one_run(two_processes):
 def test_validation_is_that_of_one_process(two_processes, tmp_path):
     photos, out, *_ = two_processes
     import metrics
-    from checkpoint import load_generator
     from dataloader import ValDatasetFromFolder
     from train import validate
+    from utils.checkpoint import load_generator
 
     alone = validate(
         load_generator(out / "checkpoints" / "generator_last.pth"),

@@ -5,7 +5,7 @@ import shutil
 import faults
 import pytest
 
-import checkpoint
+from utils import checkpoint
 
 
 @pytest.fixture(scope="module")

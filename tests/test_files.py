@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import files
+from utils import cli, files
 
 
 class WouldRun:
@@ -102,7 +102,7 @@ def test_what_breaks_into_writing_tensors_is_not_hidden_by_the_zip_writer(tmp_pa
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_not_saved(tmp_path, bad):
-    with pytest.raises(FloatingPointError, match=r"networks\.w\[1\]"):
+    with pytest.raises(cli.RunError, match=r"networks\.w\[1\]"):
         files.save_tensors(tmp_path / "t.pth", {"networks": {"w": [torch.ones(1), torch.tensor([0, bad])]}})
     assert os.listdir(tmp_path) == []
 
@@ -152,7 +152,7 @@ def test_safetensors_are_read_and_their_damage_noticed(tmp_path):
 
 
 def test_a_second_lock_is_refused_until_the_first_process_is_dead(tmp_path):
-    code = f"import files, time\nwith files.lock({str(tmp_path / 'lock')!r}):\n print('held', flush=True)\n time.sleep(60)"
+    code = f"import time\nfrom utils import files\nwith files.lock({str(tmp_path / 'lock')!r}):\n print('held', flush=True)\n time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
     assert holder.stdout.readline() == b"held\n"
     with pytest.raises(ValueError, match="another process"), files.lock(tmp_path / "lock"):

@@ -2,14 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-import files
-from compat import import_torchvision
-from generator_loss_functions import GeneratorLoss, TVLoss, VGG16Features, check_vgg_weights, load_vgg16, vgg16_layers
+from generator_loss_functions import GeneratorLoss, TVLoss, VGG16Features
+from utils import files
+from utils.compat import import_torchvision
+from utils.pretrained import vgg16_layers, vgg16_state_dict
 
 
 @pytest.fixture(scope="module")
 def vgg() -> VGG16Features:
-    return load_vgg16("random")
+    return VGG16Features(vgg16_state_dict("random"))
 
 
 @pytest.fixture
@@ -63,9 +64,11 @@ def test_features_stay_frozen_and_in_evaluation(vgg):
 def test_random_features_are_always_the_same_and_leave_the_global_generator_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = load_vgg16("random").state_dict()
+    first = VGG16Features(vgg16_state_dict("random")).state_dict()
     torch.manual_seed(6)
-    assert all(torch.equal(first[name], tensor) for name, tensor in load_vgg16("random").state_dict().items())
+    assert all(
+        torch.equal(first[name], tensor) for name, tensor in VGG16Features(vgg16_state_dict("random")).state_dict().items()
+    )
     torch.manual_seed(5)
     assert torch.equal(before, torch.get_rng_state())
 
@@ -74,15 +77,15 @@ def test_random_features_are_always_the_same_and_leave_the_global_generator_alon
 def test_weights_come_from_a_state_dict_file(tmp_path, vgg, prefix, pair):
     path = tmp_path / "vgg16.pth"
     files.save_tensors(path, {f"{prefix}{name}": tensor for name, tensor in vgg.features.state_dict().items()})
-    check_vgg_weights(str(path))
-    assert torch.equal(load_vgg16(str(path))(pair[0]), vgg(pair[0]))
+    vgg16_state_dict(str(path))
+    assert torch.equal(VGG16Features(vgg16_state_dict(str(path)))(pair[0]), vgg(pair[0]))
 
 
 def test_a_file_of_other_weights_is_refused(tmp_path):
     path = tmp_path / "other.pth"
     files.save_tensors(path, {"features.0.weight": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"other\.pth: not a state dict of torchvision's VGG16"):
-        check_vgg_weights(str(path))
+        vgg16_state_dict(str(path))
 
 
 def test_no_network_gives_the_two_ways_on(tmp_path, monkeypatch):
@@ -93,7 +96,7 @@ def test_no_network_gives_the_two_ways_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(ValueError, match=r"no route to host.*--vgg-weights FILE.*--vgg-weights random"):
-        check_vgg_weights("imagenet")
+        vgg16_state_dict("imagenet")
 
 
 def test_a_damaged_file_in_the_hub_folder_is_found_at_the_start(tmp_path, monkeypatch):
@@ -101,8 +104,8 @@ def test_a_damaged_file_in_the_hub_folder_is_found_at_the_start(tmp_path, monkey
     path = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(1000))
-    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth: .*; delete it, and it is downloaded anew"):
-        check_vgg_weights("imagenet")
+    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth: .*; delete it, and it is downloaded again"):
+        vgg16_state_dict("imagenet")
 
 
 def test_without_perceptual_weight_no_vgg_is_needed(pair):

@@ -14,12 +14,10 @@ import torch
 from conftest import run, the_error
 from PIL import Image
 
-import checkpoint
-import files
-import images
 import test_image
 from dataloader import ValDatasetFromFolder
 from model import Generator
+from utils import checkpoint, files, images
 
 COUNT = 600
 

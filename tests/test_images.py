@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile
 
-import images
+from utils import images
 
 
 def save(path, array_or_image, **options):

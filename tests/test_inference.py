@@ -5,9 +5,10 @@ from conftest import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import images
 import inference
 from model import Generator
+from utils import images
+from utils.device import resolve_device, resolve_precision
 
 
 def new_generator(upscale: int = 4, blocks: int = 2) -> Generator:
@@ -76,15 +77,15 @@ def test_other_errors_are_not_taken_for_exhausted_memory(astronaut, monkeypatch)
 
 
 def test_devices_and_precisions():
-    cpu = inference.resolve_device("cpu")
-    assert inference.resolve_precision("fp32", cpu) == "fp32"
-    assert inference.resolve_precision("auto", cpu) in ("fp32", "bf16")
+    cpu = resolve_device("cpu")
+    assert resolve_precision("fp32", cpu) == "fp32"
+    assert resolve_precision("auto", cpu) in ("fp32", "bf16")
     with pytest.raises(ValueError, match="fp16 is for GPUs"):
-        inference.resolve_precision("fp16", cpu)
+        resolve_precision("fp16", cpu)
     if not torch.cuda.is_available():
-        assert inference.resolve_device("auto").type in ("cpu", "mps")
+        assert resolve_device("auto").type in ("cpu", "mps")
         with pytest.raises(ValueError, match="'cuda' is not available"):
-            inference.resolve_device("cuda")
+            resolve_device("cuda")
 
 
 def test_bf16_is_close_to_fp32(astronaut):

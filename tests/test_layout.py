@@ -7,32 +7,10 @@ import time
 import pytest
 from conftest import ROOT
 
-import cli
+from utils import cli
 
-# What each room may import of ours; `cli` (exit statuses, bars) is for all.
-ROOMS = {
-    "model": set(),
-    "files": set(),
-    "cli": set(),
-    "compat": set(),
-    "images": {"files"},
-    "pixel_cache": {"files", "images"},
-    "dataloader": {"files", "images", "pixel_cache"},
-    "generator_loss_functions": {"compat", "files", "images"},
-    "metrics": {"compat", "images"},
-    "checkpoint": {"files", "model"},
-    "inference": {"images", "model", "checkpoint"},
-    "run_log": {"files", "images", "options"},
-    "options": {"generator_loss_functions", "inference", "model"},
-    "distributed": set(),
-    "validation": {"dataloader", "distributed", "files", "images", "inference", "metrics"},
-    "test_image": {"inference", "images"},
-    "test_benchmark": {"inference", "metrics", "dataloader", "images", "files", "model"},
-    "plot_statistics": {"files", "run_log"},
-    "prepare_data": {"files", "images"},
-    "export_onnx": {"files", "inference"},
-}
-SCRIPTS = {"train", "test_image", "test_benchmark", "plot_statistics", "prepare_data", "export_onnx"}
+SCRIPTS = {"train", "test_image", "test_video", "test_benchmark", "prepare_data", "plot_statistics", "export_onnx", "app"}
+NETWORKS = {"model", "esrgan"}
 
 
 def imported(path) -> set[str]:
@@ -45,14 +23,14 @@ def imported(path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
-def test_rooms_import_only_what_they_may(path):
-    ours = imported(path) & {other.stem for other in ROOT.glob("*.py")} - {"cli"}
-    assert ours <= (ROOMS.keys() - SCRIPTS if path.stem == "train" else ROOMS[path.stem])
+@pytest.mark.parametrize("path", [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py")], ids=lambda path: path.stem)
+def test_root_imports_utils_and_utils_only_the_networks_and_no_script_a_script(path):
+    of_root = imported(path) & {other.stem for other in ROOT.glob("*.py")}
+    assert of_root <= NETWORKS if path.parent.name == "utils" else not of_root & SCRIPTS
 
 
 def test_a_range_conversion_exists_once():
-    for path in ROOT.glob("*.py"):
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py")]:
         if path.stem != "images":
             assert "127.5" not in path.read_text(), path
 

@@ -4,9 +4,9 @@ import torch
 from conftest import photograph
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-import images
 import metrics
 from dataloader import TestDatasetFromFolder
+from utils import images
 
 
 def test_psnr_of_a_known_error():

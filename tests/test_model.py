@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from model import Discriminator, Generator, MultiScaleDiscriminator, TailConv
+from model import Discriminator, Generator, MultiScaleDiscriminator, TailConv, fold_batch_norm
 
 
 def count(network) -> int:
@@ -122,7 +122,7 @@ def test_folding_batch_norm_changes_the_weights_and_not_the_result():
             tensor.copy_(torch.rand(tensor.shape) + 0.5) if tensor.is_floating_point() else None
     lr = torch.rand(1, 3, 12, 9) * 2 - 1
     expected = generator(lr)
-    folded = generator.fold_batch_norm()
+    folded = fold_batch_norm(generator)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
     assert torch.allclose(folded(lr), expected, atol=1e-5)
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import run
 from PIL import Image
 
-import images
+from utils import images
 
 NAMES = ["a b.png", "new\nline.png", "写真 ü.png", "x" * 251 + ".png", "-rf.png", "$(touch x) %s {}.png", 'it\'s "so".png']
 if sys.platform == "linux":

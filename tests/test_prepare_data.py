@@ -10,8 +10,8 @@ from archives import archive_of, picture, zipped
 from conftest import run, the_error
 from PIL import Image
 
-import images
 import prepare_data
+from utils import images
 
 
 @pytest.fixture

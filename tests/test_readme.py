@@ -47,7 +47,7 @@ def needs_download(command: str) -> bool:
 def workplace(tmp_path_factory, astronaut):
     """The scripts, and in `my_photos` and `data` the files that the README's commands speak of."""
     folder = tmp_path_factory.mktemp("readme")
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("weights")]:
+    for path in [*ROOT.glob("*.py"), ROOT / "weights", ROOT / "utils"]:
         (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
     for place in ("my_photos/train", "my_photos/valid"):
         (folder / place).mkdir(parents=True)

@@ -3,11 +3,11 @@ import pytest
 import torch
 from conftest import run
 
-import checkpoint
-import images
+import esrgan
 import inference
-from compat import import_torchvision
-from model import RRDBGenerator
+from esrgan import RRDBGenerator
+from utils import checkpoint, images
+from utils.compat import import_torchvision
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_released_files_load_here(tmp_path, generator, spandrel, lr, wrapped, ol
     state = theirs.state_dict()
     assert "model.0.weight" in state  # spandrel's network has the names of the first files
     if not old_names:
-        state = {checkpoint._new_name(name): tensor for name, tensor in state.items()}
+        state = {esrgan._new_name(name): tensor for name, tensor in state.items()}
         assert state.keys() == generator.state_dict().keys()
     torch.save({wrapped: state} if wrapped else state, tmp_path / "released.pth")
     loaded = checkpoint.load_generator(tmp_path / "released.pth")

@@ -6,11 +6,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-import files
-import images
 import inference
 import metrics
 from dataloader import TestDatasetFromFolder
+from utils import files, images
 
 CARD = (ROOT / "weights" / "README.md").read_text()
 FILES = re.findall(r"^\| `(\w+\.pth)` \|.*\| ([\d,]+) \| (\w{64}) \|$", CARD, re.M)
@@ -33,7 +32,7 @@ def test_a_file_is_the_one_of_the_card(name, size, checksum):
 @torch.inference_mode()
 def test_a_file_scores_on_set5_what_the_card_says(name, set5):
     row = re.search(rf"^\| `{name}` \|((?: [\d.]+ \|){{5}}) ([\d.]+) / ([\d.]+) \|$", CARD, re.M)
-    generator = inference.load_generator(ROOT / "weights" / name, torch.device("cpu"))
+    generator = inference.open_generator(ROOT / "weights" / name, torch.device("cpu"))
     scores = []
     for _name, lr, hr in TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4):
         sr = images.to_tensor(inference.upscale(generator, images.to_array(lr)))

@@ -26,12 +26,10 @@ import numpy as np
 import pandas
 import torch
 
-import checkpoint
-import cli
-import files
 import prepare_data
 import test_image
 from model import Generator
+from utils import checkpoint, cli, files
 
 PATIENCE = 20  # seconds, after which a file counts as a hang
 

@@ -5,6 +5,7 @@ networks                      float in [-1, 1]
 losses and metrics            float in [0, 1]
 """
 
+import contextlib
 import io
 import os
 import stat
@@ -20,7 +21,7 @@ import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-import files
+from utils import cli, files
 
 MAX_PIXELS = 100_000_000
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
@@ -100,7 +101,7 @@ def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
         OSError: a subfolder cannot be read.
     """
     if not Path(folder).is_dir():
-        raise ValueError(f"{folder}: no such folder of images")
+        raise cli.UserError(f"{folder}: no such folder of images")
     found: list[str] = []
     seen = set()
     for parent, subfolders, names in os.walk(folder, onerror=_raise, followlinks=True):
@@ -114,7 +115,7 @@ def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
         inside = "" if place == "." else place + "/"
         found += [inside + name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")]
     if not found:
-        raise ValueError(f"{folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")
+        raise cli.UserError(f"{folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")
     return sorted(found)
 
 
@@ -165,7 +166,8 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """
     with _opened(path, max_pixels) as image:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        with contextlib.suppress(SyntaxError):  # EXIF data that are none say nothing of the orientation
+            image = ImageOps.exif_transpose(image)
         profile = image.info.get("icc_profile")
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             image = _to_8_bit_gray(image)
@@ -184,7 +186,7 @@ class _opened:
 
     def __enter__(self) -> Image.Image:
         if not stat.S_ISREG(os.stat(self.path).st_mode) and not os.path.isdir(self.path):
-            raise ValueError(f"{self.path}: not a file, but a pipe, socket or device")  # opening it could wait for ever
+            raise cli.UserError(f"{self.path}: not a file, but a pipe, socket or device")  # opening it could wait for ever
         self.file = open(self.path, "rb")
         self.warnings = warnings.catch_warnings()
         self.warnings.__enter__()
@@ -216,7 +218,7 @@ class _opened:
             reason = "not an image of a known format"
         else:
             reason = f"cut short or damaged ({error or kind.__name__})"
-        raise ValueError(f"{self.path}: {reason}") from error
+        raise cli.UserError(f"{self.path}: {reason}") from error
 
 
 def _to_8_bit_gray(image: Image.Image) -> Image.Image:
@@ -226,7 +228,7 @@ def _to_8_bit_gray(image: Image.Image) -> Image.Image:
     """
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("values that are not finite")
+        raise cli.UserError("values that are not finite")
     largest = values.max(initial=0)
     if image.mode.startswith("I"):
         white = 65_535 if largest <= 65_535 else 2**31 - 1
@@ -274,10 +276,14 @@ def check_output_path(path: str | Path, width: int | None = None, height: int | 
     """Return Pillow's format for an output path; ValueError when it is none that is written, or cannot hold the size."""
     suffix = Path(path).suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
-        raise ValueError(f"{path}: cannot write {suffix or 'a file without suffix'}; use one of {', '.join(OUTPUT_SUFFIXES)}")
+        raise cli.UserError(
+            f"{path}: cannot write {suffix or 'a file without suffix'}; use one of {', '.join(OUTPUT_SUFFIXES)}"
+        )
     kind = OUTPUT_SUFFIXES[suffix]
     if max(width or 0, height or 0) > LARGEST_SIDE.get(kind, 2**31):
-        raise ValueError(f"{path}: {kind} holds at most {LARGEST_SIDE[kind]} pixels a side, this is {width}x{height}; use .png")
+        raise cli.UserError(
+            f"{path}: {kind} holds at most {LARGEST_SIDE[kind]} pixels a side, this is {width}x{height}; use .png"
+        )
     return kind
 
 

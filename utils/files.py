@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import torch
 
-import cli
+from utils import cli
 
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".srgan-", ".tmp"
 
@@ -143,7 +143,7 @@ def lock(path: str | Path, wait: bool = False) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
                 raise OSError(error.errno, f"cannot be locked ({error.strerror})", str(path)) from error
-            raise ValueError(f"{path}: another process is using this folder; wait for it or name another") from error
+            raise cli.UserError(f"{path}: another process is using this folder; wait for it or name another") from error
         yield
     finally:
         file.close()
@@ -171,7 +171,7 @@ def save_tensors(path: str | Path, value: Any, backup: str | Path | None = None)
     """Write nested plain data and tensors in PyTorch's format, whole or not at all; keep the older file as `backup`.
 
     Raises:
-        ArithmeticError: a floating-point tensor is not finite; nothing is written.
+        RunError: a floating-point tensor is not finite; nothing is written.
     """
     check_finite(value)
     with write_atomic(path, backup) as file:
@@ -182,7 +182,7 @@ def save_tensors(path: str | Path, value: Any, backup: str | Path | None = None)
 
 
 def check_finite(value: Any, name: str = "") -> None:
-    """Raise FloatingPointError naming the first floating-point tensor in nested data that has a NaN or an infinity."""
+    """Raise RunError naming the first floating-point tensor in nested data that has a NaN or an infinity."""
     if isinstance(value, dict):
         for key, inner in value.items():
             check_finite(inner, f"{name}.{key}" if name else str(key))
@@ -190,7 +190,7 @@ def check_finite(value: Any, name: str = "") -> None:
         for index, inner in enumerate(value):
             check_finite(inner, f"{name}[{index}]")
     elif isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
-        raise FloatingPointError(f"{name} has values that are not finite")
+        raise cli.RunError(f"{name} has values that are not finite")
 
 
 def load_tensors(path: str | Path) -> Any:
@@ -206,7 +206,7 @@ def load_tensors(path: str | Path) -> Any:
     path = Path(path)
     with open(path, "rb") as file:
         if not file.read(1):
-            raise ValueError(f"{path}: the file is empty")
+            raise cli.UserError(f"{path}: the file is empty")
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     if not zipfile.is_zipfile(path):
@@ -214,14 +214,14 @@ def load_tensors(path: str | Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError(f"{path}: not read, its parts are compressed, as PyTorch never does")  # to any size
+                raise cli.UserError(f"{path}: not read, its parts are compressed, as PyTorch never does")  # to any size
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek to a place that the damage invents
             raise
-        raise ValueError(f"{path}: damaged ({cli.describe(error)})") from error
+        raise cli.UserError(f"{path}: damaged ({cli.describe(error)})") from error
     if damaged:
-        raise ValueError(f"{path}: damaged (checksum of {damaged} is wrong)")
+        raise cli.UserError(f"{path}: damaged (checksum of {damaged} is wrong)")
     return _torch_load(path)
 
 
@@ -237,7 +237,7 @@ def _torch_load(path: Path) -> Any:
             reason = "it is no file of tensors, or would run code when loaded"
         else:
             reason = "it is cut short or no file of tensors"
-        raise ValueError(f"{path}: not read, {reason}") from error
+        raise cli.UserError(f"{path}: not read, {reason}") from error
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
@@ -248,4 +248,4 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return {"state_dict": tensors, **(file.metadata() or {})}
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from error
+        raise cli.UserError(f"{path}: not a safetensors file, or damaged ({error})") from error

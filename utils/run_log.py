@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-import files
-import images
-from options import needs_vgg, plain_options
+from utils import cli, files, images
+from utils.options import needs_vgg, plain_options
 
 TERMS = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
 PIXEL_TERMS = ["Loss_G", "Loss_Pixel"]  # what a pixel-only epoch has
@@ -52,18 +51,18 @@ class Progress:
     best_psnr: float = -math.inf  # of the phase
 
     def means(self, terms: list[str]) -> dict[str, float]:
-        """Return the means of the epoch so far by name; ArithmeticError where one is not finite."""
+        """Return the means of the epoch so far by name; RunError where one is not finite."""
         means = dict(zip(terms, (self.sums / max(1, self.samples)).tolist()))
-        check_finite(means, self.epoch, self.batch)
+        stop_unless_finite(means, self.epoch, self.batch)
         return means
 
     def check_weights(self, networks: dict[str, nn.Module]) -> None:
-        """Raise ArithmeticError where a network has a weight that is not finite."""
+        """Raise RunError where a network has a weight that is not finite."""
         sums = {
             f"weights of the {name}": sum(tensor.cpu().double().sum().item() for tensor in network.state_dict().values())
             for name, network in networks.items()
         }
-        check_finite(sums, self.epoch, self.batch)
+        stop_unless_finite(sums, self.epoch, self.batch)
 
 
 def describe_plan(args: argparse.Namespace, networks: list[nn.Module], image_counts: list[int], loader: DataLoader) -> str:
@@ -123,15 +122,15 @@ def read_statistics(path: Path) -> pandas.DataFrame:
     try:
         table = pandas.read_csv(path)
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a CSV file ({' '.join(str(error).split())})") from error
+        raise cli.UserError(f"{path}: not a CSV file ({' '.join(str(error).split())})") from error
     missing = [name for name in COLUMNS if name not in table]
     if missing:
-        raise ValueError(f"{path}: not the statistics of a run, no column {', '.join(missing)}")
+        raise cli.UserError(f"{path}: not the statistics of a run, no column {', '.join(missing)}")
     if table.empty:
-        raise ValueError(f"{path}: no epoch is finished yet")
+        raise cli.UserError(f"{path}: no epoch is finished yet")
     text = [name for name in COLUMNS if not pandas.api.types.is_numeric_dtype(table[name])]
     if text:
-        raise ValueError(f"{path}: column {text[0]} holds something that is not a number")
+        raise cli.UserError(f"{path}: column {text[0]} holds something that is not a number")
     return table
 
 
@@ -171,11 +170,11 @@ def describe_result(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def check_finite(values: dict[str, float], epoch: int, step: int) -> None:
-    """Raise FloatingPointError naming the values that are not finite, the epoch, the step, and what to try."""
+def stop_unless_finite(values: dict[str, float], epoch: int, step: int) -> None:
+    """Raise RunError naming the values that are not finite, the epoch, the step, and what to try."""
     wrong = [name for name, value in values.items() if not math.isfinite(value)]
     if wrong:
-        raise FloatingPointError(
+        raise cli.RunError(
             f"{', '.join(wrong)} not finite in epoch {epoch}, by step {step}; the checkpoints are from before that. "
             "Try a lower --learning-rate, --warmup-steps, or --precision fp32, with another --out"
         )
@@ -192,7 +191,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ValueError("--tensorboard: the package is missing; pip install tensorboard") from error
+            raise cli.UserError("--tensorboard: the package is missing; pip install tensorboard") from error
         # What a killed process wrote of epochs that are made again is not shown twice.
         self._writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
@@ -212,7 +211,7 @@ class TensorBoard:
 
 def write_config(path: Path, options: dict[str, Any], device: torch.device) -> None:
     """Write what tells how a run was made: every option, library versions, git commit, device."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    git = ["git", "-C", str(Path(__file__).parent.parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):

@@ -7,6 +7,7 @@ Exit status 0: done. 2: the user's input is wrong. 1: the run itself failed (los
 import argparse
 import errno
 import os
+import re
 import signal
 import sys
 import time
@@ -18,6 +19,14 @@ from typing import NoReturn
 from tqdm import tqdm
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class UserError(ValueError):
+    """What the user can mend; the message says what is wrong, where, and how to mend it. Exit status 2."""
+
+
+class RunError(ArithmeticError):
+    """The run itself failed, such as by a loss that is not finite. Exit status 1."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -140,8 +149,12 @@ def outlive_signals(_worker: int | None = None) -> None:
 
 def is_dead_helper(error: BaseException) -> bool:
     """Tell whether an error means that another process of the run was killed or crashed."""
-    signs = ("DataLoader worker", "/gloo/", "NCCL", "ncclRemoteError", "Connection closed by peer")
-    return isinstance(error, BrokenExecutor) or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
+    if isinstance(error, BrokenExecutor):
+        return True
+    worker = r"DataLoader worker \(pid.*(is killed by signal|exited unexpectedly)"  # not an exception of its own
+    signs = ("/gloo/", "NCCL", "ncclRemoteError", "Connection closed by peer")
+    text = str(error)
+    return isinstance(error, RuntimeError) and (bool(re.search(worker, text)) or any(sign in text for sign in signs))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -169,8 +182,8 @@ def describe(error: BaseException) -> str:
 def run_script(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> None:
     """Parse the command line, run `main(args)`, and leave with the project's exit status.
 
-    ValueError and OSError are the user's to mend (2); ArithmeticError and exhausted memory are the run's (1).
-    Anything else is a fault of the program and keeps its traceback.
+    `UserError` and a system error about a named file are the user's to mend (2); `RunError` and exhausted memory are the
+    run's (1). Anything else keeps its traceback: a researcher's shape error is not the user's input.
     """
 
     def stop(number, _frame):
@@ -188,13 +201,13 @@ def run_script(main: Callable[[argparse.Namespace], int | None], parser: argpars
             raise
         if is_out_of_memory(error):
             message, status = f"out of memory: {describe(error)}", 1
-        elif isinstance(error, ArithmeticError):
+        elif isinstance(error, RunError):
             message, status = describe(error), 1
         elif is_dead_helper(error):
             reason = "killed, often because memory ran out"
             advice = "run the same command again, with fewer --workers or processes if it comes back"
             message, status = f"another process of this run has ended ({reason}); {advice}", 1
-        elif isinstance(error, (ValueError, OSError)):
+        elif isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None):
             message, status = describe(error), 2
         else:
             raise

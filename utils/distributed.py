@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-import cli
+from utils import cli
 
 _PATIENCE = timedelta(hours=2)  # one process may decode a large folder while the others wait
 
@@ -50,7 +50,7 @@ def processes(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
-            raise ValueError(f"--nproc_per_node is larger than this machine's {torch.cuda.device_count()} GPUs")
+            raise cli.UserError(f"--nproc_per_node is larger than this machine's {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(local)
     store, number, count = next(rendezvous("env://", timeout=_PATIENCE))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun keeps one store over its restarts, with addresses of the dead

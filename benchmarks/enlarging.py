@@ -1,6 +1,6 @@
 """Time and peak memory of enlarging 510x340 and 2000x1500 pixels, whole and in tiles, against the plain eager generator.
 
-python benchmarks/inference.py
+python benchmarks/enlarging.py
 """
 
 import argparse
@@ -15,10 +15,9 @@ import common
 import numpy as np
 import torch
 
-import checkpoint
-import cli
-import images
 import inference
+from utils import checkpoint, cli, images
+from utils.device import resolve_device, resolve_precision
 
 SMALL, LARGE = (340, 510), (1500, 2000)  # LR height and width
 TILE = 464  # of the large image: what the default takes where memory is plenty
@@ -43,7 +42,7 @@ def peak_bytes(device: torch.device) -> int:
 
 def measure(way: str, size: tuple[int, int], device: torch.device, precision: str, repeats: int) -> dict:
     """Return the seconds of the fastest of some repeats, and the bytes that they took beyond those at the start."""
-    generator = inference.load_generator(inference.WEIGHTS, device)
+    generator = inference.open_generator(inference.WEIGHTS, device)
     lr = image_of(*size)
     if way == "eager":
         plain = classic.new_generator(generator.blocks)
@@ -77,14 +76,14 @@ def in_a_process(way: str, size: tuple[int, int], args, repeats: int, folder: st
     words += ["--measure", json.dumps([way, size, repeats])]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ArithmeticError(f"{way} of {size} failed: {done.stderr.strip().splitlines()[-1]}")
+        raise cli.RunError(f"{way} of {size} failed: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure and report."""
-    device = inference.resolve_device(args.device)
-    precision = inference.resolve_precision(args.precision, device)
+    device = resolve_device(args.device)
+    precision = resolve_precision(args.precision, device)
     if args.measure:
         way, size, repeats = json.loads(args.measure)
         print(json.dumps(measure(way, tuple(size), device, precision, repeats)))
@@ -119,7 +118,7 @@ def main(args: argparse.Namespace) -> int:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = common.get_args_parser("inference", __doc__)
+    parser = common.get_args_parser("enlarging", __doc__)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of our generator")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     return parser

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
-import files
-import images
+from utils import cli, files, images
 
 CACHE_FOLDER = ".srgan-cache"
 _MAGIC = b"srgan-cache-2\n\0\0"
@@ -68,7 +66,7 @@ class Layout:
             lr = images.read_picture(self.lr_folder / entry.lr_name).rgb
             lr = lr[: hr.shape[0] // self.upscale, : hr.shape[1] // self.upscale]
             if lr.shape != self.shapes(*hr.shape[:2])[1]:
-                raise ValueError(
+                raise cli.UserError(
                     f"{self.lr_folder / entry.lr_name}: {lr.shape[1]}x{lr.shape[0]} pixels do not fit the HR image of "
                     f"{hr.shape[1]}x{hr.shape[0]} at x{self.upscale}"
                 )
@@ -87,7 +85,7 @@ class ImageStore:
         self.cache_file = cache_file
         self.bad = [entry for entry in entries if entry.error]
         if self.bad and not skip_bad:
-            raise ValueError(_name_bad(layout.folder, self.bad))
+            raise cli.UserError(_name_bad(layout.folder, self.bad))
         self.entries = [entry for entry in entries if not entry.error]
         self._arrays: list[list[np.ndarray]] | None = None
 
@@ -193,7 +191,7 @@ def _pair(layout: Layout, entries: list[Entry]) -> None:
             if len(partners) != 1:
                 what = f"several LR images ({', '.join(map(str, partners[:3]))})" if partners else "no LR image"
                 stem = place.name
-                raise ValueError(f"{what} {stem} or {stem}x{layout.upscale} (of any suffix) in {layout.lr_folder}")
+                raise cli.UserError(f"{what} {stem} or {stem}x{layout.upscale} (of any suffix) in {layout.lr_folder}")
             status = partners[0].stat()
         except (OSError, ValueError) as error:
             entry.error = cli.describe(error)
@@ -231,11 +229,11 @@ def _read_index(path: Path) -> list[Entry]:
         tail = file.read()
         length, checksum, magic = _TAIL.unpack(tail) if len(tail) == _TAIL.size else (0, 0, b"")
         if magic != _MAGIC or length > end:
-            raise ValueError("cut short, or of another version")
+            raise cli.UserError("cut short, or of another version")
         file.seek(end - length)
         index = file.read(length)
     if zlib.crc32(index) != checksum:
-        raise ValueError("damaged index")
+        raise cli.UserError("damaged index")
     return [Entry(**entry) for entry in json.loads(index)]
 
 
@@ -246,7 +244,7 @@ def _read_whole(layout: Layout, path: Path, tell: bool = False) -> list[Entry] |
     try:
         entries = _read_index(path)
         if any(_can_be_read_now(layout, entry) for entry in entries if entry.error and (entry.lr_name or not layout.lr_folder)):
-            raise ValueError("images could not be read when it was made, and now they can")
+            raise cli.UserError("images could not be read when it was made, and now they can")
         pixels = np.asarray(np.memmap(path, mode="r"))
 
         def differs(entry: Entry) -> bool:
@@ -261,7 +259,7 @@ def _read_whole(layout: Layout, path: Path, tell: bool = False) -> list[Entry] |
             options = {"total": len(chunks), "desc": f"checking {path.name}", "unit": "chunk"}
             for name in cli.progress_bar(pool.map(first_damaged, chunks), **options):
                 if name is not None:
-                    raise ValueError(f"{name} is not as it was written")
+                    raise cli.UserError(f"{name} is not as it was written")
     except ValueError as error:
         if tell:
             print(f"{path}: {error}; decoding the images again", file=sys.stderr)
@@ -314,7 +312,7 @@ def _decode_one(layout: Layout, pixel_file: str | None, entry: Entry) -> Entry:
         arrays = layout.decode(entry)
         height, width = arrays[0].shape[:2] if arrays else (0, 0)
         if pixel_file is not None and arrays and {height, width} != {entry.height, entry.width}:  # EXIF may turn it
-            raise ValueError("its header tells another size than its pixels have")
+            raise cli.UserError("its header tells another size than its pixels have")
     except (ValueError, OSError) as error:
         entry.error = _reason(error, layout.folder / entry.name)
         return entry

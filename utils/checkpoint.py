@@ -1,18 +1,19 @@
 """Generator files that describe themselves, and the exact state that a training run resumes from."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import files
-from model import GENERATORS
+from esrgan import RRDBGenerator, read_released
+from model import Generator
+from utils import cli, files
 
 GENERATOR_FORMAT = "srgan-generator-1"
 CHECKPOINT_FORMAT = "srgan-checkpoint-1"
+GENERATORS = {"srresnet": Generator, "rrdb": RRDBGenerator}  # by the name that a generator file has for it
 
 
 def save_generator(path: str | Path, generator: nn.Module, **facts: Any) -> None:
@@ -21,7 +22,7 @@ def save_generator(path: str | Path, generator: nn.Module, **facts: Any) -> None
     A path that ends in `.safetensors` is written in that format, with the same metadata as JSON strings.
 
     Raises:
-        ArithmeticError: a weight is not finite; nothing is written.
+        RunError: a weight is not finite; nothing is written.
         OSError: the file cannot be written.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
@@ -49,26 +50,28 @@ def load_generator(path: str | Path, expected: dict[str, Any] | None = None) -> 
     if Path(path).suffix == ".safetensors":
         loaded = {name: _from_json(value) for name, value in loaded.items()}
     if isinstance(loaded, dict) and loaded.get("format") == CHECKPOINT_FORMAT:
-        raise ValueError(f"{path}: a training checkpoint, not a generator file; use generator_last.pth beside it")
-    loaded = _as_generator_file(loaded)
+        raise cli.UserError(f"{path}: a training checkpoint, not a generator file; use generator_last.pth beside it")
+    if not _is_generator_file(loaded):
+        released = read_released(loaded)
+        loaded = released and {**released[0], "state_dict": released[1]}
     if loaded is None:
-        raise ValueError(f"{path}: not a generator file of this project (format {GENERATOR_FORMAT}), nor one of ESRGAN's")
+        raise cli.UserError(f"{path}: not a generator file of this project (format {GENERATOR_FORMAT}), nor one of ESRGAN's")
     state = loaded["state_dict"]
     try:
         generator = _build_empty(loaded, len(state))
         wanted = generator.state_dict()
         if not state.keys() <= wanted.keys():
-            raise ValueError(f"it has no {min(map(str, state.keys() - wanted.keys()))}")
+            raise cli.UserError(f"it has no {min(map(str, state.keys() - wanted.keys()))}")
         state = {name: state[name].to(tensor.dtype) for name, tensor in wanted.items() if state[name].shape == tensor.shape}
         generator.load_state_dict(state, assign=True)
     except (KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the weights do not fit the network that the file names ({_first_line(error)})") from error
+        raise cli.UserError(f"{path}: the weights do not fit the network that the file names ({_first_line(error)})") from error
     try:
         files.check_finite(state)
-    except ArithmeticError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except cli.RunError as error:
+        raise cli.UserError(f"{path}: {error}") from error
     if expected is not None and generator.architecture != expected:
-        raise ValueError(f"{path}: holds {_listed(generator.architecture)}, this run trains {_listed(expected)}")
+        raise cli.UserError(f"{path}: holds {_listed(generator.architecture)}, this run trains {_listed(expected)}")
     return generator.requires_grad_(True).eval()
 
 
@@ -80,38 +83,15 @@ def _build_empty(metadata: dict[str, Any], tensors: int) -> nn.Module:
     """Build the network that a file names without memory for its weights; refuse one larger than the file."""
     arguments = {name: value for name, value in metadata.items() if name in ("upscale", "blocks", "features", "growth")}
     if metadata.get("generator") not in GENERATORS:
-        raise ValueError(f"unknown generator {metadata.get('generator')!r}")
+        raise cli.UserError(f"unknown generator {metadata.get('generator')!r}")
     if not isinstance(arguments.get("blocks"), int) or not 1 <= arguments["blocks"] <= tensors:
-        raise ValueError(f"{arguments.get('blocks')!r} blocks in a file of {tensors} tensors")
+        raise cli.UserError(f"{arguments.get('blocks')!r} blocks in a file of {tensors} tensors")
     with torch.device("meta"):
         return GENERATORS[metadata["generator"]](**arguments)
 
 
-def _as_generator_file(loaded: Any) -> dict[str, Any] | None:
-    """Return a generator file's content as it is, that of a released ESRGAN x4 file as one, and None for all else."""
-    if not isinstance(loaded, dict):
-        return None
-    if loaded.get("format") == GENERATOR_FORMAT:
-        return loaded if isinstance(loaded.get("state_dict"), dict) else None
-    state = next((loaded[key] for key in ("params_ema", "params", "state_dict") if isinstance(loaded.get(key), dict)), loaded)
-    if "model.0.weight" in state:
-        state = {_new_name(name): tensor for name, tensor in state.items()}
-    first, growing = state.get("conv_first.weight"), state.get("body.0.rdb1.conv1.weight")
-    if not all(isinstance(weight, torch.Tensor) and weight.dim() == 4 for weight in (first, growing)):
-        return None
-    blocks = len({name.split(".")[1] for name in state if name.startswith("body.")})
-    sizes = {"upscale": 4, "blocks": blocks, "features": first.shape[0], "growth": growing.shape[0]}
-    return {"format": GENERATOR_FORMAT, "generator": "rrdb", **sizes, "state_dict": state}
-
-
-def _new_name(name: str) -> str:
-    """Return the name that a parameter of the first ESRGAN files has in the later ones."""
-    places = {"0": "conv_first", "3": "conv_up1", "6": "conv_up2", "8": "conv_hr", "10": "conv_last"}
-    dense = re.fullmatch(r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.(weight|bias)", name)
-    if dense:
-        return "body.{}.rdb{}.conv{}.{}".format(*dense.groups())
-    other = re.fullmatch(r"model\.(?:1\.sub\.\d+|(\d+))\.(weight|bias)", name)
-    return f"{places.get(other[1], 'conv_body') if other[1] else 'conv_body'}.{other[2]}" if other else name
+def _is_generator_file(loaded: Any) -> bool:
+    return isinstance(loaded, dict) and loaded.get("format") == GENERATOR_FORMAT and isinstance(loaded.get("state_dict"), dict)
 
 
 def _from_json(value: Any) -> Any:
@@ -130,7 +110,7 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
     """Write `last.pth` and keep the one before it as `previous.pth`; at every moment one of them is whole.
 
     Raises:
-        ArithmeticError: a tensor is not finite; nothing is written.
+        RunError: a tensor is not finite; nothing is written.
         OSError: the file cannot be written; the older ones are untouched.
     """
     state = {"format": CHECKPOINT_FORMAT, **state}
@@ -150,13 +130,13 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:
         try:
             state = files.load_tensors(path)
             if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
-                raise ValueError(f"{path}: not a training checkpoint of this version")
+                raise cli.UserError(f"{path}: not a training checkpoint of this version")
         except ValueError as error:
             problems.append(str(error))
         else:
             return state, "; ".join(problems)
     if problems:
-        raise ValueError("; ".join(problems) + ". Start afresh with another --out, or delete these files")
+        raise cli.UserError("; ".join(problems) + ". Start afresh with another --out, or delete these files")
     return None, ""
 
 
@@ -168,7 +148,7 @@ def check_same_options(saved: dict[str, Any], current: dict[str, Any], may_diffe
         if name not in may_differ and saved.get(name) != current.get(name)
     ]
     if differing:
-        raise ValueError(f"this run was begun with other options: {', '.join(differing)}; use those, or another --out")
+        raise cli.UserError(f"this run was begun with other options: {', '.join(differing)}; use those, or another --out")
 
 
 def check_same_images(what: str, saved: list, current: list) -> None:
@@ -186,6 +166,6 @@ def check_same_images(what: str, saved: list, current: list) -> None:
     if changes:
         more = f" and {len(changes) - 10} more" if len(changes) > 10 else ""
         listed = ", ".join(sorted(changes)[:10]) + more
-        raise ValueError(
+        raise cli.UserError(
             f"the {what} images are not those that the run began with: {listed}; restore them, or use another --out"
         )

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
-import cli
-import inference
-from generator_loss_functions import PIXEL_LOSSES
-from model import DEFAULT_BLOCKS, DISCRIMINATORS, GENERATORS, UPSCALES
+from model import UPSCALES, Discriminator, MultiScaleDiscriminator
+from utils import cli
+from utils.checkpoint import GENERATORS
+from utils.device import resolve_device, resolve_precision
 
+DISCRIMINATORS = {"vgg": Discriminator, "multiscale": MultiScaleDiscriminator}
+DEFAULT_BLOCKS = {"srresnet": 8, "rrdb": 23}
 DESCRIPTION = """Train SRGAN (Ledig et al., 2017): the alternating updates of a discriminator and a generator.
 
 python train.py --upscale 4 --crop 88
@@ -46,7 +48,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     model.add_argument("--discriminator", choices=DISCRIMINATORS, default="vgg", help="one, or one at each of three sizes")
     model.add_argument("--blocks", type=cli.positive_int, help="residual blocks (default: 8 for srresnet, 23 for rrdb)")
     loss = parser.add_argument_group("loss")
-    loss.add_argument("--pixel-loss", choices=PIXEL_LOSSES, default="mse", help="l1 (ESRGAN's) is some ten times larger")
+    loss.add_argument("--pixel-loss", choices=("mse", "l1"), default="mse", help="l1 (ESRGAN's) is some ten times larger")
     loss.add_argument(
         "--pixel-weight", type=cli.non_negative_float, default=1.0, help="weight of the pixel loss in adversarial epochs"
     )
@@ -94,22 +96,22 @@ def resolve(args: argparse.Namespace) -> None:
         args.crop = rounded
     least = DISCRIMINATORS[args.discriminator].minimum_crop
     if args.crop < least:
-        raise ValueError(f"--crop {args.crop} is too small: the networks need at least {least}")
+        raise cli.UserError(f"--crop {args.crop} is too small: the networks need at least {least}")
     if args.seed >= 2**63:
-        raise ValueError(f"--seed {args.seed} is too large: it has to be below 2^63")
+        raise cli.UserError(f"--seed {args.seed} is too large: it has to be below 2^63")
     if args.ema >= 1:
-        raise ValueError(f"--ema {args.ema} is not a decay: it has to be below 1, such as 0.999")
+        raise cli.UserError(f"--ema {args.ema} is not a decay: it has to be below 1, such as 0.999")
     if args.pretrain_epochs + args.epochs == 0:
-        raise ValueError("--epochs 0 with --pretrain-epochs 0 leaves nothing to do")
-    device = inference.resolve_device(args.device)
-    args.precision = inference.resolve_precision(args.precision, device)
+        raise cli.UserError("--epochs 0 with --pretrain-epochs 0 leaves nothing to do")
+    device = resolve_device(args.device)
+    args.precision = resolve_precision(args.precision, device)
     args.device = device.type
     args.train_dir = args.train_dir or args.data / "DIV2K_train_HR"
     args.val_dir = args.val_dir or args.data / "DIV2K_valid_HR"
     args.out = args.out or Path("results", f"srgan_x{args.upscale}")
     for folder in (args.train_dir, args.val_dir):
         if args.out.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"--out {args.out}: lies in the image folder {folder}, where its pictures would be trained on")
+            raise cli.UserError(f"--out {args.out}: lies in the image folder {folder}, where its pictures would be trained on")
     train_dir, val_dir = args.train_dir.resolve(), args.val_dir.resolve()
     if train_dir.is_relative_to(val_dir) or val_dir.is_relative_to(train_dir):
         print(f"{args.train_dir} and {args.val_dir} share images: the figures flatter, since they were trained on")
@@ -118,7 +120,7 @@ def resolve(args: argparse.Namespace) -> None:
     if args.blocks is None:
         args.blocks = DEFAULT_BLOCKS[args.generator]
     if args.generator == "rrdb" and args.upscale != 4:
-        raise ValueError(f"--upscale {args.upscale}: --generator rrdb is for 4 only")
+        raise cli.UserError(f"--upscale {args.upscale}: --generator rrdb is for 4 only")
     if args.workers is None:
         args.workers = min(4, torch.get_num_threads()) if device.type == "cuda" else 0
 

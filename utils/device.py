@@ -1,0 +1,39 @@
+"""Which device, which precision, how much memory is free."""
+
+import contextlib
+
+import torch
+
+from utils import cli
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Return the device of a name: auto (CUDA, then Apple's MPS, then the CPU), cpu, cuda or mps; ValueError if absent."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available.get(name, False):
+        raise cli.UserError(f"device {name!r} is not available here; use --device auto or cpu")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return fp32, bf16 or fp16; auto means bf16 where the device computes it in hardware, else fp16 on a GPU, else fp32."""
+    if name != "auto":
+        if name == "fp16" and device.type == "cpu":
+            raise cli.UserError("precision fp16 is for GPUs; use --precision auto, bf16 or fp32 on the CPU")
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "bf16"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Return the context in which a network computes at a precision."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, PRECISIONS[precision])
