@@ -156,8 +156,7 @@ def describe_left_out(dataset: "TrainDatasetFromFolder | ValDatasetFromFolder") 
     text = ""
     for names, why in ((dataset.too_small, "too small"), (bad, "cannot be read")):
         if names:
-            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-            text += f"{dataset.store.layout.folder}: {len(names)} image(s) left out, {why}: {', '.join(names[:10])}{more}\n"
+            text += f"{dataset.store.layout.folder}: {len(names)} image(s) left out, {why}: {cli.listed(names)}\n"
     return text
 
 

@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # of a range of 2: a hundredth of an 8-bit level
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.ArgumentParser(prog="export_onnx.py", description=__doc__)
-    parser.add_argument("--weights", type=Path, default=inference.WEIGHTS, help="generator file (default: that in weights/)")
+    inference.add_weights_option(parser)
     parser.add_argument("--out", type=Path, help="the ONNX file (default: <weights>.onnx in this folder)")
     return parser
 

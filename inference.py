@@ -1,5 +1,6 @@
-"""LR image to SR image, of any size, in tiles that give the whole image's result; the choice of device and precision."""
+"""LR image to SR image, of any size, in tiles that give the whole image's result."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -12,9 +13,25 @@ from model import Generator, fold_batch_norm
 from utils import checkpoint, cli, images
 from utils.device import autocast
 
-WEIGHTS = Path(__file__).parent / "weights" / "srresnet_x4.pth"  # what the scripts use unless told otherwise
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+WEIGHTS = WEIGHTS_FOLDER / "srresnet_x4.pth"  # what the scripts use unless told otherwise
 SMALLEST_TILE = 16
 _MEMORY_BUDGET = 4 * 2**30  # bytes; larger tiles are no faster
+
+
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--weights`, which every script that enlarges has."""
+    names = ", ".join(sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.pth")))
+    parser.add_argument(
+        "--weights", type=weights_file, default=WEIGHTS, metavar="NAME_OR_FILE",
+        help=f"generator file, or the name of one in weights/: {names} (default: {WEIGHTS.stem})",
+    )  # fmt: skip
+
+
+def weights_file(name: str) -> Path:
+    """Return the path of a generator file that is named by its path, or in weights/ by its stem."""
+    known = WEIGHTS_FOLDER / f"{name}.pth"
+    return known if not Path(name).exists() and known.exists() else Path(name)
 
 
 def open_generator(path: str | Path, device: torch.device) -> nn.Module:

@@ -168,7 +168,7 @@ def _fetch(url: str, part: Path, size: int) -> None:
                     file.write(chunk)
                     file.flush()
                 except OSError as error:
-                    raise OSError(error.errno, f"cannot be written ({error.strerror})", str(part)) from error
+                    raise files.cannot_be_written(part, error) from error
                 bar.update(len(chunk))
             os.fsync(file.fileno())
     if done < size:

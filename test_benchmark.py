@@ -15,7 +15,7 @@ import metrics
 from dataloader import TestDatasetFromFolder
 from model import UPSCALES
 from utils import cli, files, images
-from utils.device import resolve_device, resolve_precision
+from utils.device import add_options, resolve_device, resolve_precision
 
 FIGURES = {"Y_PSNR": 2, "Y_SSIM": 4, "RGB_PSNR": 2, "LPIPS": 4}  # and their digits on screen
 
@@ -26,10 +26,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--hr", type=Path, required=True, help="folder of HR images")
     parser.add_argument("--lr", type=Path, help="folder of LR images, paired by name (default: HR made smaller by bicubic)")
     parser.add_argument("--upscale", type=int, choices=UPSCALES, help="the scale (default: that of the generator file)")
-    parser.add_argument("--weights", type=Path, default=inference.WEIGHTS, help="generator file (default: that in weights/)")
+    inference.add_weights_option(parser)
     parser.add_argument("--out", type=Path, help="folder of the results (default: results/benchmark_<weights>_<hr>)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32", help="of the generator")
+    add_options(parser, precision="fp32")
     return parser
 
 

@@ -10,20 +10,17 @@ from pathlib import Path
 
 import inference
 from utils import cli, images
-from utils.device import resolve_device, resolve_precision
+from utils.device import add_options, resolve_device, resolve_precision
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.ArgumentParser(prog="test_image.py", description=__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="images, or folders of images")
-    parser.add_argument("--weights", type=Path, default=inference.WEIGHTS, help="generator file (default: that in weights/)")
+    inference.add_weights_option(parser)
     parser.add_argument("--out", type=Path, help="file or folder (default: <name>_x<scale>.png beside the input)")
     parser.add_argument("--tile", type=tile, default="auto", metavar="auto|N|0", help="LR side of a tile; 0: no tiles")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
-    parser.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: the fastest sound one"
-    )
+    add_options(parser)
     parser.add_argument("--compare", action="store_true", help="also write bicubic | SR as <name>_x<scale>_compare.png")
     parser.add_argument("--overwrite", action="store_true", help="write over results that are there already")
     parser.add_argument("--max-pixels", type=cli.positive_int, default=images.MAX_PIXELS, help="refuse inputs of more pixels")

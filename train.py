@@ -233,7 +233,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
         for name in ("checkpoints", "validation"):
             files.make_folder(out / name)
         if problem:
-            (folder / "last.pth").unlink()  # a damaged file must not take the place of previous.pth at the next save
+            (folder / checkpoint.LAST).unlink()  # a damaged file must not take the place of previous.pth at the next save
         board = run_log.TensorBoard(out / "tensorboard", len(rows)) if args.tensorboard else None
         run_log.write_config(out / "config.json", options, models.device)
         run_log.write_statistics(out / "statistics.csv", rows)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from utils import cli, compat, files
-from utils.device import PRECISIONS
+from utils.device import PRECISIONS, add_options
 
 compat.import_torchvision()
 
@@ -27,7 +27,7 @@ def get_args_parser(name: str, description: str) -> argparse.ArgumentParser:
     """Return the parser that every benchmark begins with."""
     parser = cli.ArgumentParser(prog=f"benchmarks/{name}.py", description=description)
     parser.add_argument("--json", type=Path, help="also write the result to this file")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    add_options(parser)
     return parser
 
 

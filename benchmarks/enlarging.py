@@ -119,7 +119,6 @@ def main(args: argparse.Namespace) -> int:
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = common.get_args_parser("enlarging", __doc__)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of our generator")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     return parser
 

@@ -65,7 +65,6 @@ def get_args_parser():
     parser.add_argument("--crop", type=cli.positive_int, default=88, help="side of the HR crops in pixels")
     parser.add_argument("--batch-size", type=cli.positive_int, help="crops a step (default: 16 on the CPU, 64 on a GPU)")
     parser.add_argument("--rounds", type=cli.positive_int, default=5, help="timings of each; the median counts")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of our step")
     parser.add_argument("--compile", action="store_true", help="torch.compile our networks")
     return parser
 

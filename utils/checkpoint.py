@@ -13,6 +13,7 @@ from utils import cli, files
 
 GENERATOR_FORMAT = "srgan-generator-1"
 CHECKPOINT_FORMAT = "srgan-checkpoint-1"
+LAST, PREVIOUS = "last.pth", "previous.pth"
 GENERATORS = {"srresnet": Generator, "rrdb": RRDBGenerator}  # by the name that a generator file has for it
 
 
@@ -114,7 +115,7 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
         OSError: the file cannot be written; the older ones are untouched.
     """
     state = {"format": CHECKPOINT_FORMAT, **state}
-    files.save_tensors(Path(folder, "last.pth"), state, backup=Path(folder, "previous.pth"))
+    files.save_tensors(Path(folder, LAST), state, backup=Path(folder, PREVIOUS))
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:
@@ -124,7 +125,7 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:
         ValueError: there are files, and none of them is whole.
     """
     problems = []
-    for path in (Path(folder, "last.pth"), Path(folder, "previous.pth")):
+    for path in (Path(folder, LAST), Path(folder, PREVIOUS)):
         if not path.exists():
             continue
         try:
@@ -164,8 +165,7 @@ def check_same_images(what: str, saved: list, current: list) -> None:
         if (checksum != old_checksum) if checksum and old_checksum else (size != old_size):
             changes.append(f"{name} has changed")
     if changes:
-        more = f" and {len(changes) - 10} more" if len(changes) > 10 else ""
-        listed = ", ".join(sorted(changes)[:10]) + more
+        names = cli.listed(sorted(changes))
         raise cli.UserError(
-            f"the {what} images are not those that the run began with: {listed}; restore them, or use another --out"
+            f"the {what} images are not those that the run began with: {names}; restore them, or use another --out"
         )

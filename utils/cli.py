@@ -112,6 +112,12 @@ def _number(text: str, kind: type, least: int):
     return value
 
 
+def listed(items: Sequence, separator: str = ", ", most: int = 10) -> str:
+    """Return items as text, the first ones by name and the others counted: `a, b, c and 7 more`."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(map(str, items[:most])) + more
+
+
 def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
     """Return a bar for anything that takes longer than two seconds; redrawn seldom where the output is a file."""
     defaults = {"delay": 2, "leave": False, "dynamic_ncols": True, "mininterval": 0.2 if sys.stderr.isatty() else 10}

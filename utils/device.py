@@ -1,5 +1,6 @@
 """Which device, which precision, how much memory is free."""
 
+import argparse
 import contextlib
 
 import torch
@@ -7,6 +8,14 @@ import torch
 from utils import cli
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def add_options(parser: argparse.ArgumentParser, precision: str = "auto") -> None:
+    """Add `--device` and `--precision`, which every script that runs a network has."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    parser.add_argument(
+        "--precision", choices=("auto", *PRECISIONS), default=precision, help="auto: the fastest that the device is good at"
+    )
 
 
 def resolve_device(name: str = "auto") -> torch.device:

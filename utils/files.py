@@ -32,7 +32,7 @@ def write_atomic(path: str | Path, backup: str | Path | None = None) -> Iterator
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX)
     except OSError as error:
-        raise OSError(error.errno, f"cannot be written ({error.strerror})", str(path)) from error
+        raise cannot_be_written(path, error) from error
     os.close(handle)
     try:
         with open(temporary, "w+b") as file:  # by its name, so that helper processes can open it too
@@ -47,8 +47,13 @@ def write_atomic(path: str | Path, backup: str | Path | None = None) -> Iterator
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary):
-            raise OSError(error.errno, f"cannot be written ({error.strerror})", str(path)) from error
+            raise cannot_be_written(path, error) from error
         raise
+
+
+def cannot_be_written(path: str | Path, error: OSError) -> OSError:
+    """Return the error that says which file, or folder, cannot be written, and why."""
+    return OSError(error.errno, f"cannot be written ({error.strerror})", str(path))
 
 
 def _umask() -> int:
@@ -92,7 +97,7 @@ def keep_as(path: str | Path, backup: str | Path) -> None:
         put_in_place(link, backup)
     except OSError as error:
         link.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot be written ({error.strerror})", str(backup)) from error
+        raise cannot_be_written(backup, error) from error
 
 
 def remove_leftovers(*folders: str | Path) -> None:
@@ -117,7 +122,7 @@ def make_folder(folder: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(error.errno, f"folder cannot be written ({error.strerror})", str(folder)) from error
+        raise cannot_be_written(folder, error) from error
     return folder
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from model import UPSCALES, Discriminator, MultiScaleDiscriminator
-from utils import cli
+from utils import cli, device
 from utils.checkpoint import GENERATORS
-from utils.device import resolve_device, resolve_precision
 
 DISCRIMINATORS = {"vgg": Discriminator, "multiscale": MultiScaleDiscriminator}
 DEFAULT_BLOCKS = {"srresnet": 8, "rrdb": 23}
@@ -72,10 +71,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     optim.add_argument("--seed", type=cli.non_negative_int, default=0, help="of the weights, the order and the crops")
     optim.add_argument("--init", type=Path, help="start the generator from this generator file")
     speed = parser.add_argument_group("speed")
-    speed.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
-    speed.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: the fastest sound one"
-    )
+    device.add_options(speed)
     speed.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks")
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="folder of the run (default: results/srgan_x<upscale>)")
@@ -103,9 +99,9 @@ def resolve(args: argparse.Namespace) -> None:
         raise cli.UserError(f"--ema {args.ema} is not a decay: it has to be below 1, such as 0.999")
     if args.pretrain_epochs + args.epochs == 0:
         raise cli.UserError("--epochs 0 with --pretrain-epochs 0 leaves nothing to do")
-    device = resolve_device(args.device)
-    args.precision = resolve_precision(args.precision, device)
-    args.device = device.type
+    chosen = device.resolve_device(args.device)
+    args.precision = device.resolve_precision(args.precision, chosen)
+    args.device = chosen.type
     args.train_dir = args.train_dir or args.data / "DIV2K_train_HR"
     args.val_dir = args.val_dir or args.data / "DIV2K_valid_HR"
     args.out = args.out or Path("results", f"srgan_x{args.upscale}")
@@ -122,7 +118,7 @@ def resolve(args: argparse.Namespace) -> None:
     if args.generator == "rrdb" and args.upscale != 4:
         raise cli.UserError(f"--upscale {args.upscale}: --generator rrdb is for 4 only")
     if args.workers is None:
-        args.workers = min(4, torch.get_num_threads()) if device.type == "cuda" else 0
+        args.workers = min(4, torch.get_num_threads()) if chosen.type == "cuda" else 0
 
 
 def plain_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -202,9 +202,8 @@ def _pair(layout: Layout, entries: list[Entry]) -> None:
 
 
 def _name_bad(folder: Path, bad: list[Entry]) -> str:
-    named = "; ".join(f"{entry.name}: {entry.error}" for entry in bad[:10])
-    more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
-    return f"{folder}: {len(bad)} image(s) cannot be read: {named}{more}. Mend or remove them, or pass --skip-bad-images"
+    named = cli.listed([f"{entry.name}: {entry.error}" for entry in bad], "; ")
+    return f"{folder}: {len(bad)} image(s) cannot be read: {named}. Mend or remove them, or pass --skip-bad-images"
 
 
 # --- the cache file: pixels, then the index as JSON, then its length, its CRC-32 and a magic word -------------------
