@@ -1,9 +1,11 @@
 """Image folders to tensors; training samples are pure functions of (seed, epoch, index)."""
 
+import argparse
 import contextlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils import cli, images
-from utils.pixel_cache import ImageStore, Layout
+from utils.pixel_cache import ImageStore, Layout, cache_folder_for
 
 
 class TrainDatasetFromFolder(Dataset):
@@ -226,6 +228,7 @@ class ValDatasetFromFolder(Dataset):
             raise cli.UserError(f"{store.layout.folder}: no image has {store.layout.upscale}x{store.layout.upscale} pixels")
         self.usable = usable[:count]
         self.names = images.result_names(store.entries[index].name for index in self.usable)
+        self.bicubic_scores: dict[int, dict[str, float]] = {}  # kept from one validation to the next
 
     def __len__(self) -> int:
         return len(self.usable)
@@ -271,3 +274,18 @@ class TestDatasetFromFolder(Dataset):
         if not arrays:
             raise cli.UserError(f"{self.store.layout.folder / name}: smaller than {self.store.layout.upscale} pixels")
         return self.names[index], images.to_tensor(arrays[1]), images.to_tensor(arrays[0])
+
+
+def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, ValDatasetFromFolder]:
+    """Open the two folders that train.py's options name, through their caches; print which images are left out."""
+
+    def shared(folder: Path, lr_folder: Path | None) -> dict[str, Any]:
+        cache = None if args.no_cache or args.dry_run else cache_folder_for(folder, args.cache, args.out)
+        return {"upscale": args.upscale, "lr_folder": lr_folder, "cache_folder": cache, "skip_bad": args.skip_bad_images}
+
+    options = {"crops_per_image": args.crops_per_image, "seed": args.seed, **shared(args.train_dir, args.train_lr_dir)}
+    train_set = TrainDatasetFromFolder(args.train_dir, args.crop, **options)
+    val_set = ValDatasetFromFolder(args.val_dir, count=args.val_images, **shared(args.val_dir, args.val_lr_dir))
+    for dataset in (train_set, val_set):
+        print(describe_left_out(dataset), end="")
+    return train_set, val_set

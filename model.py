@@ -214,3 +214,14 @@ class Logits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, 3, H, W) in [-1, 1] to logits."""
         return self.discriminator.logits(x)
+
+
+@torch.no_grad()
+def move_towards(averaged: nn.Module, network: nn.Module, weight: float) -> None:
+    """Move a network's parameters and batch statistics towards another's by `weight`, from 0 (stay) to 1 (copy)."""
+    ours, theirs = ([*net.parameters(), *net.buffers()] for net in (averaged, network))
+    floats = [mine.is_floating_point() for mine in ours]
+    torch._foreach_lerp_(*([t for t, f in zip(tensors, floats) if f] for tensors in (ours, theirs)), weight)
+    for mine, its, is_float in zip(ours, theirs, floats):
+        if not is_float:  # the count of batches
+            mine.copy_(its)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+from collections.abc import Callable
 
 import torch
 
@@ -46,3 +47,14 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, PRECISIONS[precision])
+
+
+def compile_for(function: Callable, batch_size: int | None) -> Callable:
+    """Return a function compiled for batches of one size, or as it is for None.
+
+    Other sizes, such as an epoch's last batch, run uncompiled: compiling anew would take longer.
+    """
+    if batch_size is None:
+        return function
+    fast = torch.compile(function)
+    return lambda x: (fast if len(x) == batch_size else function)(x)
