@@ -23,7 +23,12 @@ from utils import options
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = {"make", "pip", "python3", "source"}
-NOT_RUN = ("div2k", "DIV2K", "BSDS400", "Set5/", "app.py")  # data sets, and a page that is served until it is stopped
+DATA_SETS = ("div2k", "DIV2K", "BSDS400", "Set5/")
+NOT_RUN = (
+    *DATA_SETS,
+    "app.py",
+    "export_onnx.py",
+)  # a page that is served until it is stopped; what takes long, and has its test
 TO_BE_WRITTEN = {"docs/extending.md"}
 SMALL = ["--dry-run", "--crop", "64", "--batch-size", "2"]  # an option that is repeated counts as it was last given
 
