@@ -278,6 +278,10 @@ class TestDatasetFromFolder(Dataset):
 
 def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, ValDatasetFromFolder]:
     """Open the two folders that train.py's options name, through their caches; print which images are left out."""
+    for folder, option in ((args.train_dir, "--train-dir"), (args.val_dir, "--val-dir")):
+        if not folder.is_dir():
+            advice = f"get DIV2K by `python prepare_data.py div2k`, or name yours by {option}"
+            raise cli.UserError(f"{folder}: no such folder; {advice}")
 
     def shared(folder: Path, lr_folder: Path | None) -> dict[str, Any]:
         cache = None if args.no_cache or args.dry_run else cache_folder_for(folder, args.cache, args.out)

@@ -273,14 +273,9 @@ def dry_run(args: argparse.Namespace, models: Models, loader: DataLoader, val_se
 
 def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
     """Return the generator's loss, with VGG16 loaded where its weight is not 0."""
-    loss = GeneratorLoss(
-        pixel_loss=args.pixel_loss,
-        vgg=VGG16Features(pretrained.vgg16_state_dict(args.vgg_weights)) if args.perceptual_weight else None,
-        pixel_weight=args.pixel_weight,
-        adversarial_weight=args.adversarial_weight,
-        perceptual_weight=args.perceptual_weight,
-        tv_weight=args.tv_weight,
-    )
+    vgg = VGG16Features(pretrained.vgg16_state_dict(args.vgg_weights)) if args.perceptual_weight else None
+    weights = {name: value for name, value in vars(args).items() if name.endswith("_weight")}  # pixel_weight and so on
+    loss = GeneratorLoss(vgg=vgg, pixel_loss=args.pixel_loss, **weights)
     return loss.to(device=device, memory_format=torch.channels_last)
 
 

@@ -118,11 +118,7 @@ def resolve(args: argparse.Namespace) -> None:
     args.train_dir = args.train_dir or args.data / "DIV2K_train_HR"
     args.val_dir = args.val_dir or args.data / "DIV2K_valid_HR"
     args.out = args.out or Path("results", f"srgan_x{args.upscale}")
-    for folder, option in ((args.train_dir, "--train-dir"), (args.val_dir, "--val-dir")):
-        if not folder.is_dir():
-            raise cli.UserError(
-                f"{folder}: no such folder; get DIV2K by `python prepare_data.py div2k`, or name yours by {option}"
-            )
+    for folder in (args.train_dir, args.val_dir):
         if args.out.resolve().is_relative_to(folder.resolve()):
             raise cli.UserError(f"--out {args.out}: lies in the image folder {folder}, where its pictures would be trained on")
     train_dir, val_dir = args.train_dir.resolve(), args.val_dir.resolve()
