@@ -77,14 +77,18 @@ def wrap(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(network, **{option: False})
 
 
+def first_on_machine() -> bool:
+    """Tell whether this is the first of the processes on this machine."""
+    return not dist.is_initialized() or os.environ["LOCAL_RANK"] == "0"
+
+
 @contextlib.contextmanager
 def one_after_another() -> Iterator[None]:
     """Context that the first process of a machine leaves before the others enter, for work that is then done already."""
-    first = not dist.is_initialized() or os.environ["LOCAL_RANK"] == "0"
-    if not first:
+    if not first_on_machine():
         dist.barrier()
     yield
-    if first:
+    if first_on_machine():
         barrier()
 
 
