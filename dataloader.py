@@ -40,6 +40,7 @@ class TrainDatasetFromFolder(Dataset):
         seed: of the crops with an (epoch, i) index.
         cache_folder: where decoded pixels are kept; None to decode an image for every crop.
         skip_bad: leave out images that cannot be read.
+        headers_only: without a cache, do not decode every image at once to see that it is whole.
 
     Raises:
         UserError: the scale does not divide the crop, no image is as large as the crop, or what `ImageStore.open` raises.
@@ -56,11 +57,14 @@ class TrainDatasetFromFolder(Dataset):
         seed: int = 0,
         cache_folder: str | Path | None = None,
         skip_bad: bool = False,
+        headers_only: bool = False,
     ):
         if crop_size < upscale or crop_size % upscale:
             raise cli.UserError(f"crop size {crop_size} is not a multiple of the scale {upscale}")
         self.crop_size, self.upscale, self.crops_per_image, self.seed = crop_size, upscale, crops_per_image, seed
-        self.store = store = ImageStore.open(Layout(folder, upscale, lr_folder), cache_folder, skip_bad)
+        self.store = store = ImageStore.open(
+            Layout(folder, upscale, lr_folder), cache_folder, skip_bad, headers_only=headers_only
+        )
         fits = [min(entry.height, entry.width) >= crop_size for entry in store.entries]
         self.usable = [index for index, fit in enumerate(fits) if fit]
         self.too_small = [store.entries[index].name for index, fit in enumerate(fits) if not fit]
@@ -227,7 +231,7 @@ class ValDatasetFromFolder(Dataset):
     `bicubic` is LR enlarged to the size of HR. Names have no suffix and differ also where upper and lower case do not.
 
     Args:
-        folder, upscale, lr_folder, cache_folder, skip_bad: as for training.
+        folder, upscale, lr_folder, cache_folder, skip_bad, headers_only: as for training.
         count: use only the first `count` images.
 
     Raises:
@@ -243,8 +247,11 @@ class ValDatasetFromFolder(Dataset):
         count: int | None = None,
         cache_folder: str | Path | None = None,
         skip_bad: bool = False,
+        headers_only: bool = False,
     ):
-        self.store = store = ImageStore.open(Layout(folder, upscale, lr_folder, bicubic=True), cache_folder, skip_bad)
+        self.store = store = ImageStore.open(
+            Layout(folder, upscale, lr_folder, bicubic=True), cache_folder, skip_bad, headers_only=headers_only
+        )
         usable = [index for index, entry in enumerate(store.entries) if entry.height and entry.width]
         self.too_small = [entry.name for entry in store.entries if not (entry.height and entry.width)]
         if not usable:
@@ -313,7 +320,8 @@ def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, Val
 
     def shared(folder: Path, lr_folder: Path | None) -> dict[str, Any]:
         cache = None if args.no_cache or args.dry_run else cache_folder_for(folder, args.cache, args.out)
-        return {"upscale": args.upscale, "lr_folder": lr_folder, "cache_folder": cache, "skip_bad": args.skip_bad_images}
+        common = {"upscale": args.upscale, "skip_bad": args.skip_bad_images, "headers_only": args.dry_run}
+        return {"lr_folder": lr_folder, "cache_folder": cache, **common}
 
     options = {"crops_per_image": args.crops_per_image, "seed": args.seed, **shared(args.train_dir, args.train_lr_dir)}
     train_set = TrainDatasetFromFolder(args.train_dir, args.crop, **options)

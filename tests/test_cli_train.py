@@ -326,6 +326,19 @@ def test_a_dry_run_writes_nothing(whole_run, tmp_path):
     assert not (tmp_path / "out").exists() and sorted(photos[0].parent.rglob("*")) == before
 
 
+def test_a_dry_run_reads_and_downloads_only_what_it_needs(photos, tmp_path, monkeypatch):
+    """A damaged image that it does not come to is not noticed; VGG16's weights are only said to be missing."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    (photos[1] / "image_9.png").write_bytes((photos[1] / "image_0.png").read_bytes()[:2000])
+    arguments = command(photos, tmp_path / "out", "--dry-run", "--vgg-weights", "imagenet", "--learning-rate", 0)
+    done = run("train.py", *arguments)
+    assert "would download https://" in done.stdout and "vgg16" in done.stdout and "untrained VGG16" in done.stdout
+    assert "step of epoch 1:" in done.stdout and "Loss_Perceptual" in done.stdout
+    assert not (tmp_path / "hub").exists()
+    scores = done.stdout.split("validation image: ")[1].splitlines()[0]
+    assert scores != run("train.py", *arguments, "--learning-rate", 1e-2).stdout.split("validation image: ")[1].splitlines()[0]
+
+
 def test_init_starts_from_a_generator_file(whole_run, tmp_path):
     photos, out, _ = whole_run
     pretrained = out / "checkpoints" / "generator_pretrained.pth"

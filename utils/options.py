@@ -37,7 +37,10 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
     data.add_argument("--val-images", type=cli.positive_int, help="validate on the first N images (default: all)")
     data.add_argument("--val-every", type=cli.positive_int, default=1, help="validate every N epochs, and after the last")
     data.add_argument("--val-triplets", type=cli.non_negative_int, default=5, help="pictures bicubic | HR | SR to save")
-    data.add_argument("--workers", type=cli.non_negative_int, help="loader processes (default: 0 on the CPU, up to 4 on a GPU)")
+    data.add_argument(
+        "--workers", type=cli.non_negative_int,
+        help="loader processes; slower than none but with --no-cache (default: 0, with --no-cache on a GPU up to 4)",
+    )  # fmt: skip
     data.add_argument("--cache", type=Path, help="folder of decoded pixels (default: .srgan-cache in the image folder)")
     data.add_argument("--no-cache", action="store_true", help="decode an image for every crop: slow, and no disk is needed")
     data.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
@@ -135,7 +138,7 @@ def resolve(args: argparse.Namespace) -> None:
     if args.generator == "rrdb" and args.upscale != 4:
         raise cli.UserError(f"--upscale {args.upscale}: --generator rrdb is for 4 only")
     if args.workers is None:
-        args.workers = min(4, torch.get_num_threads()) if chosen.type == "cuda" else 0
+        args.workers = min(4, torch.get_num_threads()) if chosen.type == "cuda" and args.no_cache else 0
     if args.dry_run and needs_vgg(args) and (missing := pretrained.missing_download(args.vgg_weights)):
         print(f"a real start would download {missing}; an untrained VGG16 stands in for this dry run")
         args.vgg_weights = "random"

@@ -112,11 +112,11 @@ class ImageStore:
 
     @classmethod
     def open(
-        cls, layout: Layout, cache_folder: str | Path | None, skip_bad: bool = False, processes: int | None = None
+        cls, layout: Layout, cache_folder: Path | None, skip_bad=False, processes: int | None = None, headers_only=False
     ) -> "ImageStore":
         """Open a folder of images through its cache in `cache_folder`; build that if it is missing or damaged.
 
-        Without a `cache_folder` an image is decoded at each access.
+        Without a `cache_folder` an image is decoded at each access, and each once now to find damaged ones, unless `headers_only`.
 
         Raises:
             UserError: no such folder, no image in it, or images that cannot be read or have no fitting LR image, unless
@@ -125,7 +125,8 @@ class ImageStore:
         """
         entries = _list_entries(layout)
         if cache_folder is None:
-            return cls(layout, _decode_all(layout, entries, None, processes), None, skip_bad)
+            measured = [_measure_one(layout, entry) for entry in entries] if headers_only else None
+            return cls(layout, measured or _decode_all(layout, entries, None, processes), None, skip_bad)
         cache_folder = Path(cache_folder)
         path = cache_folder / _cache_name(layout, entries)
         cached = _read_entries(layout, path)
