@@ -54,8 +54,8 @@ def upscale(
 ) -> np.ndarray:
     """Enlarge an image by a generator in evaluation mode, on the generator's device.
 
-    Tiles overlap by the generator's halo. Beside the whole image at once, SRGAN's generator gives the same levels of 255 (one
-    level off where a kernel sums in another order), and ESRGAN's at most one level off in fp32 and fp16, a few in bf16.
+    Tiles overlap by the generator's halo. Their result differs from the whole image's by at most one level of 255, and for
+    SRGAN's generator only where a kernel sums in another order; for ESRGAN's in bf16 by several levels (see `avoid_bf16`).
 
     Args:
         generator: maps (1, 3, H, W) in [-1, 1] to (1, 3, s·H, s·W); has `upscale` and `halo`.
