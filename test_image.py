@@ -95,8 +95,8 @@ def comparison_path(target: Path) -> Path:
 def main(args: argparse.Namespace) -> int:
     """Enlarge every input; go on past images that cannot be read, and tell so by the exit status."""
     device = resolve_device(args.device)
-    precision = resolve_precision(args.precision, device)
     generator = inference.open_generator(args.weights, device)
+    precision = resolve_precision(args.precision, device, generator)
     plan = plan_outputs(args.inputs, args.out, generator.upscale, args.compare)
     for target in plan.values():
         for path in (target, comparison_path(target)) if args.compare else (target,):

@@ -22,7 +22,7 @@ from generator_loss_functions import PIXEL_LOSSES, GeneratorLoss, VGG16Features,
 from model import Logits, move_towards
 from utils import checkpoint, cli, distributed, files, images, pretrained, run_log
 from utils.checkpoint import Progress
-from utils.device import autocast, compile_for
+from utils.device import autocast, compile_for, set_switches
 from utils.options import DISCRIMINATORS, check_restart, get_args_parser, resolve
 from validation import validate, validate_epoch
 
@@ -169,6 +169,7 @@ def set_learning_rates(args: argparse.Namespace, models: Models, progress: Progr
 
 def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, stop: cli.StopRequest) -> int | None:
     """Make the epoch's updates that are still due; return the signal that stops the run, None where there is none."""
+    set_switches(same_sizes=True)
     step, batches = step_of(args, progress.epoch), len(loader)
     loader.batch_sampler.epoch, loader.batch_sampler.first_batch = progress.epoch, progress.batch
     stop_every = 8 if distributed.world_size() > 1 and args.device == "cuda" else 1  # agreeing waits for the GPU

@@ -15,6 +15,7 @@ import metrics
 from dataloader import ValDatasetFromFolder
 from utils import cli, distributed, files, images
 from utils.checkpoint import Progress
+from utils.device import set_switches
 
 
 def validate_epoch(
@@ -33,6 +34,7 @@ def validate_epoch(
     if progress.epoch % args.val_every and progress.epoch not in (args.pretrain_epochs, args.pretrain_epochs + args.epochs):
         return {}
     began, folder = time.monotonic(), args.out / "validation" / f"epoch_{progress.epoch:03d}"
+    set_switches()
     distributed.share_buffers(generator)
     scores = validate(generator, dataset, args.precision, folder, args.val_triplets, stop, lpips)
     progress.validation_seconds = time.monotonic() - began

@@ -116,7 +116,7 @@ class ImageStore:
     ) -> "ImageStore":
         """Open a folder of images through its cache in `cache_folder`; build that if it is missing or damaged.
 
-        Without a `cache_folder` an image is decoded at each access, and each once now to find damaged ones, unless `headers_only`.
+        Without a `cache_folder` images are decoded at each access, and once now to find damaged ones, unless `headers_only`.
 
         Raises:
             UserError: no such folder, no image in it, or images that cannot be read or have no fitting LR image, unless
