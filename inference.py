@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,22 @@ def _tile_for_memory(generator: nn.Module, device: torch.device) -> int:
     bytes_a_pixel = 64 * 4 * generator.upscale**2 * 4  # four float32 tensors of 64 channels at the output's size
     side = int((min(free / 2, _MEMORY_BUDGET) / bytes_a_pixel) ** 0.5)
     return max(SMALLEST_TILE, side - 2 * generator.halo)
+
+
+def upscale_picture(
+    generator: nn.Module,
+    picture: images.Picture,
+    tile: int | None = None,
+    precision: str = "fp32",
+    progress: bool = False,
+) -> images.Picture:
+    """Enlarge a decoded picture: RGB by the generator, alpha by bicubic. Gray stays gray; profile and metadata are kept.
+
+    The arguments are those of `upscale`, which raises as this does.
+    """
+    rgb = picture.rgb if picture.alpha is None else images.fill_transparent(picture.rgb, picture.alpha)
+    sr = upscale(generator, rgb, tile, precision, progress)
+    if picture.gray:
+        sr = images.to_gray(sr)
+    alpha = None if picture.alpha is None else images.upscale_bicubic(picture.alpha, generator.upscale)
+    return replace(picture, rgb=sr, alpha=alpha)

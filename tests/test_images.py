@@ -1,8 +1,10 @@
 import io
 import os
+import struct
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,9 +58,133 @@ def test_modes_come_out_as_rgb(tmp_path, astronaut):
         assert images.read_size(tmp_path / name) == (64, 80)
 
 
+def gray_profile() -> bytes:
+    """The least ICC profile of a gray space with linear tones."""
+    tags = {
+        b"desc": b"desc" + struct.pack(">4xI", 2) + b"g\0" + bytes(79),
+        b"wtpt": b"XYZ " + struct.pack(">4x3i", *(round(value * 65536) for value in (0.9642, 1, 0.8249))),
+        b"kTRC": b"curv" + struct.pack(">4xI", 0),
+    }
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += struct.pack(">4sII", name, 128 + 4 + 12 * len(tags) + len(body), len(content))
+        body += content.ljust(-(-len(content) // 4) * 4, b"\0")
+    header = bytearray(128)
+    struct.pack_into(">I4xI4s4s4s", header, 0, 128 + len(table) + len(body), 0x02100000, b"mntr", b"GRAY", b"XYZ ")
+    header[36:40] = b"acsp"
+    struct.pack_into(">3i", header, 68, *(round(value * 65536) for value in (0.9642, 1, 0.8249)))
+    return bytes(header) + table + body
+
+
+def test_gray_is_known_as_gray_and_written_as_gray(tmp_path, astronaut):
+    gray = Image.fromarray(astronaut[:40, :60]).convert("L")
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    deep = np.asarray(gray).astype(np.int32) * 257
+    cases = {
+        "1.png": (gray.convert("1"), {}),
+        "L.jpg": (gray, {"quality": 100}),
+        "LA.png": (Image.merge("LA", (gray, gray)), {}),
+        "I16.png": (Image.fromarray(deep.astype(np.uint16)), {}),
+        "I.tif": (Image.fromarray(deep), {}),
+        "F.tif": (Image.fromarray((deep / 65535).astype(np.float32)), {}),
+        "P.gif": (gray.quantize(16), {}),
+        "RGB.png": (gray.convert("RGB"), {}),
+        "profile.png": (gray.convert("RGB"), {"icc_profile": srgb}),
+    }
+    for name, (image, options) in cases.items():
+        picture = images.read_picture(save(tmp_path / name, image, **options))
+        assert picture.gray and picture.icc_profile is None, name
+        if name != "1.png" and name != "P.gif":
+            assert np.abs(picture.rgb.astype(int) - np.asarray(gray)[..., None]).max() <= (name == "L.jpg"), name
+        for suffix, mode in ((".png", "L"), (".jpg", "L"), (".tif", "L"), (".bmp", "L"), (".webp", "RGB")):
+            images.write_picture(tmp_path / f"out{suffix}", picture)
+            with Image.open(tmp_path / f"out{suffix}") as written:
+                alpha = "A" if picture.alpha is not None and suffix not in (".jpg", ".bmp") else ""
+                assert written.mode == mode + alpha, (name, suffix)
+                if suffix != ".jpg" and not (alpha and suffix == ".webp") and not (name == "LA.png" and suffix == ".bmp"):
+                    assert np.array_equal(np.asarray(written.convert("RGB")), picture.rgb), (name, suffix)
+    almost = np.array(gray.convert("RGB"))
+    almost[20, 31, 2] ^= 1
+    assert not images.read_picture(save(tmp_path / "colour.png", almost)).gray
+
+
+def test_a_gray_profile_is_applied_also_beside_alpha(tmp_path):
+    levels = np.array([[0, 64, 128, 255]], np.uint8)
+    linear = levels / 255
+    expected = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255
+    gray = Image.fromarray(levels)
+    for image in (gray, gray.convert("LA"), Image.fromarray(levels.astype(np.uint16) * 257)):
+        picture = images.read_picture(save(tmp_path / "a.png", image, icc_profile=gray_profile()))
+        assert picture.gray and picture.icc_profile is None
+        assert np.abs(picture.rgb[..., 0] - expected).max() <= 1, image.mode
+
+
+def test_the_gray_of_three_estimates_is_their_rounded_mean():
+    rgb = np.array([[[0, 0, 1], [0, 1, 1], [255, 255, 255], [10, 20, 31]]], np.uint8)
+    assert images.to_gray(rgb).tolist() == [[[0] * 3, [1] * 3, [255] * 3, [20] * 3]]
+
+
 def test_16_bit_gray_is_scaled_not_clipped(tmp_path):
     path = save(tmp_path / "a.png", np.array([[0, 257 * 10, 32768, 65535]], np.uint16))
     assert images.read_picture(path).rgb[0, :, 0].tolist() == [0, 10, 128, 255]
+
+
+SMOOTH = np.linspace(0, 1, 2400).reshape(40, 60)
+OUTLIER = np.where(np.arange(2400).reshape(40, 60) == 1234, 1, 0)
+MAX_TAG, S_MAX_TAG = 281, 341
+
+
+@pytest.mark.parametrize(
+    ("values", "white"),
+    [
+        (SMOOTH + 0.02 * OUTLIER, 1),
+        (SMOOTH + 300 * OUTLIER, 1),
+        (SMOOTH * 1.2, 1),  # sharpened beyond white
+        (SMOOTH * 255, 255),
+        (SMOOTH * 4000, 4095),
+        (SMOOTH * 1e6, 1e6),
+    ],
+)
+def test_the_range_of_floating_point_gray(tmp_path, values, white):
+    gray = images.read_picture(save(tmp_path / "a.tif", values.astype(np.float32))).rgb[..., 0].astype(int)
+    expected = (values / white * 255).clip(0, 255)
+    assert np.abs(gray - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "white"),
+    [
+        (SMOOTH * 255, np.int32, 255),
+        (SMOOTH * 255 + 9000 * OUTLIER, np.uint16, 255),
+        (SMOOTH * 4095, np.uint16, 4095),
+        (SMOOTH * 4095 + 61000 * OUTLIER, np.uint16, 4095),
+        (SMOOTH * 65535, np.uint16, 65535),
+        (SMOOTH * 65535, np.int32, 65535),
+        (SMOOTH * (2**31 - 1), np.int32, 2**31 - 1),
+        (SMOOTH * (2**32 - 1), np.uint32, 2**32 - 1),
+        (SMOOTH * 32767, np.int16, 32767),
+    ],
+)
+def test_the_range_of_integer_gray(tmp_path, values, dtype, white):
+    values = values.astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    paths = [tmp_path / "a.tif", save(tmp_path / "a.png", values)] if dtype == np.uint16 else [tmp_path / "a.tif"]
+    for path in paths:
+        gray = images.read_picture(path).rgb[..., 0].astype(int)
+        assert np.abs(gray - (values / white * 255).clip(0, 255)).max() <= 1, path
+
+
+def test_the_range_that_a_file_tells(tmp_path):
+    values = (SMOOTH * 1000).astype(np.uint16)
+    for tag in (MAX_TAG, S_MAX_TAG):
+        tifffile.imwrite(tmp_path / "a.tif", values, extratags=[(tag, 3, 1, 2000, True)])
+        assert images.read_picture(tmp_path / "a.tif").rgb.max() == 128
+    tifffile.imwrite(tmp_path / "a.tif", values, extratags=[(MAX_TAG, 3, 1, 1, True)])  # cannot be true
+    assert images.read_picture(tmp_path / "a.tif").rgb.max() == 62
+    tifffile.imwrite(tmp_path / "a.tif", (SMOOTH * 65535).astype(np.uint16), photometric="miniswhite")
+    assert images.read_picture(tmp_path / "a.tif").rgb[[0, -1], [0, -1], 0].tolist() == [255, 0]
+    (tmp_path / "a.pgm").write_bytes(b"P5 60 40 65535\n" + values.astype(">u2").tobytes())
+    assert images.read_picture(tmp_path / "a.pgm").rgb.max() == 4
 
 
 def test_alpha_is_kept_apart(tmp_path, astronaut):
@@ -72,6 +198,18 @@ def test_alpha_is_kept_apart(tmp_path, astronaut):
     assert picture.alpha.tolist() == [[255, 0]] and picture.rgb[0, 0].tolist() == [255, 0, 0]
     images.write_picture(tmp_path / "flat.bmp", picture)
     assert images.read_picture(tmp_path / "flat.bmp").rgb[0, 1].tolist() == [255, 255, 255]
+
+
+def test_hidden_colours_are_those_of_the_nearest_pixel_that_is_seen(astronaut):
+    rgb = np.zeros((5, 9, 3), np.uint8)
+    alpha = np.zeros((5, 9), np.uint8)
+    rgb[:, :2], alpha[:, :2] = (255, 0, 0), 255
+    rgb[:, 7:], alpha[:, 7:] = (0, 0, 255), 8
+    alpha[2, 4] = 7  # all but transparent
+    filled = images.fill_transparent(rgb, alpha)
+    assert (filled[:, :4] == (255, 0, 0)).all() and (filled[:, 5:] == (0, 0, 255)).all()
+    for same in (np.zeros_like(alpha), np.full_like(alpha, 255)):
+        assert np.array_equal(images.fill_transparent(rgb, same), rgb)
 
 
 def test_exif_rotation_is_applied(tmp_path, astronaut):
@@ -109,7 +247,9 @@ def test_first_of_several_frames(tmp_path, astronaut):
     first, second = (Image.fromarray(a) for a in (astronaut[:20, :20], astronaut[100:120, 100:120]))
     for name in ("a.tif", "a.webp"):
         first.save(tmp_path / name, save_all=True, append_images=[second], **({"lossless": True} if name == "a.webp" else {}))
-        assert np.array_equal(images.read_picture(tmp_path / name).rgb, astronaut[:20, :20])
+        picture = images.read_picture(tmp_path / name)
+        assert np.array_equal(picture.rgb, astronaut[:20, :20]) and picture.frames == 2
+    assert images.read_picture(save(tmp_path / "one.png", first)).frames == 1
 
 
 def test_files_that_are_no_pictures_are_named(tmp_path, astronaut):
@@ -163,11 +303,34 @@ def test_sizes_of_resizing(height, width, scale):
     assert images.upscale_bicubic(images.downscale(hr, scale), scale).shape == hr.shape
 
 
-def test_output_formats(tmp_path):
+def test_formats_that_cannot_hold_a_picture_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"cannot write \.gif"):
         images.check_output_path(tmp_path / "a.gif")
-    with pytest.raises(ValueError, match="at most 16383 pixels"):
-        images.check_output_path(tmp_path / "a.webp", 20_000, 10)
+    for name, side in (("a.webp", 16_383), ("a.jpg", 65_500)):
+        images.write_picture(tmp_path / name, images.Picture(np.zeros((1, side, 3), np.uint8)))
+        with pytest.raises(ValueError, match=f"at most {side} pixels"):
+            images.check_output_path(tmp_path / name, side + 1, 1)
+    images.check_output_path(tmp_path / "a.bmp", 40_000, 40_000, channels=1)
+    with pytest.raises(ValueError, match="BMP holds at most 4 GiB"):
+        images.check_output_path(tmp_path / "a.bmp", 40_000, 40_000)
+
+
+@pytest.mark.parametrize("channels", ["L", "LA", "RGB", "RGBA"])
+def test_a_tiff_that_32_bits_cannot_address_is_a_bigtiff(tmp_path, monkeypatch, astronaut, channels):
+    image = np.asarray(Image.fromarray(astronaut).convert(channels).convert("RGBA"))
+    picture = images.Picture(image[..., :3], image[..., 3] if "A" in channels else None, gray="L" in channels)
+    picture.metadata.dpi = (300, 300)
+    for limit in (512 * 512 * len(channels), 512 * 512 * len(channels) - 1):
+        monkeypatch.setattr(images, "_LARGEST_FILE", limit)
+        images.write_picture(tmp_path / "a.tif", picture)
+        with tifffile.TiffFile(tmp_path / "a.tif") as written:
+            assert written.is_bigtiff == (limit < 512 * 512 * len(channels))
+            assert np.array_equal(written.asarray(), np.asarray(Image.fromarray(image).convert(channels)))
+            assert {tag.dtype.name for tag in written.pages[0].tags.values() if tag.code == 273} == {
+                "LONG8" if written.is_bigtiff else "LONG"
+            }
+        again = images.read_picture(tmp_path / "a.tif")
+        assert np.array_equal(again.rgb, picture.rgb) and again.metadata.dpi == (300, 300)
 
 
 def test_side_by_side_keeps_every_pixel(astronaut):
