@@ -10,6 +10,7 @@ Images whose results would share a name, such as a.png and a.jpg, give a_png_x4.
 """
 
 import argparse
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -47,16 +48,16 @@ def tile(text: str) -> int | str:
 
 
 def name_suffix(text: str) -> str:
-    """Parse a part of a file name."""
-    if "/" in text or "\\" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is part of a file name and cannot have / or \\; name a folder by --out")
+    """Parse a part of a file name, short enough to leave room for the rest."""
+    if "/" in text or "\\" in text or len(os.fsencode(text)) > 50:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot have / or \\ or more than 50 bytes; name a folder by --out")
     return text
 
 
 def find_images(inputs: list[Path], out: Path | None, suffix: str, recursive: bool) -> list[tuple[Path, Path]]:
-    """Return every input image and the folder that its result belongs to, under `out` as the image lies in its input folder.
+    """Return every input image with the folder of its result; below `out`, the subfolders of an input folder are mirrored.
 
-    Results of an earlier run, known by their names, and what lies in an `out` inside an input folder are left out.
+    Results of earlier runs, recognised by their names, are left out, and so is an `out` inside an input folder.
 
     Raises:
         ValueError: no such input, or a folder without images.
@@ -84,8 +85,8 @@ def plan_outputs(
 ) -> dict[Path, Path]:
     """Return the output path of every input image.
 
-    Names are compared without regard to case, as many file systems do. Images that would share one get their formats into
-    their names: `a_png_x4.png`, `a_jpg_x4.png`.
+    Names are compared without regard to case, as many file systems do. Where images would share a name, the results are
+    named after their formats too: `a_png_x4.png`, `a_jpg_x4.png`.
 
     Raises:
         ValueError: no such input, a folder without images, an output that is an input, or two inputs with one output.
@@ -117,7 +118,7 @@ def plan_outputs(
 
 
 def as_compared(path: Path) -> str:
-    """Return a path in the form in which two that a file system may take for one are equal."""
+    """Return a path as text that is equal for two paths that a file system may treat as one."""
     return str(path.resolve()).casefold()
 
 
@@ -144,7 +145,7 @@ def enlarge(generator, source: Path, target: Path, args: argparse.Namespace, pre
 
 
 def main(args: argparse.Namespace) -> int:
-    """Enlarge every input; go on past images that cannot be read, and tell so by the exit status."""
+    """Enlarge every input; report images that cannot be read or written, go on, and return 2 if there were any."""
     device = resolve_device(args.device)
     precision = resolve_precision(args.precision, device)
     generator = inference.open_generator(args.weights, device)

@@ -109,7 +109,11 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [(["--suffix", "_big/er"], "cannot have / or"), (["--overwrite", "--skip-existing"], "not allowed with")],
+    [
+        (["--suffix", "_big/er"], "cannot have / or"),
+        (["--suffix", "x" * 51], "more than 50 bytes"),
+        (["--overwrite", "--skip-existing"], "not allowed with"),
+    ],
 )
 def test_options_that_cannot_be_are_refused(capsys, options, reason):
     with pytest.raises(SystemExit):

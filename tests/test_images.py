@@ -137,8 +137,8 @@ MAX_TAG, S_MAX_TAG = 281, 341
 @pytest.mark.parametrize(
     ("values", "white"),
     [
-        (SMOOTH + 0.02 * OUTLIER, 1),
-        (SMOOTH + 300 * OUTLIER, 1),
+        (np.where(OUTLIER, 1.02, SMOOTH), 1),
+        (np.where(OUTLIER, 300, SMOOTH), 1),
         (SMOOTH * 1.2, 1),  # sharpened beyond white
         (SMOOTH * 255, 255),
         (SMOOTH * 4000, 4095),

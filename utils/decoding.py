@@ -1,4 +1,4 @@
-"""Picture files of strangers opened with care, and images of every mode and depth turned into 8-bit RGB."""
+"""Opening picture files that may be damaged or hostile, and turning images of every mode and depth into 8-bit RGB."""
 
 import io
 import os
@@ -97,10 +97,10 @@ def to_8_bit(image: Image.Image) -> Image.Image:
 def white_level(image: Image.Image, values: np.ndarray) -> float:
     """Return the value that stands for white in a gray image of more than 8 bits.
 
-    PGM and JPEG 2000 say their depth, by which Pillow has scaled to 16 bits, and so does a TIFF of less than 16 bits.
-    Otherwise white is the first of these that holds the values: what a TIFF's maximum sample value tags say; 1, 255, 4095,
-    65,535; the largest value of the type. One value in 10,000 (and always one, except in the smallest images) may lie
-    beyond, so that a hot pixel decides nothing. Floating-point values may overshoot white by half, as sharpening makes them.
+    PGM and JPEG 2000 files state their depth, and Pillow has scaled them to 16 bits; a TIFF of less than 16 bits states it
+    too. Otherwise white is the first of these that is not below the values: the maximum sample value tags of a TIFF; 1; 255;
+    4095; 65,535; the largest value of the type. A few values may be larger, so that a hot pixel does not decide: one in
+    10,000, and one in any image of 16 pixels or more. Sharpening overshoots, so floating-point values may exceed white by half.
     """
     floating = image.mode == "F"
     if image.format in ("PPM", "JPEG2000") and not floating:
@@ -152,7 +152,7 @@ def to_rgb(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None, bytes | N
 
 
 def is_gray(rgb: np.ndarray) -> bool:
-    """Tell whether the three channels of an image (H, W, 3) are equal; most that are not are known by a few pixels."""
+    """Tell whether the three channels of an image (H, W, 3) are equal; a few pixels settle it for most others."""
     return all(np.array_equal(rgb[::step, ::step, 0], rgb[::step, ::step, channel]) for step in (16, 1) for channel in (1, 2))
 
 

@@ -149,8 +149,7 @@ def result_names(names: Iterable[str]) -> list[str]:
 
 
 def fitting_name(stem: str, ending: str = "_x4_compare.png") -> str:
-    """Return a file name without suffix that a file system takes with `ending` after it: the name, or its beginning and a
-    checksum."""
+    """Return a file name without suffix that leaves room for `ending`: the name, or its beginning and a checksum."""
     return stem if len(os.fsencode(stem + ending)) <= 255 else _with_checksum(stem, stem)
 
 
@@ -159,8 +158,7 @@ def _with_checksum(stem: str, name: str) -> str:
 
 
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return the two sides of a picture file from its header alone: (height, width), unless its EXIF turns it; raises as
-    `read_picture` does."""
+    """Return (height, width) from a picture file's header, before any EXIF rotation; raises as `read_picture` does."""
     with decoding.opened(path, max_pixels) as image:
         return image.size[::-1]
 
@@ -179,7 +177,7 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
         file.load()
         described = read_metadata(file)
         image = decoding.to_8_bit(file)
-        with contextlib.suppress(SyntaxError):  # EXIF data that are none say nothing of the orientation
+        with contextlib.suppress(SyntaxError):  # broken EXIF data say nothing about the orientation
             image = ImageOps.exif_transpose(image)
         rgb, alpha, profile = decoding.to_rgb(image)
         try:
@@ -193,7 +191,7 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def check_output_path(path: str | Path, width: int = 0, height: int = 0, channels: int = 3) -> str:
-    """Return Pillow's format for an output path; ValueError when it is none that is written, or cannot hold the size."""
+    """Return Pillow's format for an output path; ValueError if it is not supported or cannot hold the size."""
     suffix = Path(path).suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
         raise cli.UserError(
@@ -210,7 +208,7 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
 
 
 def prepare_output(path: str | Path) -> None:
-    """See, before a long computation, that a picture can be written to `path`, making its folder; raises what writing would."""
+    """Make the folder of `path` and check, before a long computation, that a picture can be written; raises as writing would."""
     check_output_path(path)
     files.make_folder(Path(path).parent)
 
@@ -219,7 +217,7 @@ def write_picture(path: str | Path, picture: Picture) -> None:
     """Write a picture as the format of the path's suffix, whole or not at all; alpha is laid on white in JPEG and BMP.
 
     Raises:
-        ValueError: no format that is written, or one that cannot hold the size.
+        ValueError: the format is not supported or cannot hold the size.
         OSError: the file cannot be written.
     """
     height, width = picture.rgb.shape[:2]
@@ -262,9 +260,9 @@ def on_white(picture: Picture) -> np.ndarray:
 
 
 def fill_transparent(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Give pixels that are all but transparent (alpha below 8) the colour of the nearest other one.
+    """Give pixels of (H, W, 3) that are almost transparent (alpha below 8) the colour of the nearest pixel that is not.
 
-    Whatever lies under them unseen, often black, would bleed into the visible edge when (H, W, 3) is enlarged.
+    Their own colour is not seen, and often black; enlarged, it would bleed into the visible edge.
     """
     from scipy import ndimage
 
@@ -276,10 +274,10 @@ def fill_transparent(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def to_gray(rgb: np.ndarray) -> np.ndarray:
-    """Return an image whose three channels are the mean of those of (H, W, 3), a view of (H, W).
+    """Replace the three channels of (H, W, 3) by their mean.
 
-    What a network makes of a gray image is three estimates of one value. Their mean is closer to the truth than their luma,
-    which leans on green: by 0.01 dB on photographs.
+    A network turns a gray image into three estimates of the same value. Their mean is closer to the truth than their luma,
+    which is mostly green: by 0.01 dB on photographs.
     """
     total = rgb[..., 0].astype(np.uint16)
     total += rgb[..., 1]

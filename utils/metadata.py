@@ -1,7 +1,7 @@
-"""EXIF, XMP and resolution of a picture file, and how a picture made from it carries them on.
+"""EXIF, XMP and resolution of a picture file, carried over to a picture made from it.
 
-What would be untrue of the new picture is mended: the orientation is 1, since its pixels are upright, the sizes are its own,
-and thumbnails are left out.
+What would be wrong for the new picture is corrected: the orientation is 1, since its pixels are upright; the sizes are its
+own; thumbnails are dropped.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class Metadata:
 
 
 def read_metadata(image: Image.Image) -> Metadata:
-    """Return what an image opened by Pillow says of itself; damaged metadata count as none."""
+    """Return the metadata of an image opened by Pillow; damaged metadata count as none."""
     exif, xmp = image.info.get("exif"), image.info.get("xmp")
     if exif is None:  # in a TIFF it is among the file's own tags
         with contextlib.suppress(Exception):  # whatever a stranger's tags make Pillow raise
@@ -64,7 +64,7 @@ def save_options(metadata: Metadata, kind: str, height: int, width: int) -> dict
 def fitted_exif(block: bytes, height: int, width: int) -> bytes | None:
     """Return an EXIF block changed in place to fit an upright picture of a size; None when it is damaged.
 
-    Everything else stays byte for byte, text in any encoding and maker notes, which point to places in the block, included.
+    Everything else stays byte for byte: text in any encoding, and maker notes, which hold offsets into the block.
     """
     data = bytearray(block)
     order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
