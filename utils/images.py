@@ -208,7 +208,7 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
 
 
 def prepare_output(path: str | Path) -> None:
-    """Check, before a long computation, that a picture can be written to `path`, and make its folder; raises as writing would."""
+    """Check early that a picture can be written to `path`, and make its folder; raises as writing would."""
     check_output_path(path)
     files.make_folder(Path(path).parent)
 
