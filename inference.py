@@ -3,6 +3,7 @@
 import argparse
 import functools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,25 @@ def upscale(
         print(f"out of memory: going on with tiles of {tile}", file=sys.stderr)
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def upscale_picture(
+    generator: nn.Module,
+    picture: images.Picture,
+    tile: int | None = None,
+    precision: str = "fp32",
+    progress: bool = False,
+) -> images.Picture:
+    """Enlarge a decoded picture: RGB by the generator, alpha by bicubic. Gray stays gray; profile and metadata are kept.
+
+    The arguments are those of `upscale`, which raises as this does.
+    """
+    rgb = picture.rgb if picture.alpha is None else images.fill_transparent(picture.rgb, picture.alpha)
+    sr = upscale(generator, rgb, tile, precision, progress)
+    if picture.gray:
+        sr = images.to_gray(sr)
+    alpha = None if picture.alpha is None else images.upscale_bicubic(picture.alpha, generator.upscale)
+    return replace(picture, rgb=sr, alpha=alpha)
 
 
 @torch.inference_mode()
