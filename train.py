@@ -22,7 +22,7 @@ from generator_loss_functions import PIXEL_LOSSES, GeneratorLoss, VGG16Features,
 from model import Logits, move_towards
 from utils import checkpoint, cli, distributed, files, images, pretrained, run_log
 from utils.checkpoint import Progress
-from utils.device import autocast, compile_for, set_switches
+from utils.device import autocast, compile_for, move_to, set_switches
 from utils.options import DISCRIMINATORS, check_restart, get_args_parser, resolve
 from validation import validate, validate_epoch
 
@@ -178,7 +178,7 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
     with cli.progress_bar(total=batches, initial=progress.batch, desc=title, unit="step") as bar:
         for lr, hr in loader:
             set_learning_rates(args, models, progress, batches)
-            lr, hr = (images.uint8_to_signed(x.to(models.device, non_blocking=x.is_pinned())) for x in (lr, hr))
+            lr, hr = (images.uint8_to_signed(move_to(models.device, batch)) for batch in (lr, hr))
             progress.add(step(models, lr, hr), len(lr) * distributed.world_size())
             if models.ema:
                 models.update_average()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from model import Discriminator, Generator
 from train import learning_rate_at
-from utils import checkpoint, cli, pretrained
+from utils import checkpoint, cli, pretrained, run_log
 from utils.run_log import COLUMNS, Progress
 
 
@@ -83,6 +83,36 @@ def test_a_run_leaves_all_that_the_design_lists(whole_run):
     assert "9 updates" in done.stdout and "UNTRAINED" in done.stdout and "finished" in done.stdout
     config = json.loads((out / "config.json").read_text())
     assert config["options"]["crop"] == 32 and config["versions"]["torch"] and config["device"]["type"] == "cpu"
+
+
+def test_config_says_whether_the_files_differ_from_the_commit(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    (tmp_path / "run_log.py").write_text("one")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(run_log, "__file__", str(tmp_path / "run_log.py"))
+    machine = {"device": "cpu", "threads": 1}
+    found = []
+    for text in ("one", "two"):
+        (tmp_path / "run_log.py").write_text(text)
+        run_log.write_config(tmp_path / "config.json", {}, machine)
+        found.append(json.loads((tmp_path / "config.json").read_text()))
+    assert len(found[0]["git_commit"]) == 40 and [config["git_dirty"] for config in found] == [False, True]
+    monkeypatch.setenv("PATH", str(tmp_path))  # without git
+    run_log.write_config(tmp_path / "config.json", {}, machine)
+    assert json.loads((tmp_path / "config.json").read_text())["git_commit"] is None
+
+
+def test_a_value_without_a_column_is_an_error_and_an_older_csv_is_read(tmp_path):
+    row = dict.fromkeys(COLUMNS, 1.0)
+    with pytest.raises(KeyError, match="no column for Loss_Pixle"):
+        run_log.write_statistics(tmp_path / "s.csv", [row | {"Loss_Pixle": 0.5}])
+    assert not (tmp_path / "s.csv").exists()
+    run_log.write_statistics(tmp_path / "s.csv", [row])
+    lines = [line.rpartition(",")[0] for line in (tmp_path / "s.csv").read_text().splitlines()]  # as before LPIPS was
+    (tmp_path / "old.csv").write_text("\n".join(lines))
+    table = run_log.read_statistics(tmp_path / "old.csv")
+    assert list(table) == list(COLUMNS) and table["LPIPS"].isna().all() and table["Seconds"][0] == 1
 
 
 def test_the_csv_has_its_columns_and_leaves_out_what_does_not_apply(whole_run):

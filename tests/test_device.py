@@ -1,4 +1,5 @@
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from esrgan import RRDBGenerator
 from model import Generator
 from utils import device
-from utils.device import resolve_device, resolve_precision
+from utils.device import move_to, resolve_device, resolve_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MEBI = 2**20
@@ -128,3 +129,10 @@ def test_pytorchs_own_cache_counts_as_free_on_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 5000 * MEBI)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 200 * MEBI)
     assert device.free_memory(CUDA) == 4900 * MEBI
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_only_pinned_memory_is_copied_without_waiting(pinned):
+    batch = Mock(**{"is_pinned.return_value": pinned})
+    move_to(torch.device("mps"), batch)
+    batch.to.assert_called_once_with(torch.device("mps"), non_blocking=pinned)

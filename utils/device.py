@@ -32,6 +32,11 @@ def resolve_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def move_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor to a device; without waiting only from pinned memory, since other memory could be freed under the copy."""
+    return tensor.to(device, non_blocking=tensor.is_pinned())
+
+
 # --- precision ------------------------------------------------------------------------------------------------------
 
 
