@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# --- generator ------------------------------------------------------------------------------------------------------
+
 
 class ResidualDenseBlock(nn.Module):
     """Five convolutions, each of which sees the outputs of all those before it (Wang et al., section 3.1, figure 4)."""

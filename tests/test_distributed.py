@@ -15,6 +15,7 @@ from dataloader import EpochSampler
 from utils import cli, distributed
 
 OPTIONS = ["--pretrain-epochs", 1, "--crops-per-image", 2, "--batch-size", 4, "--ema", 0.9, "--perceptual-weight", 0]
+OPTIONS += ["--precision", "fp32"]
 
 
 def launched(world_size: int, script: str, *arguments, folders: list | None = None) -> list[subprocess.CompletedProcess]:
