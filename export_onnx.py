@@ -1,10 +1,10 @@
-"""Write a generator as ONNX, for onnxruntime, OpenVINO, TensorRT or a browser, of any height and width.
+"""Export a generator as ONNX, for images of any size in onnxruntime, OpenVINO, TensorRT or a browser.
 
 python export_onnx.py
 python export_onnx.py --weights results/srgan_x4/checkpoints/generator_best.pth --out srgan.onnx
 
 Input `lr` (N, 3, H, W) and output `sr` (N, 3, scale·H, scale·W) are float32 RGB in [-1, 1], -1 black and 1 white.
-The file is written after onnxruntime has given PyTorch's result on three sizes.
+The file is written only if onnxruntime gives PyTorch's result on images of three sizes.
 """
 
 import argparse
@@ -28,15 +28,15 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.ArgumentParser(prog="export_onnx.py", description=__doc__)
     inference.add_weights_option(parser)
-    parser.add_argument("--out", type=Path, help="the ONNX file (default: <weights>.onnx in this folder)")
+    parser.add_argument("--out", type=Path, help="the ONNX file (default: <weights>.onnx in the current folder)")
     return parser
 
 
 def export(generator: nn.Module) -> bytes:
-    """Return the ONNX model of a generator on the CPU, in evaluation mode; batch, height and width are dynamic.
+    """Return the ONNX model of a generator on the CPU in evaluation mode; batch, height and width are dynamic.
 
     Raises:
-        ValueError: the packages onnx and onnxscript are not installed.
+        UserError: the package onnx or onnxscript is missing.
     """
     try:
         import onnx  # noqa: F401 - PyTorch's exporter needs both
@@ -65,7 +65,12 @@ def export(generator: nn.Module) -> bytes:
 
 @torch.inference_mode()
 def largest_difference(generator: nn.Module, model: bytes, height: int, width: int) -> float:
-    """Return the largest absolute difference of onnxruntime's result from PyTorch's on a random image of LR size."""
+    """Return the largest absolute difference between onnxruntime's and PyTorch's results for a random LR image.
+
+    Raises:
+        UserError: the package onnxruntime is missing.
+        RunError: the results differ in shape.
+    """
     try:
         import onnxruntime
     except ImportError as error:

@@ -36,8 +36,19 @@ class VGG16Features(nn.Module):
         return self.features((x - self.mean) / self.std)
 
 
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Return BCE(D(x), 1) + BCE(D(G(z)), 0) of logits of any shape: 2 ln 2 for a discriminator that cannot tell."""
+    real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
+    return real + F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+
+
+def adversarial_loss(fake_logits: Tensor) -> Tensor:
+    """Return -log D(G(z)), the mean over logits of any shape (Ledig et al., equation 6)."""
+    return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
+
+
 class GeneratorLoss(nn.Module):
-    """L_G = pixel + 0.001·adversarial + 0.006·perceptual + 2e-8·TV, with weights that can be set.
+    """The weighted sum of the pixel, adversarial, perceptual and total variation losses; the weights are train.py's options.
 
     Args:
         vgg: the frozen features; None where the perceptual weight is 0.
@@ -46,49 +57,41 @@ class GeneratorLoss(nn.Module):
 
     def __init__(
         self,
-        vgg: VGG16Features | None,
-        pixel_weight: float = 1,
-        adversarial_weight: float = 1e-3,
-        perceptual_weight: float = 6e-3,
-        tv_weight: float = 2e-8,
+        *,
+        pixel_weight: float,
+        adversarial_weight: float,
+        perceptual_weight: float,
+        tv_weight: float,
+        vgg: VGG16Features | None = None,
         pixel_loss: str = "mse",
     ):
         super().__init__()
         if vgg is None and perceptual_weight:
             raise ValueError(f"perceptual weight {perceptual_weight} needs VGG16 features")
+        self.weights = {
+            "Loss_Pixel": pixel_weight,
+            "Loss_Adversarial": adversarial_weight,
+            "Loss_Perceptual": perceptual_weight,
+            "Loss_TV": tv_weight,
+        }
         self.vgg = vgg if perceptual_weight else None
-        self.tv_loss = TVLoss()
-        self.pixel_loss = PIXEL_LOSSES[pixel_loss]
-        self.pixel_weight = pixel_weight
-        self.adversarial_weight = adversarial_weight
-        self.perceptual_weight = perceptual_weight
-        self.tv_weight = tv_weight
+        self.pixel_loss, self.tv_loss = PIXEL_LOSSES[pixel_loss], TVLoss()
 
     def forward(self, fake_logits: Tensor, sr: Tensor, hr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted total and the unweighted terms by name.
+        """Return the weighted total, and the unweighted terms by the name of their column in the CSV.
 
         Args:
             fake_logits: the discriminator's logits for `sr`, any shape.
             sr, hr: images (N, 3, H, W) in [0, 1].
         """
-        terms = {
-            "pixel": self.pixel_loss(sr.float(), hr),
-            "adversarial": F.binary_cross_entropy_with_logits(fake_logits.float(), torch.ones_like(fake_logits).float()),
-            "perceptual": self.perceptual(sr, hr),
-            "tv": self.tv_loss(sr.float()),
-        }
-        total = (
-            self.pixel_weight * terms["pixel"]
-            + self.adversarial_weight * terms["adversarial"]
-            + self.perceptual_weight * terms["perceptual"]
-            + self.tv_weight * terms["tv"]
-        )
-        return total, terms
+        terms = {"Loss_Pixel": self.pixel_loss(sr.float(), hr), "Loss_Adversarial": adversarial_loss(fake_logits.float())}
+        if self.vgg is not None:
+            terms["Loss_Perceptual"] = self.perceptual(sr, hr)
+        terms["Loss_TV"] = self.tv_loss(sr.float())
+        return sum(self.weights[name] * term for name, term in terms.items()), terms
 
     def perceptual(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Return the MSE between the VGG16 features of images (N, 3, H, W) in [0, 1]; 0 without VGG."""
-        if self.vgg is None:
-            return sr.new_zeros((), dtype=torch.float32)
+        """Return the MSE between the VGG16 features of images (N, 3, H, W) in [0, 1]."""
         with torch.no_grad():
             target = self.vgg(hr)
         return F.mse_loss(self.vgg(sr).float(), target.float())

@@ -1,21 +1,23 @@
-"""LR image to SR image, of any size, in tiles that give the whole image's result."""
+"""LR image to SR image, any size, in bounded memory: tiles that give the whole image's result."""
 
 import argparse
-import os
+import functools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model import Generator, fold_batch_norm
 from utils import checkpoint, cli, images
-from utils.device import autocast
+from utils.device import autocast, free_memory
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 WEIGHTS = WEIGHTS_FOLDER / "srresnet_x4.pth"  # what the scripts use unless told otherwise
-SMALLEST_TILE = 16
+SMALLEST_TILE = 16  # LR pixels
+_LEAST_HALOS = 3  # a smaller tile would be mostly halo: this one costs (3 + 2)² / 3² = 2.8 times the whole image's work
 _MEMORY_BUDGET = 4 * 2**30  # bytes; larger tiles are no faster
 
 
@@ -29,13 +31,17 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
 
 
 def weights_file(name: str) -> Path:
-    """Return the path of a generator file that is named by its path, or in weights/ by its stem."""
+    """Return the path of a generator file given by its path, or by its stem in weights/."""
     known = WEIGHTS_FOLDER / f"{name}.pth"
     return known if not Path(name).exists() and known.exists() else Path(name)
 
 
 def open_generator(path: str | Path, device: torch.device) -> nn.Module:
-    """Read a generator file for inference on a device, batch normalisation folded; raises as `checkpoint.load_generator`."""
+    """Read a generator file for inference on a device, batch normalisation folded in.
+
+    Raises:
+        UserError: no such file, or what `checkpoint.load_generator` raises.
+    """
     if not Path(path).exists():
         raise cli.UserError(f"{path}: no such generator file; train one by train.py and name it by --weights")
     generator = checkpoint.load_generator(path)
@@ -47,23 +53,29 @@ def open_generator(path: str | Path, device: torch.device) -> nn.Module:
 def upscale(
     generator: nn.Module, lr: np.ndarray, tile: int | None = None, precision: str = "fp32", progress: bool = False
 ) -> np.ndarray:
-    """Enlarge an image by a generator that is in evaluation mode, on the device that it is on.
+    """Enlarge an image by a generator in evaluation mode, on the generator's device.
+
+    Tiles overlap by the generator's halo. Their result differs from the whole image's by at most one level of 255, and for
+    SRGAN's generator only where a kernel sums in another order; for ESRGAN's in bf16 by several levels (see `avoid_bf16`).
 
     Args:
         generator: maps (1, 3, H, W) in [-1, 1] to (1, 3, s·H, s·W); has `upscale` and `halo`.
         lr: (H, W, 3) uint8.
-        tile: side of a tile in LR pixels without its halo; None: as the free memory allows; 0: the whole image at once.
-            When memory runs out the tile is halved, and said so.
-        precision: fp32, bf16 or fp16.
+        tile: side of a tile in LR pixels without its halo; None: what the free memory allows; 0: the whole image at once.
+            When memory runs out, the tile is halved and a line says so.
+        precision: fp32, bf16 or fp16; a tile whose result is not finite is computed again in fp32.
         progress: show a bar over the tiles.
 
     Returns:
         (s·H, s·W, 3) uint8.
+
+    Raises:
+        RunError: the result is not finite in fp32 either.
     """
     device = next(generator.parameters()).device
     height, width = lr.shape[:2]
     if tile is None:
-        tile = _tile_for_memory(generator, device)
+        tile = _tile_for_memory(generator, free_memory(device))
     tile = min(tile or max(height, width), max(height, width))
     while True:
         try:
@@ -77,6 +89,25 @@ def upscale(
             torch.cuda.empty_cache()
 
 
+def upscale_picture(
+    generator: nn.Module,
+    picture: images.Picture,
+    tile: int | None = None,
+    precision: str = "fp32",
+    progress: bool = False,
+) -> images.Picture:
+    """Enlarge a decoded picture: RGB by the generator, alpha by bicubic. Gray stays gray; profile and metadata are kept.
+
+    The arguments are those of `upscale`, which raises as this does.
+    """
+    rgb = picture.rgb if picture.alpha is None else images.fill_transparent(picture.rgb, picture.alpha)
+    sr = upscale(generator, rgb, tile, precision, progress)
+    if picture.gray:
+        sr = images.to_gray(sr)
+    alpha = None if picture.alpha is None else images.upscale_bicubic(picture.alpha, generator.upscale)
+    return replace(picture, rgb=sr, alpha=alpha)
+
+
 @torch.inference_mode()
 def _upscale_tiles(generator, lr, tile, device, precision, progress) -> np.ndarray:
     height, width = lr.shape[:2]
@@ -87,8 +118,7 @@ def _upscale_tiles(generator, lr, tile, device, precision, progress) -> np.ndarr
         bottom, right = min(top + tile, height), min(left + tile, width)
         outer_top, outer_left = max(top - halo, 0), max(left - halo, 0)
         patch = np.ascontiguousarray(lr[outer_top : bottom + halo, outer_left : right + halo])
-        with autocast(device, precision):
-            result = generator(images.uint8_to_signed(images.to_tensor(patch).to(device)))
+        result = _finite_result(generator, images.uint8_to_signed(images.to_tensor(patch).to(device)), precision)
         inner = result[
             :,
             :,
@@ -99,14 +129,27 @@ def _upscale_tiles(generator, lr, tile, device, precision, progress) -> np.ndarr
     return sr
 
 
-def _tile_for_memory(generator: nn.Module, device: torch.device) -> int:
-    """Return the largest tile whose activations fit half the free memory, and not more than the budget."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    elif hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        free = 2 * _MEMORY_BUDGET
-    bytes_a_pixel = 64 * 4 * generator.upscale**2 * 4  # four float32 tensors of 64 channels at the output's size
-    side = int((min(free / 2, _MEMORY_BUDGET) / bytes_a_pixel) ** 0.5)
-    return max(SMALLEST_TILE, side - 2 * generator.halo)
+def _finite_result(generator: nn.Module, lr: Tensor, precision: str) -> Tensor:
+    """Return the generator's result, in fp32 where the precision asked for overflows; RunError where fp32 does too."""
+    for attempt in dict.fromkeys((precision, "fp32")):
+        with autocast(lr.device, attempt):
+            result = generator(lr)
+        if result.isfinite().all():
+            return result
+        if attempt != "fp32":
+            advice = "--precision fp32 skips the first attempt"
+            _say_once(f"{attempt} gives values that are not finite: computing such tiles again in fp32 ({advice})")
+    raise cli.RunError("the generator gives values that are not finite, in fp32 too: its weights are damaged or diverged")
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _tile_for_memory(generator: nn.Module, free_bytes: int | None) -> int:
+    """Return the side of the largest tile whose activations fit half the free memory and the budget, or a few halos."""
+    budget = _MEMORY_BUDGET if free_bytes is None else min(free_bytes / 2, _MEMORY_BUDGET)
+    bytes_per_pixel = 64 * 4 * generator.upscale**2 * 4  # four float32 tensors of 64 channels at the output's size
+    side = int((budget / bytes_per_pixel) ** 0.5) - 2 * generator.halo
+    return max(SMALLEST_TILE, _LEAST_HALOS * generator.halo, side)

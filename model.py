@@ -221,3 +221,14 @@ def fold_batch_norm(generator: Generator) -> Generator:
         block.conv2, block.bn2 = fuse_conv_bn_eval(block.conv2, block.bn2), nn.Identity()
     generator.fusion = nn.Sequential(fuse_conv_bn_eval(*generator.fusion))
     return generator
+
+
+@torch.no_grad()
+def move_towards(averaged: nn.Module, network: nn.Module, weight: float) -> None:
+    """Move a network's parameters and batch statistics towards another's by `weight`, from 0 (stay) to 1 (copy)."""
+    ours, theirs = ([*net.parameters(), *net.buffers()] for net in (averaged, network))
+    floats = [mine.is_floating_point() for mine in ours]
+    torch._foreach_lerp_(*([t for t, f in zip(tensors, floats) if f] for tensors in (ours, theirs)), weight)
+    for mine, its, is_float in zip(ours, theirs, floats):
+        if not is_float:  # the count of batches
+            mine.copy_(its)

@@ -1,4 +1,4 @@
-"""Draw a run's statistics.csv: losses, scores, PSNR and SSIM beside bicubic's, as one PNG.
+"""Draw a run's statistics.csv as one PNG: losses, scores, speed, and PSNR and SSIM beside bicubic's.
 
 python plot_statistics.py results/srgan_x4/statistics.csv
 """
@@ -20,21 +20,20 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def plot(table, path: Path) -> None:
-    """Draw the columns of a statistics table (see `run_log.COLUMNS`) over its epochs and write the picture."""
+    """Draw the columns of a statistics table (see `run_log.COLUMNS`) against its epochs and write the picture as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
-    epochs, marker = table["Epoch"], "." if len(table) <= 60 else None
-    pixel_only = table["Loss_D"].isna()
     panels = dict(zip(("psnr", "ssim", "scores", "generator", "discriminator", "speed"), axes.flat))
+    marker = "." if len(table) <= 60 else None
 
     def line(panel: str, column: str, label: str, **style) -> None:
         there = table[column].notna()
         if there.any():
-            panels[panel].plot(epochs[there], table[column][there], label=label, marker=marker, **style)
+            panels[panel].plot(table["Epoch"][there], table[column][there], label=label, marker=marker, **style)
 
     for panel, column, title in (("psnr", "PSNR", "PSNR, dB (RGB)"), ("ssim", "SSIM", "SSIM (RGB)")):
         line(panel, column, "SR")
@@ -53,19 +52,25 @@ def plot(table, path: Path) -> None:
     line("speed", "Images_Per_Second", "images/s", color="tab:green")
     panels["speed"].set(title="training speed, images/s", ylim=(0, None))
     for axis in axes.flat:
-        axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
-        if pixel_only.any():
-            axis.axvspan(epochs.min() - 0.5, epochs[pixel_only].max() + 0.5, color="tab:blue", alpha=0.07, label="pixel-only")
-        if axis.has_data() and axis.lines:
-            axis.legend()
-        else:
-            axis.text(0.5, 0.5, "no adversarial epoch", transform=axis.transAxes, ha="center")
+        _finish(axis, table)
     with files.write_atomic(path) as file:
         figure.savefig(file, format="png", dpi=100)
     plt.close(figure)
+
+
+def _finish(axis, table) -> None:
+    """Give a panel its epoch axis, a shade over the pixel-only epochs, and a legend."""
+    epochs, pixel_only = table["Epoch"], table["Loss_D"].isna()
+    axis.set_xlabel("epoch")
+    axis.grid(alpha=0.3)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
+    if pixel_only.any():
+        axis.axvspan(epochs.min() - 0.5, epochs[pixel_only].max() + 0.5, color="tab:blue", alpha=0.07, label="pixel-only")
+    if axis.has_data() and axis.lines:
+        axis.legend()
+    else:
+        axis.text(0.5, 0.5, "no adversarial epoch", transform=axis.transAxes, ha="center")
 
 
 def main(args: argparse.Namespace) -> None:

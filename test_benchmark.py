@@ -1,12 +1,14 @@
-"""Measure a generator beside bicubic on a folder of HR images, as the papers do: Set5, Set14, BSD100 and their like.
+"""Measure a generator, or images enlarged elsewhere, beside bicubic on a folder of HR images such as Set5 or BSD100.
 
 python test_benchmark.py --hr Set5/HR --lr Set5/LR
+python test_benchmark.py --hr Set5/HR --sr Set5/SR
 """
 
 import argparse
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas
 import torch
 
@@ -24,16 +26,61 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.ArgumentParser(prog="test_benchmark.py", description=__doc__)
     parser.add_argument("--hr", type=Path, required=True, help="folder of HR images")
-    parser.add_argument("--lr", type=Path, help="folder of LR images, paired by name (default: HR made smaller by bicubic)")
-    parser.add_argument("--upscale", type=int, choices=UPSCALES, help="the scale (default: that of the generator file)")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--lr", type=Path, help="folder of LR images, paired by name (default: bicubic from HR)")
+    given.add_argument("--sr", type=Path, help="folder of images enlarged elsewhere: NAME or NAME_x<scale>, of any suffix")
+    parser.add_argument(
+        "--upscale", type=int, choices=UPSCALES, help="the scale (default: that of the generator file; 4 with --sr)"
+    )
     inference.add_weights_option(parser)
-    parser.add_argument("--out", type=Path, help="folder of the results (default: results/benchmark_<weights>_<hr>)")
+    parser.set_defaults(weights=None)  # to notice when it is given together with --sr
+    parser.add_argument("--out", type=Path, help="folder of the results (default: results/benchmark_<weights or sr>_<hr>)")
+    parser.add_argument("--lpips", action="store_true", help="also LPIPS: pip install lpips; downloads AlexNet's weights once")
     add_options(parser, precision="fp32")
     return parser
 
 
+def generated(generator: torch.nn.Module, precision: str, out: Path) -> Callable[[str, np.ndarray], np.ndarray]:
+    """Return the function of an image's name and its LR that enlarges it by a generator and writes the SR image to `out`."""
+
+    def sr_of(name: str, lr: np.ndarray) -> np.ndarray:
+        sr = inference.upscale(generator, lr, precision=precision)
+        images.write_picture(out / f"{name}_x{generator.upscale}.png", images.Picture(sr))
+        return sr
+
+    return sr_of
+
+
+def made_elsewhere(folder: Path, names: list[str], upscale: int) -> Callable[[str, np.ndarray], np.ndarray]:
+    """Return the function of an image's name and its LR that reads the SR image of the name, cropped to the scale.
+
+    Raises:
+        UserError: an image has no SR image or several; from the function itself, one that is damaged or does not fit.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in images.list_images(folder):
+        found.setdefault("_".join(path.relative_to(folder).with_suffix("").parts), []).append(path)
+    partners = {name: [*found.get(name, []), *found.get(f"{name}_x{upscale}", [])] for name in names}
+    for name, paths in partners.items():
+        if len(paths) != 1:
+            what = f"several SR images ({cli.listed(paths, most=3)})" if paths else "no SR image"
+            raise cli.UserError(f"{name}: {what} named {name} or {name}_x{upscale} (of any suffix) in {folder}")
+
+    def sr_of(name: str, lr: np.ndarray) -> np.ndarray:
+        sr = images.crop_to_multiple(images.read_picture(partners[name][0]).rgb, upscale)
+        expected = [side * upscale for side in lr.shape[:2]]
+        if list(sr.shape[:2]) != expected:
+            raise cli.UserError(
+                f"{partners[name][0]}: {sr.shape[1]}x{sr.shape[0]} pixels do not fit HR's {expected[1]}x{expected[0]}, "
+                f"both cropped to multiples of {upscale}; was it enlarged by another --upscale?"
+            )
+        return sr
+
+    return sr_of
+
+
 def measure(image: torch.Tensor, hr: torch.Tensor, upscale: int, lpips: metrics.LPIPS | None) -> dict[str, float]:
-    """Return the values of `FIGURES` for one image (1, 3, H, W) uint8; LPIPS only where it can be measured."""
+    """Return the values of `FIGURES` for one image (1, 3, H, W) uint8; LPIPS only if given, and large enough for it."""
     y_psnr, y_ssim = metrics.psnr_ssim_y(images.uint8_to_unit(image), images.uint8_to_unit(hr), upscale)
     values = {"Y_PSNR": y_psnr.item(), "Y_SSIM": y_ssim.item(), "RGB_PSNR": metrics.psnr_ssim_rgb(image, hr)[0]}
     if lpips is not None and min(hr.shape[-2:]) >= metrics.LPIPS_LEAST_SIDE:
@@ -42,22 +89,22 @@ def measure(image: torch.Tensor, hr: torch.Tensor, upscale: int, lpips: metrics.
 
 
 @torch.inference_mode()
-def measure_folder(generator, dataset: TestDatasetFromFolder, precision: str, lpips, out: Path) -> pandas.DataFrame:
-    """Return a row for each image and their mean, with bicubic's and SR's values; write the SR images to `out`."""
+def measure_folder(
+    dataset: TestDatasetFromFolder,
+    sr_of: Callable[[str, np.ndarray], np.ndarray],
+    upscale: int,
+    device: torch.device,
+    lpips: metrics.LPIPS | None,
+) -> pandas.DataFrame:
+    """Return a row for each image with bicubic's and SR's values, and a last one with their means."""
     rows = []
     for name, lr, hr in cli.progress_bar(dataset, total=len(dataset), desc="images", unit="image"):
-        if min(hr.shape[-2:]) <= 2 * generator.upscale:
-            raise cli.UserError(f"{name}: too small, the papers' protocol leaves a border of {generator.upscale} pixels out")
-        lr_array = images.to_array(lr)
-        pictures = {
-            "Bicubic": images.upscale_bicubic(lr_array, generator.upscale),
-            "SR": inference.upscale(generator, lr_array, precision=precision),
-        }
-        images.write_picture(out / f"{name}_x{generator.upscale}.png", images.Picture(pictures["SR"]))
-        device = next(generator.parameters()).device
-        row = {"Image": name}
+        if min(hr.shape[-2:]) <= 2 * upscale:
+            raise cli.UserError(f"{name}: too small, the papers' protocol leaves out a border of {upscale} pixels")
+        lr_array, row = images.to_array(lr), {"Image": name}
+        pictures = {"Bicubic": images.upscale_bicubic(lr_array, upscale), "SR": sr_of(name, lr_array)}
         for what, picture in pictures.items():
-            values = measure(images.to_tensor(picture).to(device), hr.to(device), generator.upscale, lpips)
+            values = measure(images.to_tensor(picture).to(device), hr.to(device), upscale, lpips)
             row |= {f"{what}_{column}": value for column, value in values.items()}
         rows.append(row)
     table = pandas.DataFrame(rows)
@@ -78,21 +125,29 @@ def print_table(table: pandas.DataFrame) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print, and write."""
+    if args.sr and args.weights:
+        raise cli.UserError("--weights does not go with --sr, which measures images that are already enlarged; leave one out")
     device = resolve_device(args.device)
-    generator = inference.open_generator(args.weights, device)
-    if args.upscale not in (None, generator.upscale):
-        raise cli.UserError(f"--upscale {args.upscale}: {args.weights} holds a generator of x{generator.upscale}")
-    dataset = TestDatasetFromFolder(args.lr, args.hr, generator.upscale)
-    out = files.make_folder(args.out or Path("results", f"benchmark_{args.weights.stem}_{args.hr.resolve().name}"))
-    try:
-        lpips = metrics.LPIPS().to(device)
-    except ValueError as error:
-        lpips = None
-        print(error, file=sys.stderr)
-    table = measure_folder(generator, dataset, resolve_precision(args.precision, device), lpips, out)
+    if args.sr:
+        upscale, measured = args.upscale or 4, args.sr.resolve().name
+    else:
+        weights = args.weights or inference.WEIGHTS
+        generator = inference.open_generator(weights, device)
+        upscale, measured = generator.upscale, weights.stem
+        if args.upscale not in (None, upscale):
+            raise cli.UserError(f"--upscale {args.upscale}: {weights} holds a generator of x{upscale}")
+    dataset = TestDatasetFromFolder(args.lr, args.hr, upscale)
+    out = args.out or Path("results", f"benchmark_{measured}_{args.hr.resolve().name}")
+    if args.sr:
+        sr_of = made_elsewhere(args.sr, dataset.names, upscale)
+    else:
+        sr_of = generated(generator, resolve_precision(args.precision, device, generator), out)
+    lpips = metrics.LPIPS().to(device) if args.lpips else None
+    files.make_folder(out)
+    table = measure_folder(dataset, sr_of, upscale, device, lpips)
     files.write_text(out / "benchmark.csv", table.to_csv(index=False, float_format="%.6g"))
     print_table(table)
-    print(f"{out / 'benchmark.csv'}, and the SR images beside it")
+    print(f"{out / 'benchmark.csv'}{'' if args.sr else ', and the SR images beside it'}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,18 @@
 """Enlarge images by a generator file, whatever their size and mode.
 
-python test_image.py photo.jpg
-python test_image.py photos/ --out enlarged/ --compare
+python test_image.py photo.jpg                            writes photo_x4.png beside it
+python test_image.py photo.jpg --weights srgan_x4 --out big.tif
+python test_image.py photos/ --out enlarged/ --recursive --skip-existing
+
+Results are 8-bit PNG files unless --out names a file of another format (.jpg .webp .tif .bmp). Gray stays gray; CMYK becomes
+sRGB; transparency, an RGB profile, EXIF, XMP and DPI are kept. Of several frames or pages only the first is enlarged.
+Images whose results would share a name, such as a.png and a.jpg, give a_png_x4.png and a_jpg_x4.png.
 """
 
 import argparse
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import inference
@@ -17,13 +24,21 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.ArgumentParser(prog="test_image.py", description=__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="images, or folders of images")
+    parser.add_argument("--recursive", action="store_true", help="also read subfolders, which --out then mirrors")
     inference.add_weights_option(parser)
-    parser.add_argument("--out", type=Path, help="file or folder (default: <name>_x<scale>.png beside the input)")
+    parser.add_argument("--out", type=Path, help="file or folder of the results (default: beside each image)")
+    parser.add_argument(
+        "--suffix", type=name_suffix, help="what follows an image's name in its result's (default: _x and the scale, as in _x4)"
+    )
+    parser.add_argument("--compare", action="store_true", help="also write bicubic | SR as <result>_compare.png")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    existing.add_argument(
+        "--skip-existing", action="store_true", help="leave out images whose results exist: continue an interrupted folder"
+    )
     parser.add_argument("--tile", type=tile, default="auto", metavar="auto|N|0", help="LR side of a tile; 0: no tiles")
     add_options(parser)
-    parser.add_argument("--compare", action="store_true", help="also write bicubic | SR as <name>_x<scale>_compare.png")
-    parser.add_argument("--overwrite", action="store_true", help="write over results that are there already")
-    parser.add_argument("--max-pixels", type=cli.positive_int, default=images.MAX_PIXELS, help="refuse inputs of more pixels")
+    parser.add_argument("--max-pixels", type=cli.positive_int, default=images.MAX_PIXELS, help="refuse images of more pixels")
     return parser
 
 
@@ -32,82 +47,124 @@ def tile(text: str) -> int | str:
     return text if text == "auto" else cli.non_negative_int(text)
 
 
-def plan_outputs(inputs: list[Path], out: Path | None, upscale: int, compare: bool = False) -> dict[Path, Path]:
+def name_suffix(text: str) -> str:
+    """Parse a part of a file name, short enough to leave room for the rest."""
+    if "/" in text or "\\" in text or len(os.fsencode(text)) > 50:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot have / or \\ or more than 50 bytes; name a folder by --out")
+    return text
+
+
+def find_images(inputs: list[Path], out: Path | None, suffix: str, recursive: bool) -> list[tuple[Path, Path]]:
+    """Return every input image with the folder of its result; below `out`, the subfolders of an input folder are mirrored.
+
+    Results of earlier runs, recognised by their names, are left out, and so is an `out` inside an input folder.
+
+    Raises:
+        ValueError: no such input, or a folder without images.
+    """
+    own = tuple(f"{ending}.png" for ending in (suffix, f"{suffix}_compare") if ending)
+    found = []
+    for path in inputs:
+        if path.is_dir():
+            inside = out is not None and path.resolve() in out.resolve().parents
+            for name in images.list_image_names(path, recursive):
+                image = path / name
+                if not name.endswith(own) and not (inside and out.resolve() in image.resolve().parents):
+                    found.append((image, (out or path) / Path(name).parent))
+        elif path.exists():
+            found.append((path, out or path.parent))
+        else:
+            raise cli.UserError(f"{path}: no such image or folder")
+    if not found:
+        raise cli.UserError(f"{inputs[0]}: no image in this folder that is not a result already")
+    return found
+
+
+def plan_outputs(
+    inputs: list[Path], out: Path | None, suffix: str, recursive: bool = False, compare: bool = False
+) -> dict[Path, Path]:
     """Return the output path of every input image.
+
+    Names are compared without regard to case, as many file systems do. Where images would share a name, the results are
+    named after their formats too: `a_png_x4.png`, `a_jpg_x4.png`.
 
     Raises:
         ValueError: no such input, a folder without images, an output that is an input, or two inputs with one output.
     """
-    suffix = f"_x{upscale}"
-    own = (f"{suffix}.png", f"{suffix}_compare.png")
-    paths = []
-    for path in inputs:
-        if path.is_dir():
-            paths += [image for image in images.list_images(path, recursive=False) if not image.name.endswith(own)]
-        elif path.exists():
-            paths.append(path)
-        else:
-            raise cli.UserError(f"{path}: no such image or folder")
-    if not paths:
-        raise cli.UserError(f"{inputs[0]}: no image in this folder that is not a result already")
+    found = find_images(inputs, out, suffix, recursive)
     if out is not None and not out.is_dir() and out.suffix.lower() in images.SUFFIXES:
-        images.check_output_path(out)  # an image, but of a kind that is not written
-    into_file = out is not None and not out.is_dir() and out.suffix.lower() in images.OUTPUT_SUFFIXES
-    if into_file and (len(paths) > 1 or inputs[0].is_dir()):
-        raise cli.UserError(f"--out {out}: one file cannot take the results of a folder or of several images; name a folder")
-    plan: dict[Path, Path] = {}
-    taken: dict[Path, Path] = {}
-    for path in paths:
-        target = out if into_file else (out or path.parent) / f"{images.fitting_name(path.stem)}{suffix}.png"
-        if target.resolve() in taken:
-            raise cli.UserError(f"{taken[target.resolve()]} and {path} would both be written to {target}; do them one by one")
-        taken[target.resolve()] = path
-        plan[path] = target
-    if compare:
-        taken |= {comparison_path(target).resolve(): path for path, target in plan.items()}
-    for path in paths:
-        if path.resolve() in taken:
-            raise cli.UserError(f"{path}: is an input and would be written over; name another --out")
+        images.check_output_path(out)  # refuses kinds of images that are not written
+        if len(found) > 1 or inputs[0].is_dir():
+            raise cli.UserError(f"--out {out}: one file cannot hold several results or a folder's; name a folder")
+        plan = {found[0][0]: out}
+    else:
+        ending = f"{suffix}_compare.png"
+        plan = {path: folder / f"{images.fitting_name(path.stem, ending)}{suffix}.png" for path, folder in found}
+        shared = Counter(map(as_compared, plan.values()))
+        for path, folder in found:
+            if shared[as_compared(plan[path])] > 1:
+                stem = images.fitting_name(f"{path.stem}_{path.suffix[1:].lower()}", ending)
+                plan[path] = folder / f"{stem}{suffix}.png"
+    taken: dict[str, Path] = {}
+    for path, target in plan.items():
+        for result in results(target, compare):
+            other = taken.setdefault(as_compared(result), path)
+            if other != path:
+                raise cli.UserError(f"{other} and {path} would both be written to {result}; enlarge them one by one")
+    for path in plan:
+        if as_compared(path) in taken:
+            raise cli.UserError(f"{path}: is an input and would be written over; name another --out or --suffix")
     return plan
+
+
+def as_compared(path: Path) -> str:
+    """Return a path as text that is equal for two paths that a file system may treat as one."""
+    return str(path.resolve()).casefold()
+
+
+def results(target: Path, compare: bool) -> list[Path]:
+    """Return the files that are written for an image: the result and, where asked for, its comparison."""
+    return [target, target.with_name(f"{target.stem}_compare.png")] if compare else [target]
 
 
 def enlarge(generator, source: Path, target: Path, args: argparse.Namespace, precision: str) -> None:
     """Read, enlarge and write one image, with its comparison where that is asked for."""
     picture = images.read_picture(source, args.max_pixels)
+    if picture.frames > 1:
+        print(f"{source}: {picture.frames} frames or pages, only the first is enlarged", file=sys.stderr)
     height, width = (side * generator.upscale for side in picture.rgb.shape[:2])
-    images.check_output_path(target, width, height)
+    images.check_output_path(target, width, height, 1 if picture.gray else 3)
     tile_side = None if args.tile == "auto" else args.tile
-    sr = inference.upscale(generator, picture.rgb, tile_side, precision, progress=True)
-    alpha = None if picture.alpha is None else images.upscale_bicubic(picture.alpha, generator.upscale)
-    images.write_picture(target, images.Picture(sr, alpha, picture.icc_profile))
-    print(target)
+    enlarged = inference.upscale_picture(generator, picture, tile_side, precision, progress=True)
+    images.write_picture(target, enlarged)
     if args.compare:
-        pair = images.side_by_side([("bicubic", images.upscale_bicubic(picture.rgb, generator.upscale)), ("SR", sr)])
-        images.write_picture(comparison_path(target), images.Picture(pair, None, picture.icc_profile))
-        print(comparison_path(target))
-
-
-def comparison_path(target: Path) -> Path:
-    """Return where the comparison of a result goes."""
-    return target.with_name(f"{target.stem}_compare.png")
+        bicubic = images.upscale_bicubic(images.on_white(picture), generator.upscale)
+        pair = images.side_by_side([("bicubic", bicubic), ("SR", images.on_white(enlarged))])
+        images.write_picture(results(target, True)[1], images.Picture(pair, icc_profile=picture.icc_profile))
+    print(*results(target, args.compare), sep="\n")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Enlarge every input; go on past images that cannot be read, and tell so by the exit status."""
+    """Enlarge every input; report images that cannot be read or written, go on, and return 2 if there were any."""
     device = resolve_device(args.device)
-    precision = resolve_precision(args.precision, device)
     generator = inference.open_generator(args.weights, device)
-    plan = plan_outputs(args.inputs, args.out, generator.upscale, args.compare)
+    precision = resolve_precision(args.precision, device, generator)
+    suffix = f"_x{generator.upscale}" if args.suffix is None else args.suffix
+    plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare)
+    if args.skip_existing:
+        rest = {path: target for path, target in plan.items() if not all(map(Path.exists, results(target, args.compare)))}
+        print(f"{len(plan) - len(rest)} of {len(plan)} images skipped: their results exist")
+        plan = rest
     for target in plan.values():
-        for path in (target, comparison_path(target)) if args.compare else (target,):
-            if path.exists() and not args.overwrite:
-                raise cli.UserError(f"{path}: exists already; pass --overwrite, or name another --out")
+        for path in results(target, args.compare):
+            if path.exists() and not args.overwrite and not args.skip_existing:
+                raise cli.UserError(f"{path}: exists already; pass --overwrite or --skip-existing, or name another --out")
         images.prepare_output(target)
     failed = 0
     for source, target in plan.items():
         try:
             enlarge(generator, source, target, args, precision)
-        except (ValueError, OSError) as error:
+        except (cli.UserError, OSError) as error:
             if len(plan) == 1:
                 raise
             print(f"test_image.py: error: {cli.describe(error)}", file=sys.stderr)

@@ -6,58 +6,50 @@ python train.py --upscale 4 --crop 88
 import argparse
 import contextlib
 import math
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 import metrics
-from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder, describe_left_out, new_loader, workers_of
-from generator_loss_functions import PIXEL_LOSSES, GeneratorLoss, VGG16Features
-from model import Logits
-from utils import checkpoint, cli, distributed, files, images, run_log
-from utils.checkpoint import GENERATORS
-from utils.device import autocast
-from utils.options import DISCRIMINATORS, FREE_OPTIONS, get_args_parser, needs_vgg, plain_options, resolve
-from utils.pixel_cache import cache_folder_for
-from utils.pretrained import vgg16_state_dict
-from utils.run_log import PIXEL_TERMS, TERMS, Progress
-from validation import validate
+from dataloader import ValDatasetFromFolder, new_loader, open_datasets, workers_of
+from generator_loss_functions import PIXEL_LOSSES, GeneratorLoss, VGG16Features, discriminator_loss
+from model import Logits, move_towards
+from utils import checkpoint, cli, distributed, files, images, pretrained, run_log
+from utils.checkpoint import Progress
+from utils.device import autocast, compile_for, set_switches
+from utils.options import DISCRIMINATORS, check_restart, get_args_parser, resolve
+from validation import validate, validate_epoch
 
 # --- one update ---------------------------------------------------------------------------------------------------
 
 
 class Models:
-    """The networks of a run, their optimisers and the generator's loss; what `state` names is what a checkpoint holds."""
+    """The networks of a run, their optimisers and the generator's loss; `state` is what a checkpoint holds of them."""
 
     def __init__(self, args: argparse.Namespace, init: Path | None = None):
         torch.manual_seed(args.seed)
         self.device, self.precision = torch.device(args.device), args.precision
-        self.generator, self.discriminator = (
-            GENERATORS[args.generator](args.upscale, args.blocks),
-            DISCRIMINATORS[args.discriminator](),
-        )
+        self.generator = checkpoint.GENERATORS[args.generator](args.upscale, args.blocks)
+        self.discriminator = DISCRIMINATORS[args.discriminator]()
         if init:
             self.generator = checkpoint.load_generator(init, expected=self.generator.architecture)
         for network in (self.generator, self.discriminator):
             network.to(device=self.device, memory_format=torch.channels_last).train()
-        self.ema = (
-            AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True) if args.ema else None
-        )
+        self.ema, self.ema_decay = AveragedModel(self.generator) if args.ema else None, args.ema
         self.optimizer_g, self.optimizer_d = (new_adam(network) for network in (self.generator, self.discriminator))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.pixel_loss = PIXEL_LOSSES[args.pixel_loss]
+        self.accumulate, self.grad_clip, self.pixel_loss = args.accumulate, args.grad_clip, PIXEL_LOSSES[args.pixel_loss]
         self.loss: GeneratorLoss | None = None  # made when the adversarial epochs are due
-        compiled = torch.compile if args.compile else lambda function: function
-        self.generate = compiled(distributed.wrap(self.generator))
-        self.discriminate = compiled(distributed.wrap(Logits(self.discriminator)))
-        self.discriminate_frozen = compiled(self.discriminator.logits)  # makes no gradients to average
+        size = -(-args.batch_size // distributed.world_size() // args.accumulate) if args.compile else None
+        self.generate = compile_for(distributed.wrap(self.generator), size)
+        self.discriminate = compile_for(distributed.wrap(Logits(self.discriminator)), size)
+        self.discriminate_frozen = compile_for(self.discriminator.logits, size)  # makes no gradients to average
 
     @property
     def state(self) -> dict[str, Any]:
@@ -70,53 +62,90 @@ class Models:
         """The generator that is validated and saved: the averaged one, where there is one."""
         return self.ema.module if self.ema else self.generator
 
+    def parts_of(self, lr: Tensor, hr: Tensor) -> list[tuple[Tensor, Tensor, float]]:
+        """Split a batch into the parts of `--accumulate`, each with its share of the batch."""
+        pairs = zip(lr.chunk(self.accumulate), hr.chunk(self.accumulate), strict=True)
+        return [(lr_part, hr_part, len(lr_part) / len(lr)) for lr_part, hr_part in pairs]
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Apply a network's gradients, clipped to `--grad-clip`."""
+        if self.grad_clip:
+            self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.grad_clip)
+        self.scaler.step(optimizer)
+
+    def update_average(self) -> None:
+        """Move the averaged weights, batch statistics too, towards the generator's."""
+        weight = 1 - self.ema_decay if self.ema.n_averaged else 1.0  # the first update copies; the count is on the CPU
+        move_towards(self.ema.module, self.generator, weight)
+        self.ema.n_averaged += 1
+
 
 def new_adam(network: nn.Module) -> torch.optim.Adam:
     """Return Adam with the seed's betas; the rate is set at every step."""
     return torch.optim.Adam(network.parameters(), betas=(0.9, 0.999))
 
 
-def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> Tensor:
-    """Update D and then G on a batch in [-1, 1]; return the values of `TERMS`, on the device."""
-    scaler = models.scaler
-    with autocast(models.device, models.precision):
-        fake = models.generate(lr)
+def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    """Update D and then G on a batch in [-1, 1]; return losses and scores by CSV column, on the device."""
+    scaler, parts, values = models.scaler, models.parts_of(lr, hr), {}
 
     # (1) Update D: minimise BCE(D(x), 1) + BCE(D(G(z)), 0)
     models.optimizer_d.zero_grad(set_to_none=True)
-    with autocast(models.device, models.precision):
-        real_logits, fake_logits = models.discriminate(hr), models.discriminate(fake.detach())
-    real_logits, fake_logits = real_logits.float(), fake_logits.float()
-    loss_d = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
-    loss_d = loss_d + F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
-    scaler.scale(loss_d).backward()
-    scaler.step(models.optimizer_d)
+    for lr, hr, share in parts:
+        with autocast(models.device, models.precision):
+            fake = models.generate(lr)
+            real_logits, fake_logits = models.discriminate(hr).float(), models.discriminate(fake.detach()).float()
+        loss_d = discriminator_loss(real_logits, fake_logits)
+        scaler.scale(share * loss_d).backward()
+        scores = {"Score_D": torch.sigmoid(real_logits).mean(), "Score_G": torch.sigmoid(fake_logits).mean()}
+        add_values(values, {"Loss_D": loss_d, **scores}, share)
+    models.update(models.optimizer_d)
 
     # (2) Update G: minimise pixel + 0.001 BCE(D(G(z)), 1) + 0.006 VGG + 2e-8 TV
     models.optimizer_g.zero_grad(set_to_none=True)
     models.discriminator.requires_grad_(False)
-    with autocast(models.device, models.precision):
-        sr, target = images.signed_to_unit(fake.float()), images.signed_to_unit(hr)
-        loss_g, terms = models.loss(models.discriminate_frozen(fake), sr, target)
-    scaler.scale(loss_g).backward()
+    for lr, hr, share in parts:
+        with autocast(models.device, models.precision):
+            if len(parts) > 1:  # one part's graph at a time is what saves memory
+                fake = models.generate(lr)
+            sr, target = images.signed_to_unit(fake.float()), images.signed_to_unit(hr)
+            loss_g, terms = models.loss(models.discriminate_frozen(fake), sr, target)
+        scaler.scale(share * loss_g).backward()
+        add_values(values, {"Loss_G": loss_g, **terms}, share)
     models.discriminator.requires_grad_(True)
-    scaler.step(models.optimizer_g)
+    models.update(models.optimizer_g)
     scaler.update()
-
-    scores = [torch.sigmoid(logits.detach()).mean() for logits in (real_logits, fake_logits)]
-    return torch.stack([loss_d.detach(), loss_g.detach(), *scores, *(term.detach() for term in terms.values())])
+    return values
 
 
-def pixel_step(models: Models, lr: Tensor, hr: Tensor) -> Tensor:
-    """Update G on the pixel loss alone (the paper's SRResNet); return the values of `PIXEL_TERMS`, on the device."""
+def pixel_step(models: Models, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    """Update G on the pixel loss alone (the paper's SRResNet); return the loss by CSV column, on the device."""
+    values: dict[str, Tensor] = {}
     models.optimizer_g.zero_grad(set_to_none=True)
-    with autocast(models.device, models.precision):
-        fake = models.generate(lr)
-    loss = models.pixel_loss(images.signed_to_unit(fake.float()), images.signed_to_unit(hr))
-    models.scaler.scale(loss).backward()
-    models.scaler.step(models.optimizer_g)
+    for part_lr, part_hr, share in models.parts_of(lr, hr):
+        with autocast(models.device, models.precision):
+            fake = models.generate(part_lr)
+        loss = models.pixel_loss(images.signed_to_unit(fake.float()), images.signed_to_unit(part_hr))
+        models.scaler.scale(share * loss).backward()
+        add_values(values, {"Loss_G": loss, "Loss_Pixel": loss}, share)
+    models.update(models.optimizer_g)
     models.scaler.update()
-    return loss.detach().repeat(len(PIXEL_TERMS))
+    return values
+
+
+def add_values(values: dict[str, Tensor], more: dict[str, Tensor], share: float) -> None:
+    """Add the losses and scores of a part of the batch to those of the others."""
+    for name, value in more.items():
+        values[name] = values.get(name, 0) + share * value.detach()
+
+
+# --- an epoch -----------------------------------------------------------------------------------------------------
+
+
+def step_of(args: argparse.Namespace, epoch: int) -> Callable[[Models, Tensor, Tensor], dict[str, Tensor]]:
+    """Return the step of an epoch (from 1); the pixel-only epochs come first."""
+    return pixel_step if epoch <= args.pretrain_epochs else adversarial_step
 
 
 def learning_rate_at(step: int, total_steps: int, peak: float, schedule: str, warmup_steps: int) -> float:
@@ -128,57 +157,40 @@ def learning_rate_at(step: int, total_steps: int, peak: float, schedule: str, wa
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
-# --- an epoch -----------------------------------------------------------------------------------------------------
-
-
-def terms_of(args: argparse.Namespace, epoch: int) -> list[str]:
-    """Return the names of the losses and scores that an epoch has."""
-    return PIXEL_TERMS if epoch <= args.pretrain_epochs else TERMS
+def set_learning_rates(args: argparse.Namespace, models: Models, progress: Progress, batches: int) -> None:
+    """Set both optimisers' rates for the update that is due; warm-up and cosine go over each phase's own epochs."""
+    pixel_only = progress.epoch <= args.pretrain_epochs
+    first, epochs = (1, args.pretrain_epochs) if pixel_only else (args.pretrain_epochs + 1, args.epochs)
+    step, total = (progress.epoch - first) * batches + progress.batch, epochs * batches
+    peak_g, peak_d = (args.pretrain_learning_rate,) * 2 if pixel_only else (args.learning_rate, args.learning_rate_d)
+    for optimizer, peak in ((models.optimizer_g, peak_g), (models.optimizer_d, peak_d)):
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, total, peak, args.lr_schedule, args.warmup_steps)
 
 
 def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, stop: cli.StopRequest) -> int | None:
-    """Make the updates of an epoch that are not made yet; return the signal that stops the run, None where there is none.
-
-    Raises:
-        RunError: a loss is not finite.
-    """
-    pixel_only = progress.epoch <= args.pretrain_epochs
-    step, terms = pixel_step if pixel_only else adversarial_step, terms_of(args, progress.epoch)
-    first, epochs = (1, args.pretrain_epochs) if pixel_only else (args.pretrain_epochs + 1, args.epochs)
-    peak = args.pretrain_learning_rate if pixel_only else args.learning_rate
-    batches = len(loader)
-    if progress.sums is None:
-        progress.sums = torch.zeros(len(terms))
-    progress.sums = progress.sums.to(models.device)
+    """Make the epoch's updates that are still due; return the signal that stops the run, None where there is none."""
+    set_switches(same_sizes=True)
+    step, batches = step_of(args, progress.epoch), len(loader)
     loader.batch_sampler.epoch, loader.batch_sampler.first_batch = progress.epoch, progress.batch
-    stop_every = 8 if distributed.world_size() > 1 and args.device == "cuda" else 1  # to agree, a GPU's process has to wait
+    stop_every = 8 if distributed.world_size() > 1 and args.device == "cuda" else 1  # agreeing waits for the GPU
     began, shown, before = time.monotonic(), time.monotonic(), progress.seconds
-    title = f"epoch {progress.epoch}/{args.pretrain_epochs + args.epochs}{' pixel-only' if pixel_only else ''}"
+    title = f"epoch {progress.epoch}/{args.pretrain_epochs + args.epochs}{' pixel-only' if step is pixel_step else ''}"
     with cli.progress_bar(total=batches, initial=progress.batch, desc=title, unit="step") as bar:
         for lr, hr in loader:
-            rate = learning_rate_at(
-                (progress.epoch - first) * batches + progress.batch, epochs * batches, peak, args.lr_schedule, args.warmup_steps
-            )
-            for optimizer in (models.optimizer_g, models.optimizer_d):
-                optimizer.param_groups[0]["lr"] = rate
-            lr, hr = (images.uint8_to_signed(batch.to(models.device, non_blocking=True)) for batch in (lr, hr))
-            samples = len(lr) * distributed.world_size()
-            progress.sums += step(models, lr, hr) * samples
+            set_learning_rates(args, models, progress, batches)
+            lr, hr = (images.uint8_to_signed(x.to(models.device, non_blocking=x.is_pinned())) for x in (lr, hr))
+            progress.add(step(models, lr, hr), len(lr) * distributed.world_size())
             if models.ema:
-                models.ema.update_parameters(models.generator)
-            progress.batch += 1
-            progress.samples += samples
+                models.update_average()
             progress.seconds = before + time.monotonic() - began
             if time.monotonic() - shown > 0.5 or progress.batch == batches:
                 shown = time.monotonic()
-                means = progress.means(terms)  # waits for the device
                 speed = progress.samples / progress.seconds
-                bar.set_postfix_str(f"{run_log.describe_terms(means)}  {speed:.1f} images/s", refresh=False)
+                means = run_log.describe_terms(progress.means())  # waits for the device
+                bar.set_postfix_str(f"{means}  {speed:.1f} images/s", refresh=False)
             bar.update()
-            if progress.batch % stop_every == 0 or progress.batch == batches:
-                stopped = distributed.agree(stop)
-                if stopped:
-                    return stopped
+            if (progress.batch % stop_every == 0 or progress.batch == batches) and (stopped := distributed.agree(stop)):
+                return stopped
     return None
 
 
@@ -187,195 +199,96 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
 
 def run(args: argparse.Namespace, out: Path) -> int:
     """Train from where `out` stands to the last epoch; return the exit status."""
-    folder, total_epochs, options = out / "checkpoints", args.pretrain_epochs + args.epochs, plain_options(args)
-    leader = distributed.rank() == 0  # the one process that writes
-    if leader:
-        files.remove_leftovers(out, folder, *(out / "validation").glob("epoch_*"))
-    saved, problem = checkpoint.load_checkpoint(folder)
-    place = saved and (saved["progress"]["epoch"], saved["progress"]["batch"])
-    if set(distributed.gather(place)) != {place}:
-        raise cli.UserError(f"--out {out}: is not the same folder for all processes; put it where all machines see it")
-    if problem and leader:
-        print(f"warning: {problem}; going on from previous.pth", file=sys.stderr)
+    # Open the run, or go on with it
+    saved, last_epoch = None if args.dry_run else checkpoint.open_run(out), args.pretrain_epochs + args.epochs
     if saved:
-        begun_with = plain_options(get_args_parser().parse_args([])) | saved["options"]  # it may be from before an option was
-        checkpoint.check_same_options(begun_with, options, FREE_OPTIONS)
-        if saved["progress"]["epoch"] > total_epochs:
+        check_restart(args, saved)
+        if saved["progress"]["epoch"] > last_epoch:
             print(f"{out}: finished after {len(saved['rows'])} epochs; nothing to do (a larger --epochs goes on)")
             return 0
-    with distributed.one_after_another():  # the first builds the caches and downloads
+
+    # Images
+    with distributed.one_after_another():  # the first process builds the caches and downloads
         train_set, val_set = open_datasets(args)
-        if needs_vgg(args):
-            vgg16_state_dict(args.vgg_weights)
-    seen = {"training": train_set.store.fingerprint(), "validation": val_set.store.fingerprint()}
-    for what in seen if saved else ():
-        checkpoint.check_same_images(what, saved["images"][what], seen[what])
-    models, progress, rows = Models(args, None if saved else args.init), Progress(), []
-    machine = {name: getattr(args, name) for name in ("device", "precision", "compile")}
-    machine |= {"threads": torch.get_num_threads(), "processes": distributed.world_size()}
-    if saved:
-        for name, part in models.state.items():
-            if saved["models"].get(name):  # the scaler of a run that was not fp16 is empty
-                part.load_state_dict(saved["models"][name])
-        progress, rows = Progress(**saved["progress"]), saved["rows"]
-        if progress.sums is not None:  # one row for every process
-            same = len(progress.sums) == distributed.world_size()
-            progress.sums = progress.sums[distributed.rank()] if same else progress.sums.mean(0)
-        print(f"{out}: going on with epoch {progress.epoch}, step {progress.batch + 1}")
-        if saved["machine"] != machine:
-            print(f"bit-exactness with the earlier part ends here: {saved['machine']} became {machine}")
-    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    loader = new_loader(train_set, args.batch_size, args.seed, args.workers, pin=args.device == "cuda", **share)
-    counts = [len(train_set.usable), len(val_set)]
-    print(run_log.describe_plan(args, [models.generator, models.discriminator], counts, loader), flush=True)
-    board = None
-    if leader:
-        for name in ("checkpoints", "validation"):
-            files.make_folder(out / name)
-        if problem:
-            (folder / checkpoint.LAST).unlink()  # a damaged file must not take the place of previous.pth at the next save
-        board = run_log.TensorBoard(out / "tensorboard", len(rows)) if args.tensorboard else None
-        run_log.write_config(out / "config.json", options, models.device)
-        run_log.write_statistics(out / "statistics.csv", rows)
+        facts = run_log.describe_run(args, train_set, val_set)
+    loader = new_loader(train_set, args.batch_size, args.seed, args.workers, args.device == "cuda", *distributed.place())
 
-    def save() -> None:
-        sums = None if progress.sums is None else torch.stack(distributed.gather(progress.sums.cpu()))
-        if leader:
-            state = {"options": options, "machine": machine, "images": seen, "rows": rows}
-            state["models"] = {name: part.state_dict() for name, part in models.state.items()}
-            state["progress"] = {**vars(progress), "sums": sums}
-            checkpoint.save_checkpoint(folder, state)
-        distributed.barrier()
+    # Networks
+    models = Models(args, None if saved else args.init)
+    progress, rows = checkpoint.restore(saved, models.state, facts, models.device) if saved else (Progress(), [])
+    print(run_log.describe_plan(args, models.generator, models.discriminator, train_set, val_set, loader), flush=True)
+    if args.dry_run:
+        return dry_run(args, models, loader, val_set)
 
-    try:
-        lpips = metrics.LPIPS(download=False).to(models.device)
-    except ValueError as error:
-        lpips = None
-        print(error)
-    bicubic_scores: dict[int, tuple[float, float]] = {}
-    with cli.StopRequest() as stop, workers_of(loader):
+    # Epochs
+    lpips = metrics.LPIPS().to(models.device) if args.lpips else None
+    with cli.StopRequest() as stop, workers_of(loader), run_log.RunLog(out, facts, rows) as log:
         stopped = distributed.agree(stop)
-        while progress.epoch <= total_epochs and not stopped:
-            epoch = progress.epoch
-            if progress.batch == 0 and epoch in (1, args.pretrain_epochs + 1):  # a phase begins
-                models.optimizer_g, progress.best_psnr = new_adam(models.generator), -math.inf
-            if epoch > args.pretrain_epochs and models.loss is None:
-                models.loss = new_loss(args, models.device)
+        while progress.epoch <= last_epoch and not stopped:
+            begin_phase(args, models, progress)
             if progress.batch < len(loader):
                 stopped = train_epoch(args, models, loader, progress, stop)
-                progress.check_weights({"generator": models.validated, "discriminator": models.discriminator})
-            due = epoch % args.val_every == 0 or epoch in (args.pretrain_epochs, total_epochs)
-            scores, began = {}, time.monotonic()
-            triplets = out / "validation" / f"epoch_{epoch:03d}"
-            if due and not stopped:
-                distributed.share_buffers(models.validated)
-                scores = validate(
-                    models.validated, val_set, args.precision, bicubic_scores, triplets, args.val_triplets, stop, lpips
-                )
-                stopped = distributed.agree(stop)
-            if stopped and not scores:  # the epoch is not whole
-                break
-            progress.sums = distributed.mean(progress.sums)
-            missing = ("Loss_Perceptual",) if args.perceptual_weight == 0 else ()
-            rate = models.optimizer_g.param_groups[0]["lr"]
-            rows.append(run_log.new_row(progress, terms_of(args, epoch), missing, rate, time.monotonic() - began, scores))
-            print(run_log.describe_epoch(rows, total_epochs), flush=True)
-            best = scores.get("PSNR", -math.inf) > progress.best_psnr
-            kept = {"last": True, "best": best, "pretrained": epoch == args.pretrain_epochs}
-            for name in [name for name, due in kept.items() if due and leader]:
-                facts = {"epoch": epoch, "validation_psnr_db": scores.get("PSNR")}
-                checkpoint.save_generator(folder / f"generator_{name}.pth", models.validated, **facts)
-            progress = Progress(epoch=epoch + 1, best_psnr=scores["PSNR"] if best else progress.best_psnr)
-            if leader:
-                run_log.write_statistics(out / "statistics.csv", rows)
-            save()
-            if board:
-                board.write(rows[-1], triplets)
-        if progress.batch:
-            save()
-    if board:
-        board.close()
-    if stopped:
-        if leader:
-            done = f"stopped in epoch {progress.epoch} after step {progress.batch}"
-            print(f"{done}; run the same command to go on", file=sys.stderr)
-        return 128 + stopped
-    print(f"finished: {run_log.describe_result(rows)}; all of it is in {out}")
+            scores = None if stopped else validate_epoch(args, models.validated, val_set, progress, stop, lpips)
+            stopped = distributed.agree(stop)
+            if scores is not None:
+                progress = finish_epoch(args, models, progress, scores, log)
+            checkpoint.save_run(out, models.state, progress, rows, facts)
+    return log.close(progress, stopped)
+
+
+def begin_phase(args: argparse.Namespace, models: Models, progress: Progress) -> None:
+    """Begin a phase with a new optimiser of G and no best result; make the generator's loss when it is first due."""
+    if progress.batch == 0 and progress.epoch in (1, args.pretrain_epochs + 1):
+        models.optimizer_g, progress.best_psnr = new_adam(models.generator), -math.inf
+    if progress.epoch > args.pretrain_epochs and models.loss is None:
+        models.loss = new_loss(args, models.device)
+
+
+def finish_epoch(args, models: Models, progress: Progress, scores: dict[str, float], log) -> Progress:
+    """Log a whole epoch and write its generator files; return the progress with which the next one begins."""
+    progress.check_weights({"generator": models.validated, "discriminator": models.discriminator})
+    log.add(progress, models.optimizer_g.param_groups[0]["lr"], scores, args.pretrain_epochs + args.epochs)
+    best = scores.get("PSNR", -math.inf) > progress.best_psnr
+    kept = {"last": True, "best": best, "pretrained": progress.epoch == args.pretrain_epochs}
+    kept[f"epoch_{progress.epoch:03d}"] = bool(args.save_every) and progress.epoch % args.save_every == 0
+    for name in [name for name, due in kept.items() if due and distributed.rank() == 0]:
+        path = args.out / "checkpoints" / f"generator_{name}.pth"
+        checkpoint.save_generator(path, models.validated, epoch=progress.epoch, validation_psnr_db=scores.get("PSNR"))
+    return Progress(epoch=progress.epoch + 1, best_psnr=scores["PSNR"] if best else progress.best_psnr)
+
+
+def dry_run(args: argparse.Namespace, models: Models, loader: DataLoader, val_set: ValDatasetFromFolder) -> int:
+    """Run a step of each phase and one validation image, print shapes and values, write nothing."""
+    lr, hr = (images.uint8_to_signed(batch.to(models.device)) for batch in next(iter(loader)))
+    print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {tuple(models.generate(lr).shape)}")
+    for epoch in sorted({1, args.pretrain_epochs + 1} if args.epochs else {1}):
+        begin_phase(args, models, Progress(epoch))
+        set_learning_rates(args, models, Progress(epoch), len(loader))
+        values = step_of(args, epoch)(models, lr, hr)
+        print(f"step of epoch {epoch}:", {name: value.item() for name, value in values.items()})
+    val_set.usable = val_set.usable[:1]
+    print("validation image:", validate(models.validated, val_set, args.precision, None, 0, cli.StopRequest()))
+    print("dry run: nothing was written")
     return 0
-
-
-# --- what a run is made of ----------------------------------------------------------------------------------------
-
-
-def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, ValDatasetFromFolder]:
-    """Open both folders, through their caches unless told not to; name the images that are left out."""
-    for folder, option in ((args.train_dir, "--train-dir"), (args.val_dir, "--val-dir")):
-        if not folder.is_dir():
-            raise cli.UserError(
-                f"{folder}: no such folder; get DIV2K by `python prepare_data.py div2k`, or name yours by {option}"
-            )
-
-    def shared(folder: Path, lr_folder: Path | None) -> dict[str, Any]:
-        cache = None if args.no_cache or args.dry_run else cache_folder_for(folder, args.cache, args.out)
-        return {"upscale": args.upscale, "lr_folder": lr_folder, "cache_folder": cache, "skip_bad": args.skip_bad_images}
-
-    options = {"crops_per_image": args.crops_per_image, "seed": args.seed, **shared(args.train_dir, args.train_lr_dir)}
-    train_set = TrainDatasetFromFolder(args.train_dir, args.crop, **options)
-    val_set = ValDatasetFromFolder(args.val_dir, count=args.val_images, **shared(args.val_dir, args.val_lr_dir))
-    for dataset in (train_set, val_set):
-        print(describe_left_out(dataset), end="")
-    batches = (args.batch_size, len(train_set) % args.batch_size)
-    if args.discriminator == "multiscale" and args.crop < 68 and 1 in (size // distributed.world_size() for size in batches):
-        raise cli.UserError(
-            f"--discriminator multiscale with --crop {args.crop} cannot take a batch of one; use --crop 68 or more"
-        )
-    return train_set, val_set
 
 
 def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
     """Return the generator's loss, with VGG16 loaded where its weight is not 0."""
-    vgg = VGG16Features(vgg16_state_dict(args.vgg_weights)) if args.perceptual_weight > 0 else None
-    weights = (args.pixel_weight, args.adversarial_weight, args.perceptual_weight, args.tv_weight)
-    loss = GeneratorLoss(vgg, *weights, args.pixel_loss)
+    vgg = VGG16Features(pretrained.vgg16_state_dict(args.vgg_weights)) if args.perceptual_weight else None
+    weights = {name: value for name, value in vars(args).items() if name.endswith("_weight")}  # pixel_weight and so on
+    loss = GeneratorLoss(vgg=vgg, pixel_loss=args.pixel_loss, **weights)
     return loss.to(device=device, memory_format=torch.channels_last)
-
-
-def dry_run(args: argparse.Namespace) -> int:
-    """Build everything, run one step of each phase and one validation image, print shapes and the plan; write nothing."""
-    train_set, val_set = open_datasets(args)
-    models = Models(args, args.init)
-    loader = new_loader(train_set, args.batch_size, args.seed, 0)
-    counts = [len(train_set.usable), len(val_set)]
-    print(run_log.describe_plan(args, [models.generator, models.discriminator], counts, loader), flush=True)
-    lr, hr = (images.uint8_to_signed(batch.to(models.device)) for batch in next(iter(loader)))
-    print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {tuple(models.generate(lr).shape)}")
-    if args.pretrain_epochs:
-        print("pixel-only step:", dict(zip(PIXEL_TERMS, pixel_step(models, lr, hr).tolist())))
-    if args.epochs:
-        models.loss = new_loss(args, models.device)
-        print("adversarial step:", dict(zip(TERMS, adversarial_step(models, lr, hr).tolist())))
-    val_set.usable = val_set.usable[:1]
-    print("validation image:", validate(models.generator, val_set, args.precision, {}, None, 0, cli.StopRequest()))
-    print("dry run: nothing was written")
-    return 0
 
 
 def main(args: argparse.Namespace) -> int:
     """Train, or go on with the run in `--out`."""
     resolve(args)
     with distributed.processes(torch.device(args.device)), contextlib.ExitStack() as held:
-        if args.dry_run:
-            return dry_run(args)
-        if distributed.rank() == 0:
+        if distributed.rank() == 0 and not args.dry_run:
             held.enter_context(files.lock(files.make_folder(args.out) / ".lock"))
-        try:
-            return run(args, args.out)
-        except (RuntimeError, MemoryError) as error:
-            if not cli.is_out_of_memory(error):
-                raise
-            advice = "a smaller --batch-size, --crop or --blocks needs less (in another --out), and so may --precision bf16"
-            raise MemoryError(f"{cli.describe(error)}; {advice}") from error
+        return run(args, args.out)
 
 
 if __name__ == "__main__":
-    cli.run_script(main, get_args_parser())
+    advice = "a smaller --batch-size, --crop or --blocks needs less (in another --out), and so may --precision bf16"
+    cli.run_script(main, get_args_parser(__doc__), memory_advice=advice)

@@ -1,9 +1,12 @@
 """The figures of a generator over whole validation images, and the pictures bicubic | HR | SR."""
 
+import argparse
 import operator
+import time
 from functools import reduce
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -11,6 +14,31 @@ import inference
 import metrics
 from dataloader import ValDatasetFromFolder
 from utils import cli, distributed, files, images
+from utils.checkpoint import Progress
+from utils.device import set_switches
+
+
+def validate_epoch(
+    args: argparse.Namespace,
+    generator: nn.Module,
+    dataset: ValDatasetFromFolder,
+    progress: Progress,
+    stop: cli.StopRequest,
+    lpips: metrics.LPIPS | None,
+) -> dict[str, float] | None:
+    """Validate an epoch of train.py where it is due: by `--val-every`, and at the end of each phase.
+
+    Returns:
+        The scores by CSV column, {} where the epoch is not due, None when stopped.
+    """
+    if progress.epoch % args.val_every and progress.epoch not in (args.pretrain_epochs, args.pretrain_epochs + args.epochs):
+        return {}
+    began, folder = time.monotonic(), args.out / "validation" / f"epoch_{progress.epoch:03d}"
+    set_switches()
+    distributed.share_buffers(generator)
+    scores = validate(generator, dataset, args.precision, folder, args.val_triplets, stop, lpips)
+    progress.validation_seconds = time.monotonic() - began
+    return scores
 
 
 @torch.inference_mode()
@@ -18,49 +46,57 @@ def validate(
     generator: nn.Module,
     dataset: ValDatasetFromFolder,
     precision: str,
-    bicubic_scores: dict[int, tuple[float, float]],
     folder: Path | None,
     triplets: int,
     stop: cli.StopRequest,
     lpips: metrics.LPIPS | None = None,
 ) -> dict[str, float] | None:
-    """Return the mean PSNR and SSIM of SR and of bicubic over whole 8-bit images, one held at a time; None when stopped.
+    """Return the mean scores of SR and of bicubic over whole 8-bit images, by CSV column; None when stopped.
 
-    The first `triplets` images are drawn as bicubic | HR | SR in `folder`. `bicubic_scores` keeps bicubic's own figures,
-    which never change, from one call to the next. With `lpips`, its mean is returned too. Of several processes each
+    One image is held at a time. The first `triplets` images are drawn as bicubic | HR | SR in `folder`. Bicubic's own
+    scores, which never change, are kept in `dataset.bicubic_scores` from one call to the next. Of several processes each
     takes its share of the images.
     """
-    device = next(generator.parameters()).device
-    was_training = generator.training
+    device, was_training = next(generator.parameters()).device, generator.training
     generator.eval()
-    scores, distances, pictures = {}, {}, {}
-    share = range(distributed.rank(), len(dataset), distributed.world_size())
+    rows, pictures = {}, {}  # by index
     try:
+        share = range(distributed.rank(), len(dataset), distributed.world_size())
         for index in cli.progress_bar(share, desc="validation", unit="image"):
             if stop.number:
-                scores = None
+                rows = None
                 break
             name, lr, bicubic, hr = dataset[index]
             sr = inference.upscale(generator, images.to_array(lr), precision=precision)
-            target = hr.to(device)
-            if index not in bicubic_scores:
-                bicubic_scores[index] = metrics.psnr_ssim_rgb(bicubic.to(device), target)
-            result = images.to_tensor(sr).to(device)
-            scores[index] = (*metrics.psnr_ssim_rgb(result, target), *bicubic_scores[index])
+            result, bicubic_result, target = (image.to(device) for image in (images.to_tensor(sr), bicubic, hr))
+            if index not in dataset.bicubic_scores:
+                psnr, ssim = metrics.psnr_ssim_rgb(bicubic_result, target)
+                dataset.bicubic_scores[index] = {"Bicubic_PSNR": psnr, "Bicubic_SSIM": ssim}
+            psnr, ssim = metrics.psnr_ssim_rgb(result, target)
+            rows[index] = {"PSNR": psnr, "SSIM": ssim, **dataset.bicubic_scores[index]}
             if lpips is not None and min(target.shape[-2:]) >= metrics.LPIPS_LEAST_SIDE:
-                distances[index] = lpips(images.uint8_to_signed(result), images.uint8_to_signed(target)).item()
+                rows[index]["LPIPS"] = lpips(images.uint8_to_signed(result), images.uint8_to_signed(target)).item()
             if index < triplets and folder is not None:
-                shown = zip((images.to_array(bicubic), images.to_array(hr), sr), ("bicubic {2:.2f} dB", "HR", "SR {0:.2f} dB"))
-                row = [(label.format(*scores[index]), images.crop_centre(picture, 400)) for picture, label in shown]
-                pictures[name] = images.Picture(images.side_by_side(row))
+                pictures[name] = triplet(images.to_array(bicubic), images.to_array(hr), sr, rows[index])
     finally:
         generator.train(was_training)
-    shares = distributed.gather((scores, distances, pictures))
-    if any(scores is None for scores, *_ in shares):
+    shares = distributed.gather((rows, pictures))
+    if any(rows is None for rows, _ in shares):
         return None
-    scores, distances, pictures = (reduce(operator.or_, parts) for parts in zip(*shares))
+    rows, pictures = (reduce(operator.or_, parts) for parts in zip(*shares))
     for name, picture in pictures.items() if distributed.rank() == 0 else ():
         images.write_picture(files.make_folder(folder) / f"{name}.png", picture)
-    means = torch.tensor([scores[index] for index in sorted(scores)], dtype=torch.float64).mean(0).tolist()
-    distance = {"LPIPS": sum(distances.values()) / len(distances)} if distances else {}
-    return dict(zip(("PSNR", "SSIM", "Bicubic_PSNR", "Bicubic_SSIM"), means)) | distance
+    return mean_scores([rows[index] for index in sorted(rows)])
+
+
+def triplet(bicubic: np.ndarray, hr: np.ndarray, sr: np.ndarray, scores: dict[str, float]) -> images.Picture:
+    """Set the centres of three pictures (H, W, 3) uint8 side by side, at most 400 pixels a side, with their PSNR."""
+    labels = (f"bicubic {scores['Bicubic_PSNR']:.2f} dB", "HR", f"SR {scores['PSNR']:.2f} dB")
+    centres = [images.crop_centre(picture, 400) for picture in (bicubic, hr, sr)]
+    return images.Picture(images.side_by_side(zip(labels, centres, strict=True)))
+
+
+def mean_scores(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each score over the images that have it."""
+    columns = {name: [row[name] for row in rows if name in row] for row in rows for name in row}
+    return {name: torch.tensor(values, dtype=torch.float64).mean().item() for name, values in columns.items()}

@@ -13,10 +13,10 @@ import torch
 from torch.utils.data import DataLoader
 
 import train
-from dataloader import new_loader, workers_of
+from dataloader import new_loader, open_datasets, workers_of
 from utils import cli
+from utils.checkpoint import Progress
 from utils.device import resolve_device
-from utils.run_log import Progress
 
 
 def classic_epoch(training: classic.Training, loader: DataLoader, val_set, out: Path, device) -> dict[str, float]:
@@ -29,15 +29,15 @@ def classic_epoch(training: classic.Training, loader: DataLoader, val_set, out: 
     return {"training": trained - began, "validation": time.perf_counter() - trained}
 
 
-def our_epoch(options, models, loader: DataLoader, val_set, out: Path, epoch: int, bicubic: dict) -> dict[str, float]:
+def our_epoch(options, models, loader: DataLoader, val_set, out: Path, epoch: int) -> dict[str, float]:
     """Run an epoch of train.py; return its seconds of training and of validation."""
     progress = Progress(epoch=epoch)
     began = time.perf_counter()
     with cli.StopRequest() as stop:
         train.train_epoch(options, models, loader, progress, stop)
-        progress.means(train.terms_of(options, epoch))
+        progress.means()
         trained = time.perf_counter()
-        train.validate(models.validated, val_set, options.precision, bicubic, out, options.val_triplets, stop)
+        train.validate(models.validated, val_set, options.precision, out, options.val_triplets, stop)
     return {"training": trained - began, "validation": time.perf_counter() - trained}
 
 
@@ -54,7 +54,7 @@ def main(args) -> int:
         options = train.get_args_parser().parse_args(list(map(str, words)))
         train.resolve(options)
         began = time.perf_counter()
-        train_set, val_set = train.open_datasets(options)
+        train_set, val_set = open_datasets(options)
         cache_seconds = time.perf_counter() - began
         models = train.Models(options)
         models.loss = train.new_loss(options, device)
@@ -62,10 +62,9 @@ def main(args) -> int:
         reference = classic.Training(train.new_loss(options, device).to(memory_format=torch.contiguous_format), device)
         dataset = classic.TrainDataset(folders["train"], options.crop)
         slow_loader = DataLoader(dataset, options.batch_size, shuffle=True, num_workers=4 if device.type == "cuda" else 0)
-        bicubic: dict = {}
         with workers_of(loader):
-            first = our_epoch(options, models, loader, val_set, folders["out"], 1, bicubic)
-            ours = our_epoch(options, models, loader, val_set, folders["out"], 2, bicubic)
+            first = our_epoch(options, models, loader, val_set, folders["out"], 1)
+            ours = our_epoch(options, models, loader, val_set, folders["out"], 2)
         side = options.crop // 4
         reference.step(torch.zeros(2, 3, side, side, device=device), torch.zeros(2, 3, 4 * side, 4 * side, device=device))
         slow = classic_epoch(reference, slow_loader, classic.ValDataset(folders["valid"]), folders["out"], device)

@@ -6,10 +6,69 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 FORMATS = {"png": {}, "jpg": {"quality": 90}, "webp": {"quality": 90}, "tif": {"compression": "tiff_lzw"}, "bmp": {}, "gif": {}}
 MODES = ("RGB", "L", "P", "RGBA", "CMYK", "I;16", "1")
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" exif:PixelXDimension="24" dc:title="XMP title">'
+    b"<xmp:Thumbnails><rdf:Alt>AAAA</rdf:Alt></xmp:Thumbnails><tiff:ImageWidth>24</tiff:ImageWidth></rdf:Description></x:xmpmeta>"
+)
+
+
+def exif(order: str = "<", width: int = 24, height: int = 20, orientation: int = 1) -> bytes:
+    """An EXIF block as cameras write it: text that is not ASCII, sizes as SHORT, a maker note, GPS, and a thumbnail."""
+
+    def directory(offset: int, entries: list, following: int = 0) -> bytes:
+        """A directory of (tag, type, count, value: a number or bytes that follow the directory), and the next one's offset."""
+        head, tail = struct.pack(f"{order}H", len(entries)), b""
+        for tag, kind, count, value in entries:
+            if isinstance(value, bytes) and len(value) <= 4:
+                field = value.ljust(4, b"\0")
+            elif isinstance(value, bytes):
+                field = struct.pack(f"{order}I", offset + 6 + 12 * len(entries) + len(tail))
+                tail += value
+            else:
+                field = struct.pack(f"{order}{'HI'[kind == 4]}", value).ljust(4, b"\0")
+            head += struct.pack(f"{order}HHI", tag, kind, count) + field
+        return head + struct.pack(f"{order}I", following) + tail
+
+    artist = "Jürgen ©".encode() + b"\0"
+    sizes = [(40962, 3, 1, width), (40963, 3, 1, height)]
+    parts = [
+        (200, [(37500, 7, 12, b"NoteOfMaker\0"), *sizes, (42036, 2, 9, b"35mm f/2\0")], 0),
+        (400, [(1, 2, 2, b"N\0"), (2, 5, 3, struct.pack(f"{order}6I", 52, 1, 30, 1, 0, 1))], 0),
+        (600, [(513, 4, 1, 700), (514, 4, 1, 4)], 0),
+    ]
+    first = [
+        (271, 2, 6, b"Maker\0"),
+        (274, 3, 1, orientation),
+        (315, 2, len(artist), artist),
+        (34665, 4, 1, 200),
+        (34853, 4, 1, 400),
+    ]
+    block = bytearray(704)
+    block[:8] = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
+    for offset, entries, following in [(8, first, 600), *parts]:
+        content = directory(offset, entries, following)
+        block[offset : offset + len(content)] = content
+    block[700:] = b"\xff\xd8\xff\xd9"
+    return bytes(block)
+
+
+def described_options(suffix: str, **options) -> dict:
+    """Pillow's options that save EXIF, XMP and resolution in a file of a format, as far as Pillow can."""
+    block = b"Exif\0\0" + exif(**options)
+    if suffix == "png":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        return {"exif": block, "pnginfo": info, "dpi": (300, 300)}
+    if suffix == "tif":
+        tags = Image.Exif()
+        tags.load(block)
+        tags[700] = XMP
+        return {"exif": tags, "dpi": (300, 300)}
+    return {"exif": block, "xmp": XMP, "dpi": (300, 300)}
 
 
 def originals(seed: int = 0) -> list[tuple[str, bytes]]:
@@ -29,6 +88,14 @@ def originals(seed: int = 0) -> list[tuple[str, bytes]]:
             except (OSError, ValueError, KeyError):
                 continue  # a mode that the format does not have
             found.append((suffix, file.getvalue()))
+    for suffix in ("jpg", "png", "webp", "tif"):
+        file = io.BytesIO()
+        smooth.save(file, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()), **described_options(suffix))
+        found.append((suffix, file.getvalue()))
+    for suffix in ("gif", "tif"):
+        file = io.BytesIO()
+        smooth.save(file, {"tif": "TIFF"}.get(suffix, "GIF"), save_all=True, append_images=[smooth.rotate(180)])
+        found.append((suffix, file.getvalue()))
     return found
 
 

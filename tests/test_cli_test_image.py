@@ -1,12 +1,15 @@
 import os
 
+import corpus
 import numpy as np
 import pytest
 import torch
 from conftest import photograph, run, the_error
-from PIL import Image
+from PIL import Image, ImageCms, ImageDraw
 
+import inference
 import metrics
+import test_image
 from model import Generator
 from utils import checkpoint, images
 
@@ -39,7 +42,7 @@ def test_images_and_folders_of_every_mode(tmp_path, weights, astronaut):
         "turned_x4.png": (80, 120),
         "größe 16 bit_x4.png": (4, 4),
     }
-    assert Image.open(folder / "alpha_x4.png").mode == "RGBA" and Image.open(folder / "gray_x4.png").mode == "RGB"
+    assert Image.open(folder / "alpha_x4.png").mode == "RGBA" and Image.open(folder / "gray_x4.png").mode == "L"
     before = sorted(os.listdir(folder))
     error = the_error(run("test_image.py", folder, "--weights", weights / "x4.pth", status=None))
     assert "exists already; pass --overwrite" in error
@@ -67,6 +70,10 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:900])
     (tmp_path / "none.png").touch()
     (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    rgb.save(tmp_path / "other" / "A.png")
+    wide = tmp_path / "wide.png"
+    Image.new("L", (4101, 1)).save(wide)
     Image.new("1", (2000, 2000)).save(tmp_path / "bomb.png")
     (tmp_path / "w.pth").write_bytes(b"nothing")
 
@@ -90,12 +97,28 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         ([a, *good, "--out", tmp_path / "x.gif"], "cannot write .gif"),
         ([a, *good, "--out", tmp_path / "w.pth" / "x.png"], "cannot be written"),
         ([a, tmp_path / "b.png", *good, "--out", tmp_path / "c.png"], "name a folder"),
-        ([a, tmp_path / "a.jpg", *good], "would both be written"),
+        ([a, tmp_path / "other" / "A.png", *good, "--out", tmp_path / "folder"], "would both be written"),
+        ([wide, *good, "--out", tmp_path / "x.webp"], "WEBP holds at most 16383 pixels a side, this is 16404x4"),
+        ([a, *good, "--out", tmp_path / "A.PNG"], "would be written over"),
     ]
     before = sorted(tmp_path.rglob("*"))
     for arguments, reason in cases:
         assert reason in the_error(run("test_image.py", *arguments, status=None))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--suffix", "_big/er"], "cannot have / or"),
+        (["--suffix", "x" * 51], "more than 50 bytes"),
+        (["--overwrite", "--skip-existing"], "not allowed with"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(capsys, options, reason):
+    with pytest.raises(SystemExit):
+        test_image.get_args_parser().parse_args(["a.png", *options])
+    assert reason in capsys.readouterr().err
 
 
 def test_one_bad_image_of_several_does_not_stop_the_others(tmp_path, weights, astronaut):
@@ -104,6 +127,95 @@ def test_one_bad_image_of_several_does_not_stop_the_others(tmp_path, weights, as
     done = run("test_image.py", tmp_path, "--weights", weights / "x4.pth", status=2)
     assert (tmp_path / "b_x4.png").exists()
     assert "a.png: not an image" in done.stderr and "1 of 2 images were not enlarged" in done.stderr
+
+
+def test_a_folder_is_continued_where_it_stopped(tmp_path, weights, astronaut):
+    rgb = Image.fromarray(astronaut[:20, :30])
+    for name in ("a.png", "b.png", "c.png"):
+        rgb.save(tmp_path / name)
+    command = ["test_image.py", tmp_path, "--weights", weights / "x4.pth", "--compare"]
+    run(*command)
+    (tmp_path / "a_x4.png").write_bytes(b"kept")
+    (tmp_path / "b_x4.png").unlink()
+    (tmp_path / "c_x4_compare.png").unlink()
+    done = run(*command, "--skip-existing")
+    assert "1 of 3 images skipped" in done.stdout
+    assert (tmp_path / "a_x4.png").read_bytes() == b"kept"
+    assert (tmp_path / "b_x4.png").exists() and (tmp_path / "c_x4_compare.png").exists()
+    assert "3 of 3 images skipped" in run(*command, "--skip-existing").stdout
+
+
+def test_subfolders_are_mirrored_and_results_left_out(tmp_path, weights, astronaut):
+    rgb = Image.fromarray(astronaut[:8, :8])
+    for name in ("a.png", "deep/a.png", "deep/er/b.jpg"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(exist_ok=True)
+        rgb.save(path)
+    photos, out = tmp_path / "photos", tmp_path / "photos" / "out"
+    options = ["--weights", weights / "x4.pth", "--recursive"]
+    run("test_image.py", photos, *options, "--suffix", "", "--out", out)
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png")) == ["a.png", "deep/a.png", "deep/er/b.png"]
+    run("test_image.py", photos / "deep", *options, "--suffix", "_grün")
+    assert {path.name for path in (photos / "deep").rglob("*.*")} == {"a.png", "a_grün.png", "b.jpg", "b_grün.png"}
+    inputs = ["a.png", "deep/a.png", "deep/er/b.jpg"]
+    for plan in (
+        test_image.plan_outputs([photos / "deep"], None, "_grün", recursive=True),
+        test_image.plan_outputs([photos], out, "_grün", recursive=True),  # whose results lie in the folder that is read
+    ):
+        assert [path.relative_to(photos).as_posix() for path in plan] == inputs[-len(plan) :]
+    assert list(test_image.plan_outputs([photos], out, "")) == [photos / "a.png"]
+
+
+def test_images_whose_results_would_share_a_name_are_kept_apart(tmp_path, weights, astronaut):
+    for name, left in (("a.png", 0), ("A.jpg", 100), ("b.png", 200)):
+        Image.fromarray(astronaut[:8, left : left + 8]).save(tmp_path / name)
+    run("test_image.py", tmp_path, "--weights", weights / "x4.pth", "--out", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["A_jpg_x4.png", "a_png_x4.png", "b_x4.png"]
+
+
+def test_frames_that_are_left_out_are_told(tmp_path, weights, astronaut):
+    frames = [Image.fromarray(astronaut[top : top + 8, :8]) for top in (0, 100, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "b.png")
+    done = run("test_image.py", tmp_path, "--weights", weights / "x4.pth")
+    assert done.stderr.splitlines() == [f"{tmp_path / 'a.gif'}: 3 frames or pages, only the first is enlarged"]
+
+
+def test_gray_stays_gray_and_opaque_white_stays_white(tmp_path):
+    page = Image.new("L", (48, 24), 255)
+    ImageDraw.Draw(page).text((2, 2), "gray Text", fill=0)
+    page.save(tmp_path / "text.png")
+    page.convert("RGB").save(tmp_path / "rgb.png")
+    disc = Image.new("LA", (32, 32), (0, 0))
+    ImageDraw.Draw(disc).ellipse((6, 6, 25, 25), fill=(255, 255))
+    disc.save(tmp_path / "disc.png")
+    disc.convert("RGBA").save(tmp_path / "colour.png")
+    run("test_image.py", tmp_path, "--weights", "srgan_x4", "--precision", "fp32", "--device", "cpu", "--compare")
+    text = Image.open(tmp_path / "text_x4.png")
+    assert text.mode == "L" and np.asarray(text).min() < 30 and np.asarray(text).std() > 40
+    assert np.array_equal(np.asarray(text), np.asarray(Image.open(tmp_path / "rgb_x4.png")))
+    generator = inference.open_generator(inference.weights_file("srgan_x4"), torch.device("cpu"))
+    coloured = inference.upscale(generator, np.asarray(page.convert("RGB"))).astype(int)
+    assert np.ptp(coloured, axis=2).max() > 20  # what the network makes of it
+    assert np.abs(coloured.mean(2) - np.asarray(text)).max() <= 1
+    for name, mode in (("disc_x4.png", "LA"), ("colour_x4.png", "LA")):
+        result = Image.open(tmp_path / name)
+        assert result.mode == mode and result.getchannel("A").getextrema() == (0, 255)
+        on_white = Image.alpha_composite(Image.new("RGBA", result.size, "white"), result.convert("RGBA"))
+        assert np.asarray(on_white).min() >= 250, name
+
+
+def test_what_a_photo_says_of_itself_is_carried_over(tmp_path, weights, astronaut):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    options = corpus.described_options("jpg", orientation=6, width=30)
+    Image.fromarray(astronaut[:20, :30]).save(tmp_path / "a.jpg", icc_profile=profile, **options)
+    for name in ("b.png", "b.jpg", "b.tif"):
+        run("test_image.py", tmp_path / "a.jpg", "--weights", weights / "x4.pth", "--out", tmp_path / name)
+        with Image.open(tmp_path / name) as result:
+            exif = result.getexif()
+            assert result.size == (80, 120) and exif[274] == 1 and exif[271] == "Maker"
+            assert exif.get_ifd(34665)[40962] == 80 and b"XMP title" in result.info["xmp"]
+            assert result.info["icc_profile"] == profile and round(result.info["dpi"][0]) == 300
 
 
 def test_the_weights_in_the_box_beat_bicubic_without_another_step(tmp_path):

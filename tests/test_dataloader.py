@@ -1,6 +1,5 @@
-import os
 import pickle
-from pathlib import Path
+import zlib
 
 import numpy as np
 import pytest
@@ -8,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from dataloader import EpochSampler, TestDatasetFromFolder, TrainDatasetFromFolder, ValDatasetFromFolder, new_loader
-from utils import images, pixel_cache
+from utils import images
 
 
 def epoch_of(dataset, epoch: int, workers: int = 0, first_batch: int = 0):
@@ -45,6 +45,54 @@ def test_samples_do_not_depend_on_workers_cache_or_where_the_epoch_is_resumed(da
     assert all(torch.equal(a, b) for a, b in zip(dataset[(5, 3)], pickle.loads(pickle.dumps(dataset))[(5, 3)]))
 
 
+@pytest.mark.parametrize(
+    ("upscale", "checksums"),
+    [
+        (4, [(3418566890, 2404959509), (716592270, 3802613554), (2363131515, 2265747739)]),
+        (3, [(3680169235, 507499556), (1217432870, 2328314341), (25601164, 2426861004)]),
+    ],
+)
+def test_the_samples_of_an_epoch_are_those_that_earlier_versions_gave(tmp_path, upscale, checksums):
+    for index in range(3):
+        y, x, channel = np.ogrid[: 60 + 8 * index, :70, :3]
+        pixels = (x * 7 + y * (5 + index) + x * y // 9 + channel * 40) % 256
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{index}.png")
+    loader = new_loader(TrainDatasetFromFolder(tmp_path, 24, upscale, crops_per_image=4, seed=11), 5, seed=11, workers=0)
+    loader.batch_sampler.epoch = 3
+    assert next(iter(loader.batch_sampler)) == [(3, 8), (3, 9), (3, 4), (3, 6), (3, 11)]
+    found = [tuple(zlib.crc32(images.contiguous().numpy()) for images in (hr, lr)) for lr, hr in loader]
+    assert found == checksums
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_a_plain_loader_crops_anew_in_every_pass_and_repeats_itself_after_the_same_seed(dataset, workers, persistent):
+    def passes():
+        torch.manual_seed(1)
+        loader = DataLoader(dataset, 4, shuffle=True, num_workers=workers, persistent_workers=persistent)
+        return [list(loader) for _ in range(3)]
+
+    first, again = passes(), passes()
+    assert all(lr.shape == (4, 3, 8, 8) and hr.shape == (4, 3, 32, 32) for lr, hr in first[0])
+    crops = {hr.numpy().tobytes() for batches in first for _, hrs in batches for hr in hrs}
+    assert len(crops) > 20  # of 24: two may be the same by chance
+    assert all(same(a, b) for a, b in zip(first, again))
+
+
+def test_a_sample_of_an_epoch_does_not_depend_on_the_global_generator(dataset):
+    def sample(seed):
+        torch.manual_seed(seed)
+        return dataset[3], dataset[(5, 3)]
+
+    (plain, numbered), (other_plain, other_numbered) = sample(1), sample(2)
+    assert same([numbered], [other_numbered]) and not same([plain], [other_plain])
+
+
+def test_the_sampler_works_in_a_loader_of_ones_own(dataset):
+    sampler = EpochSampler(len(dataset), 3, seed=4)
+    sampler.epoch = 5
+    assert same(list(DataLoader(dataset, batch_sampler=sampler)), epoch_of(dataset, 5))
+
+
 def test_every_crop_is_a_turned_piece_of_its_image_on_the_grid_with_the_lr_of_the_whole(dataset, photos):
     image = images.crop_to_multiple(images.read_picture(photos[0] / "image_1.png").rgb, 4)
     lr_image = images.downscale(image, 4)
@@ -77,62 +125,6 @@ def test_an_epoch_visits_every_sample_once(length, batch_size, seed, epoch):
     assert {e for batch in batches for e, _ in batch} == {epoch}
 
 
-def test_the_cache_is_used_again_and_rebuilt_when_a_file_changes(photos, tmp_path, monkeypatch):
-    cache = tmp_path / "cache"
-    TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=cache)
-    (first,) = cache.glob("x4-*")
-    with monkeypatch.context() as patch:
-        patch.setattr(pixel_cache, "_build_cache", lambda *_: pytest.fail("was built again"))
-        TrainDatasetFromFolder(photos[0], 64, 4, cache_folder=cache)
-    Image.new("RGB", (102, 75), "red").save(photos[0] / "image_0.png")
-    changed = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=cache)
-    (second,) = cache.glob("x4-*")
-    assert second != first
-    assert changed[0][1].float().std((1, 2)).max() == 0
-
-
-def test_a_build_that_fails_leaves_no_cache(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(pixel_cache.files, "check_free_space", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(OSError, match="full"):
-        TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
-    assert os.listdir(tmp_path / "cache") == ["lock"]
-
-
-@pytest.mark.parametrize("damage", ["cut", "other version", "pixel", "index", "tail"])
-def test_a_damaged_cache_is_noticed_and_built_again(photos, tmp_path, capsys, damage):
-    good = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
-    (path,) = (tmp_path / "cache").glob("x4-*")
-    content = path.read_bytes()
-    if damage == "cut":
-        path.write_bytes(content[:-20])
-    else:
-        data = bytearray(content)
-        data[{"other version": -5, "pixel": 1000, "index": content.index(b'"height"') + 10, "tail": -28}[damage]] ^= 1
-        path.unlink()
-        path.write_bytes(data)
-    again = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
-    message = capsys.readouterr().err
-    assert str(path) in message and message.count("\n") == 1 and message.endswith("; decoding the images again\n")
-    assert path.read_bytes() == content and again.store.fingerprint() == good.store.fingerprint()
-    TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
-    assert capsys.readouterr().err == ""
-
-
-def test_an_image_that_can_be_read_again_is_taken_up(photos, tmp_path, monkeypatch):
-    def unreadable(path, *_):
-        if "image_1" in str(path):
-            raise PermissionError(13, "Permission denied", str(path))
-        return read(path)
-
-    read = pixel_cache.images.read_picture
-    options = {"cache_folder": tmp_path / "cache", "skip_bad": True}
-    for _ in range(2):
-        with monkeypatch.context() as patch:
-            patch.setattr(pixel_cache.images, "read_picture", unreadable)
-            assert len(TrainDatasetFromFolder(photos[0], 32, 4, **options)) == 3
-    assert len(TrainDatasetFromFolder(photos[0], 32, 4, **options)) == 4
-
-
 @pytest.mark.parametrize("cached", [True, False])
 def test_an_image_narrower_than_the_scale_is_too_small_and_not_damaged(photos, tmp_path, cached):
     Image.new("RGB", (40, 3)).save(photos[0] / "narrow.png")
@@ -143,21 +135,6 @@ def test_an_image_narrower_than_the_scale_is_too_small_and_not_damaged(photos, t
 def test_more_processes_than_samples_are_refused():
     with pytest.raises(ValueError, match="5 crops an epoch are too few for 8 processes"):
         EpochSampler(5, 8, world_size=8)
-
-
-@pytest.mark.parametrize("cached", [True, False])
-def test_bad_images_are_named_or_skipped(photos, tmp_path, cached):
-    cache = tmp_path / "cache" if cached else None
-    folder = photos[0]
-    (folder / "empty.png").touch()
-    (folder / "text.jpg").write_text("hello")
-    (folder / "cut.png").write_bytes((folder / "image_0.png").read_bytes()[:3000])
-    with pytest.raises(
-        ValueError, match=r"3 image\(s\) cannot be read: cut\.png: .*empty\.png: .*text\.jpg: .*--skip-bad-images"
-    ):
-        TrainDatasetFromFolder(folder, 32, 4, cache_folder=cache)
-    dataset = TrainDatasetFromFolder(folder, 32, 4, cache_folder=cache, skip_bad=True)
-    assert len(dataset) == 4 and len(dataset.store.bad) == 3
 
 
 def test_small_images_are_left_out(photos):
@@ -181,19 +158,13 @@ def test_validation_gives_whole_images_cropped_to_the_scale(photos, tmp_path):
     assert len(ValDatasetFromFolder(photos[1], 4, count=1)) == 1
 
 
-def test_lr_files_made_elsewhere_are_paired_by_name(photos, tmp_path):
-    lr_folder = tmp_path / "lr"
-    lr_folder.mkdir()
-    for index in range(4):
-        Image.new("RGB", (25, 18), (index, 0, 0)).save(lr_folder / f"image_{index}{'x4' if index % 2 else ''}.png")
-    dataset = TrainDatasetFromFolder(photos[0], 32, 4, lr_folder=lr_folder, cache_folder=tmp_path / "cache")
-    assert [int(dataset[index][0].max()) for index in range(4)] == [0, 1, 2, 3]
-    (lr_folder / "image_0.png").unlink()
-    Image.new("RGB", (24, 18)).save(lr_folder / "image_2.png")
-    with pytest.raises(
-        ValueError, match=r"2 image.*image_0\.png: no LR image.*image_2\.png: .*24x18 pixels do not fit .* 100x72"
-    ):
-        TrainDatasetFromFolder(photos[0], 32, 4, lr_folder=lr_folder, cache_folder=tmp_path / "cache")
+def test_names_differ_where_upper_and_lower_case_do_not(photos):
+    image = Image.open(photos[1] / "image_0.png")
+    for name in ("A.png", "a.jpg", "Sub/B.png", "sub_b.png"):
+        (photos[1] / name).parent.mkdir(exist_ok=True)
+        image.save(photos[1] / name)
+    for dataset in (ValDatasetFromFolder(photos[1], 4), TestDatasetFromFolder(photos[1])):
+        assert len(dataset) == 6 and len({name.lower() for name in dataset.names}) == 6
 
 
 def test_the_test_dataset_takes_either_folder(photos):
@@ -201,44 +172,3 @@ def test_the_test_dataset_takes_either_folder(photos):
     assert name == "image_0" and lr.shape == (1, 3, 75, 102) and hr is None
     name, lr, hr = TestDatasetFromFolder(None, photos[1], 3)[0]
     assert lr.shape == (1, 3, 25, 34) and hr.shape == (1, 3, 75, 102)
-
-
-def test_the_cache_goes_where_it_can_be_written(tmp_path, monkeypatch):
-    assert pixel_cache.cache_folder_for(tmp_path, Path("chosen"), Path("out")) == Path("chosen")
-    assert pixel_cache.cache_folder_for(tmp_path, None, Path("out")) == tmp_path / ".srgan-cache"
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert pixel_cache.cache_folder_for(tmp_path, None, Path("out")) == Path("out", ".srgan-cache")
-
-
-def test_several_processes_build_what_one_builds(tmp_path, astronaut):
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for index in range(24):
-        Image.fromarray(astronaut[index : index + 50, :60]).save(folder / f"{index}.png")
-    layout = pixel_cache.Layout(folder, 4)
-    stores = [pixel_cache.ImageStore.open(layout, tmp_path / f"cache{n}", processes=n) for n in (1, 3)]
-    assert stores[0].fingerprint() == stores[1].fingerprint()
-    assert all(np.array_equal(a, b) for i in range(24) for a, b in zip(stores[0][i], stores[1][i]))
-
-
-def test_lr_files_in_subfolders_are_paired_by_place_and_never_guessed(photos, tmp_path):
-    hr, lr = tmp_path / "hr", tmp_path / "lr"
-    for shade, place in enumerate(("one/a.png", "two/a.png", "b.png")):
-        for folder, side in ((hr, 64), (lr, 16)):
-            (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (side, side), (shade, 0, 0)).save(folder / place)
-    dataset = ValDatasetFromFolder(hr, 4, lr_folder=lr)
-    assert [(image[1][0, 0, 0, 0].item(), image[3][0, 0, 0, 0].item()) for image in dataset] == [(2, 2), (0, 0), (1, 1)]
-    (hr / "a.png").write_bytes((hr / "one" / "a.png").read_bytes())
-    with pytest.raises(ValueError, match=r"a.png: several LR images \(.*one/a.png, .*two/a.png\) a or ax4"):
-        ValDatasetFromFolder(hr, 4, lr_folder=lr)
-    (lr / "a.png").symlink_to("nowhere")
-    with pytest.raises(ValueError, match=r"a\.png: No such file"):
-        ValDatasetFromFolder(hr, 4, lr_folder=lr)
-
-
-def test_a_cache_that_another_run_replaces_stays_open(photos, tmp_path):
-    dataset = ValDatasetFromFolder(photos[1], 4, cache_folder=tmp_path / "cache")
-    for path in (tmp_path / "cache").iterdir():
-        path.unlink()
-    assert len(list(dataset)) == 2

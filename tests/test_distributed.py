@@ -11,11 +11,13 @@ import pytest
 from conftest import ROOT, run, started_script
 from test_cli_train import assert_same_run, command, rows_of
 
-from dataloader import EpochSampler
+import metrics
+from dataloader import EpochSampler, ValDatasetFromFolder
 from utils import cli, distributed
+from utils.checkpoint import load_generator
+from validation import validate
 
 OPTIONS = ["--pretrain-epochs", 1, "--crops-per-image", 2, "--batch-size", 4, "--ema", 0.9, "--perceptual-weight", 0]
-OPTIONS += ["--precision", "fp32"]
 
 
 def launched(world_size: int, script: str, *arguments, folders: list | None = None) -> list[subprocess.CompletedProcess]:
@@ -80,19 +82,24 @@ def test_two_processes_leave_one_run(two_processes):
     assert not list(out.rglob(".srgan-*.tmp"))
 
 
-def test_validation_is_that_of_one_process(two_processes, tmp_path):
-    photos, out, *_ = two_processes
-    import metrics
-    from dataloader import ValDatasetFromFolder
-    from train import validate
-    from utils.checkpoint import load_generator
+def validated_alone(photos, out: Path, precision: str) -> float:
+    """The PSNR, in dB, of a run's last generator by one process."""
+    generator = load_generator(out / "checkpoints" / "generator_last.pth")
+    return validate(generator, ValDatasetFromFolder(photos[1], 4), precision, None, 0, cli.StopRequest())["PSNR"]
 
-    alone = validate(
-        load_generator(out / "checkpoints" / "generator_last.pth"),
-        ValDatasetFromFolder(photos[1], 4),
-        "fp32", {}, None, 0, cli.StopRequest(),
-    )  # fmt: skip
-    assert metrics.LARGEST_PSNR > alone["PSNR"] == pytest.approx(float(rows_of(out)[-1]["PSNR"]), rel=1e-6)
+
+def test_validation_is_that_of_one_process(two_processes):
+    photos, out, *_ = two_processes
+    alone = validated_alone(photos, out, "fp32")
+    assert metrics.LARGEST_PSNR > alone == pytest.approx(float(rows_of(out)[-1]["PSNR"]), rel=1e-6)
+
+
+def test_two_processes_in_bf16_validate_as_one_does(two_processes, tmp_path):
+    photos, *_ = two_processes
+    options = [*OPTIONS, "--epochs", 0, "--precision", "bf16"]
+    first, second = launched(2, "train.py", *command(photos, tmp_path / "out", *options))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert float(rows_of(tmp_path / "out")[-1]["PSNR"]) == pytest.approx(validated_alone(photos, tmp_path / "out", "bf16"))
 
 
 def test_one_process_of_torchrun_is_the_plain_run(two_processes, tmp_path, monkeypatch):

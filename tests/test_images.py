@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,6 +57,43 @@ def test_modes_come_out_as_rgb(tmp_path, astronaut):
         assert images.read_size(tmp_path / name) == (64, 80)
 
 
+def test_gray_is_known_as_gray_and_written_as_gray(tmp_path, astronaut):
+    gray = Image.fromarray(astronaut[:40, :60]).convert("L")
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    deep = np.asarray(gray).astype(np.int32) * 257
+    cases = {
+        "1.png": (gray.convert("1"), {}),
+        "L.jpg": (gray, {"quality": 100}),
+        "LA.png": (Image.merge("LA", (gray, gray)), {}),
+        "I16.png": (Image.fromarray(deep.astype(np.uint16)), {}),
+        "I.tif": (Image.fromarray(deep), {}),
+        "F.tif": (Image.fromarray((deep / 65535).astype(np.float32)), {}),
+        "P.gif": (gray.quantize(16), {}),
+        "RGB.png": (gray.convert("RGB"), {}),
+        "profile.png": (gray.convert("RGB"), {"icc_profile": srgb}),
+    }
+    for name, (image, options) in cases.items():
+        picture = images.read_picture(save(tmp_path / name, image, **options))
+        assert picture.gray and picture.icc_profile is None, name
+        if name != "1.png" and name != "P.gif":
+            assert np.abs(picture.rgb.astype(int) - np.asarray(gray)[..., None]).max() <= (name == "L.jpg"), name
+        for suffix, mode in ((".png", "L"), (".jpg", "L"), (".tif", "L"), (".bmp", "L"), (".webp", "RGB")):
+            images.write_picture(tmp_path / f"out{suffix}", picture)
+            with Image.open(tmp_path / f"out{suffix}") as written:
+                alpha = "A" if picture.alpha is not None and suffix not in (".jpg", ".bmp") else ""
+                assert written.mode == mode + alpha, (name, suffix)
+                if picture.alpha is None and suffix != ".jpg":
+                    assert np.array_equal(np.asarray(written.convert("RGB")), picture.rgb), (name, suffix)
+    almost = np.array(gray.convert("RGB"))
+    almost[20, 31, 2] ^= 1
+    assert not images.read_picture(save(tmp_path / "colour.png", almost)).gray
+
+
+def test_the_gray_of_three_estimates_is_their_rounded_mean():
+    rgb = np.array([[[0, 0, 1], [0, 1, 1], [255, 255, 255], [10, 20, 31]]], np.uint8)
+    assert images.to_gray(rgb).tolist() == [[[0] * 3, [1] * 3, [255] * 3, [20] * 3]]
+
+
 def test_16_bit_gray_is_scaled_not_clipped(tmp_path):
     path = save(tmp_path / "a.png", np.array([[0, 257 * 10, 32768, 65535]], np.uint16))
     assert images.read_picture(path).rgb[0, :, 0].tolist() == [0, 10, 128, 255]
@@ -72,6 +110,18 @@ def test_alpha_is_kept_apart(tmp_path, astronaut):
     assert picture.alpha.tolist() == [[255, 0]] and picture.rgb[0, 0].tolist() == [255, 0, 0]
     images.write_picture(tmp_path / "flat.bmp", picture)
     assert images.read_picture(tmp_path / "flat.bmp").rgb[0, 1].tolist() == [255, 255, 255]
+
+
+def test_hidden_colours_are_those_of_the_nearest_pixel_that_is_seen(astronaut):
+    rgb = np.zeros((5, 9, 3), np.uint8)
+    alpha = np.zeros((5, 9), np.uint8)
+    rgb[:, :2], alpha[:, :2] = (255, 0, 0), 255
+    rgb[:, 7:], alpha[:, 7:] = (0, 0, 255), 8
+    alpha[2, 4] = 7  # all but transparent
+    filled = images.fill_transparent(rgb, alpha)
+    assert (filled[:, :4] == (255, 0, 0)).all() and (filled[:, 5:] == (0, 0, 255)).all()
+    for same in (np.zeros_like(alpha), np.full_like(alpha, 255)):
+        assert np.array_equal(images.fill_transparent(rgb, same), rgb)
 
 
 def test_exif_rotation_is_applied(tmp_path, astronaut):
@@ -109,7 +159,9 @@ def test_first_of_several_frames(tmp_path, astronaut):
     first, second = (Image.fromarray(a) for a in (astronaut[:20, :20], astronaut[100:120, 100:120]))
     for name in ("a.tif", "a.webp"):
         first.save(tmp_path / name, save_all=True, append_images=[second], **({"lossless": True} if name == "a.webp" else {}))
-        assert np.array_equal(images.read_picture(tmp_path / name).rgb, astronaut[:20, :20])
+        picture = images.read_picture(tmp_path / name)
+        assert np.array_equal(picture.rgb, astronaut[:20, :20]) and picture.frames == 2
+    assert images.read_picture(save(tmp_path / "one.png", first)).frames == 1
 
 
 def test_files_that_are_no_pictures_are_named(tmp_path, astronaut):
@@ -163,11 +215,34 @@ def test_sizes_of_resizing(height, width, scale):
     assert images.upscale_bicubic(images.downscale(hr, scale), scale).shape == hr.shape
 
 
-def test_output_formats(tmp_path):
+def test_formats_that_cannot_hold_a_picture_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"cannot write \.gif"):
         images.check_output_path(tmp_path / "a.gif")
-    with pytest.raises(ValueError, match="at most 16383 pixels"):
-        images.check_output_path(tmp_path / "a.webp", 20_000, 10)
+    for name, side in (("a.webp", 16_383), ("a.jpg", 65_500)):
+        images.write_picture(tmp_path / name, images.Picture(np.zeros((1, side, 3), np.uint8)))
+        with pytest.raises(ValueError, match=f"at most {side} pixels"):
+            images.check_output_path(tmp_path / name, side + 1, 1)
+    images.check_output_path(tmp_path / "a.bmp", 40_000, 40_000, channels=1)
+    with pytest.raises(ValueError, match="BMP holds at most 4 GiB"):
+        images.check_output_path(tmp_path / "a.bmp", 40_000, 40_000)
+
+
+@pytest.mark.parametrize("channels", ["L", "LA", "RGB", "RGBA"])
+def test_a_tiff_that_32_bits_cannot_address_is_a_bigtiff(tmp_path, monkeypatch, astronaut, channels):
+    image = np.asarray(Image.fromarray(astronaut).convert(channels).convert("RGBA"))
+    picture = images.Picture(image[..., :3], image[..., 3] if "A" in channels else None, gray="L" in channels)
+    picture.metadata.dpi = (300, 300)
+    for limit in (512 * 512 * len(channels), 512 * 512 * len(channels) - 1):
+        monkeypatch.setattr(images, "_LARGEST_FILE", limit)
+        images.write_picture(tmp_path / "a.tif", picture)
+        with tifffile.TiffFile(tmp_path / "a.tif") as written:
+            assert written.is_bigtiff == (limit < 512 * 512 * len(channels))
+            assert np.array_equal(written.asarray(), np.asarray(Image.fromarray(image).convert(channels)))
+            assert {tag.dtype.name for tag in written.pages[0].tags.values() if tag.code == 273} == {
+                "LONG8" if written.is_bigtiff else "LONG"
+            }
+        again = images.read_picture(tmp_path / "a.tif")
+        assert np.array_equal(again.rgb, picture.rgb) and again.metadata.dpi == (300, 300)
 
 
 def test_side_by_side_keeps_every_pixel(astronaut):

@@ -4,11 +4,12 @@ import torch
 from conftest import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import inference
+from esrgan import RRDBGenerator
 from model import Generator
-from utils import images
-from utils.device import resolve_device, resolve_precision
+from utils import checkpoint, cli, images
 
 
 def new_generator(upscale: int = 4, blocks: int = 2) -> Generator:
@@ -44,6 +45,29 @@ def test_tiles_give_the_result_of_the_whole_image(astronaut, height, width, scal
     assert (whole != tiled).mean() < 1e-3
 
 
+@pytest.mark.parametrize(("scale", "height", "width", "tile"), [(2, 20, 50, 16), (3, 27, 30, 20), (4, 20, 33, 12)])
+def test_tiles_give_the_result_of_the_whole_image_in_bf16(astronaut, scale, height, width, tile):
+    whole, tiled = (
+        inference.upscale(GENERATORS[scale], astronaut[:height, :width], side, "bf16").astype(int) for side in (0, tile)
+    )
+    assert np.abs(whole - tiled).max() <= 2  # 0 where the kernels sum in one order at all sizes
+    assert (whole != tiled).mean() < 0.01
+
+
+@pytest.mark.parametrize(("precision", "levels"), [("fp32", 1), ("bf16", 6)])
+def test_tiles_of_esrgans_generator_are_close_to_the_whole_image(astronaut, precision, levels):
+    torch.manual_seed(0)
+    generator = RRDBGenerator(blocks=8, features=16, growth=8).eval()  # it sees 120 pixels far, beyond its halo
+    for parameter in generator.body.parameters():
+        parameter.data *= 12  # every block matters
+    generator.conv_last.weight.data *= 10  # contrast
+    generator.conv_last.bias.data += 0.4
+    lr = astronaut[200:206, 100:220]
+    whole, tiled = (inference.upscale(generator, lr, tile, precision).astype(int) for tile in (0, 40))
+    assert whole.std() > 20
+    assert np.abs(whole - tiled).max() <= levels
+
+
 def test_a_halo_narrower_than_the_receptive_field_shows_seams(astronaut, monkeypatch):
     generator = new_generator()
     whole = inference.upscale(generator, astronaut[:64, :64], tile=0)
@@ -76,16 +100,66 @@ def test_other_errors_are_not_taken_for_exhausted_memory(astronaut, monkeypatch)
         inference.upscale(new_generator(), astronaut[:64, :64], tile=0)
 
 
-def test_devices_and_precisions():
-    cpu = resolve_device("cpu")
-    assert resolve_precision("fp32", cpu) == "fp32"
-    assert resolve_precision("auto", cpu) in ("fp32", "bf16")
-    with pytest.raises(ValueError, match="fp16 is for GPUs"):
-        resolve_precision("fp16", cpu)
-    if not torch.cuda.is_available():
-        assert resolve_device("auto").type in ("cpu", "mps")
-        with pytest.raises(ValueError, match="'cuda' is not available"):
-            resolve_device("cuda")
+class Overflowing(torch.nn.Module):
+    """Enlarge by repeating pixels, with a value that is not finite in each result under autocast, or in fp32 as well."""
+
+    upscale, halo = 2, 0
+
+    def __init__(self, in_fp32_too: bool):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.in_fp32_too, self.attempts = in_fp32_too, []
+
+    def forward(self, lr):
+        self.attempts.append("bf16" if torch.is_autocast_enabled("cpu") else "fp32")
+        result = torch.nn.functional.interpolate(lr, scale_factor=2)
+        if self.attempts[-1] == "bf16" or self.in_fp32_too:
+            result[..., -1, -1] = float("nan")
+        return result
+
+
+def test_a_tile_that_is_not_finite_is_computed_again_in_fp32(astronaut, capsys):
+    generator = Overflowing(in_fp32_too=False)
+    inference._say_once.cache_clear()
+    sr = inference.upscale(generator, astronaut[:16, :32], 16, "bf16")
+    assert np.array_equal(sr, astronaut[:16, :32].repeat(2, 0).repeat(2, 1))
+    assert generator.attempts == ["bf16", "fp32"] * 2
+    assert capsys.readouterr().err.count("bf16 gives values that are not finite") == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_result_that_is_not_finite_is_an_error_instead_of_black(astronaut, precision):
+    with pytest.raises(cli.RunError, match="not finite, in fp32 too"):
+        inference.upscale(Overflowing(in_fp32_too=True), astronaut[:8, :8], precision=precision)
+
+
+def test_a_generator_that_overflows_leaves_no_picture(astronaut, tmp_path):
+    Image.fromarray(astronaut[:8, :8]).save(tmp_path / "a.png")
+    generator = new_generator()
+    generator.tail.weight.data *= 1e38
+    generator.upsample[0].conv.weight.data *= 1e38
+    checkpoint.save_generator(tmp_path / "weights.pth", generator)
+    done = run("test_image.py", tmp_path / "a.png", "--weights", tmp_path / "weights.pth", "--precision", "fp32", status=1)
+    assert "values that are not finite" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "a_x4.png").exists()
+
+
+@pytest.mark.parametrize("generator", [Generator(4, 8), Generator(2, 16), RRDBGenerator(blocks=1)], ids=lambda g: f"{g.halo}")
+def test_little_free_memory_makes_small_tiles_but_never_explodes_the_work(generator):
+    sides = [inference._tile_for_memory(generator, free) for free in (0, 100_000_000, 2 * 2**30, 8 * 2**30, 10**12, None)]
+    assert sides == sorted(sides) and sides[-1] > 2 * sides[0]
+    assert (1 + 2 * generator.halo / sides[0]) ** 2 < 3
+    assert sides[2] ** 2 * generator.upscale**2 * 64 * 4 * 4 <= 2**30  # half of what is free
+
+
+def test_the_automatic_tile_is_that_of_the_free_memory(astronaut, monkeypatch):
+    generator, seen = new_generator(), []
+    generator.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[-1]))
+    for free, largest in ((0, inference._LEAST_HALOS * generator.halo + 2 * generator.halo), (2**33, 128)):
+        monkeypatch.setattr(inference, "free_memory", lambda _device, free=free: free)
+        seen.clear()
+        inference.upscale(generator, astronaut[:20, :128])
+        assert max(seen) == largest
 
 
 def test_bf16_is_close_to_fp32(astronaut):

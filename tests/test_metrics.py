@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import photograph
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch.utils.flop_counter import FlopCounterMode
 
 import metrics
 from dataloader import TestDatasetFromFolder
@@ -71,18 +72,44 @@ def test_lpips_is_the_packages_distance():
     assert ours(hr, hr).tolist() == [0, 0] and (ours(sr, hr) > 0).all()
 
 
-def test_lpips_says_why_it_cannot_be_measured(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match="weights are not here"):
-        metrics.LPIPS(download=False)
-
+def test_lpips_says_why_it_cannot_be_measured(monkeypatch):
     def offline(*_args, **_options):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline, raising=False)
-    with pytest.raises(ValueError, match="cannot be downloaded"):
+    with pytest.raises(ValueError, match=r"could not be downloaded or read \(no route to host\).*leave out --lpips"):
         metrics.LPIPS()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match="pip install lpips, or leave out --lpips"):
+        metrics.LPIPS()
+
+
+def test_metrics_are_the_same_under_autocast():
+    hr = torch.rand(1, 3, 40, 50)
+    sr = (hr + 0.1 * torch.randn(hr.shape)).clamp(0, 1)
+    lpips = metrics.LPIPS(random_backbone=True)
+    functions = (metrics.psnr, metrics.ssim, lpips, lambda sr, hr: torch.stack(metrics.psnr_ssim_y(sr, hr, 2)))
+    for function in functions:
+        expected = function(sr, hr)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(function(sr, hr), expected)
+
+
+def test_lpips_uses_no_tf32_and_leaves_the_switch_as_it_was():
+    lpips, seen = metrics.LPIPS(random_backbone=True), []
+    lpips.network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    before = torch.backends.cudnn.conv.fp32_precision
+    lpips(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
+    assert seen == ["ieee"] and torch.backends.cudnn.conv.fp32_precision == before
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # meta stands for every device that is no CPU
+def test_ssim_has_no_convolution_that_tf32_could_round(device):
+    image = torch.zeros(2, 3, 30, 40, device=device)
+    with FlopCounterMode(display=False) as counter:
+        assert metrics.ssim(image, image).shape == (2,)
+    assert counter.get_total_flops() == 0
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 11, 40), (1, 3, 59, 21), (3, 1, 200, 37), (1, 3, 8, 50)])

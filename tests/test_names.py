@@ -8,6 +8,7 @@ import pytest
 from conftest import run
 from PIL import Image
 
+import test_image
 from utils import images
 
 NAMES = ["a b.png", "new\nline.png", "写真 ü.png", "x" * 251 + ".png", "-rf.png", "$(touch x) %s {}.png", 'it\'s "so".png']
@@ -48,6 +49,9 @@ def test_enlarging(place, weights):
     assert sorted(os.listdir(place / "lärge")) == sorted(stem + end for stem in stems for end in ("_x4.png", "_x4_compare.png"))
     run("test_image.py", "--weights", weights, "--out", place / "-\n.webp", "--", place / "valid" / "-rf.png")
     assert images.read_picture(place / "-\n.webp").rgb.shape == (160, 160, 3)
+    longest = test_image.plan_outputs([place / "valid"], None, "é" * 25, compare=True)
+    assert max(len(os.fsencode(f"{target.stem}_compare.png")) for target in longest.values()) <= 255
+    assert len(set(longest.values())) == len(longest) == len(NAMES)
 
 
 def test_the_benchmark(place, weights, monkeypatch, tmp_path):

@@ -1,89 +1,142 @@
-"""Every command of the README runs as written, in a copy of the repository with small stand-ins for the user's files.
+"""The documentation: its commands work, its links lead somewhere, and it names every option and every module.
 
-Trainings get `--dry-run` and small batches, except one that is short; what needs a download is only parsed.
+Every command is parsed. Those that need neither a download nor a data set are run, in order and document by document, in a folder
+with small stand-ins for the user's files. Of trainings that differ only in numbers, the first one is run, with `--dry-run`;
+test_distributed.py runs torchrun.
 """
 
-import os
+import argparse
+import functools
+import importlib
 import re
 import shlex
-import shutil
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT, run
 from PIL import Image
+from torch.distributed.run import get_args_parser as torchrun_parser
 
-import prepare_data
+import test_image
 import train
+from utils import options
 
-DOWNLOADS = (
-    "prepare_data.py div2k",
-    "DIV2K",
-    "pip install",
-    "git clone",
-    "make demo",
-    "make test",
-    "make bench",
-    "make torture",
-    "-m venv",
-)
-SMALL = ("--dry-run", "--crop", "64", "--batch-size", "2")  # an option that is repeated counts as it was last given
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+SHELL = {"make", "pip", "python3", "source"}
+DATA_SETS = ("div2k", "DIV2K", "BSDS400", "Set5/")
+NOT_RUN = (
+    *DATA_SETS,
+    "app.py",
+    "export_onnx.py",
+)  # a page that is served until it is stopped; what takes long, and has its test
+SMALL = ["--dry-run", "--crop", "64", "--batch-size", "2"]  # an option that is repeated counts as it was last given
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def commands(document) -> list[list[str]]:
+    """The words of every command in a document's bash blocks."""
+    blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", document.read_text(), re.S | re.M)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [" ".join(line.split("  #")[0].split()) for line in lines if line.strip() and not line.startswith("#")]
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
-def needs_download(command: str) -> bool:
-    without = ("--vgg-weights random", "--perceptual-weight 0", "--epochs 0")
-    trains_on_imagenet = "train.py" in command and not any(options in command for options in without)
-    return any(word in command for word in DOWNLOADS) or (trains_on_imagenet and "--help" not in command)
+def parse(words: list[str]) -> tuple[str, argparse.Namespace]:
+    """The name of a Python command's script, and its options."""
+    place = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    script = words[place].removesuffix(".py")
+    return script, importlib.import_module(script).get_args_parser().parse_args(words[place + 1 :])
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory, astronaut):
-    """The scripts, and in `my_photos` and `data` the files that the README's commands speak of."""
-    folder = tmp_path_factory.mktemp("readme")
-    for path in [*ROOT.glob("*.py"), ROOT / "weights", ROOT / "utils"]:
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
-    for place in ("my_photos/train", "my_photos/valid"):
-        (folder / place).mkdir(parents=True)
-        for index in range(2):
-            Image.fromarray(astronaut[index * 100 : index * 100 + 96, :96]).save(folder / place / f"{index}.png")
-    Image.fromarray(astronaut[:24, :32]).save(folder / "photo.jpg")
-    return folder
+def kind(words: list[str]) -> tuple:
+    """What sets a command apart from others that need not be run as well."""
+    script, args = parse(words)
+    if script != "train" or "results/short" in words:  # others use the short run's files
+        return tuple(words)
+    return args.generator, args.discriminator, args.epochs > 0, args.pretrain_epochs > 0
 
 
-def test_every_command_of_the_readme_runs_or_is_parsed(workplace):
-    found = commands()
-    assert len(found) >= 10
-    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
-    ran = 0
-    for command in found:
-        words = shlex.split(command)
-        if needs_download(command):
-            if words[:2] == ["python", "train.py"]:
-                train.get_args_parser().parse_args(words[2:])
-            elif words[:2] == ["python", "prepare_data.py"]:
-                prepare_data.get_args_parser().parse_args(words[2:])
-            else:
-                assert words[0] in ("git", "cd", "make", "python3", "pip", ".venv/bin/pip"), command
-            continue
-        if "train.py" in command and "--epochs 1 " not in command and "--help" not in command:
-            words += SMALL
-        if words[0] == "python":
-            run(*words[1:], cwd=workplace)
+@functools.cache
+def to_run() -> dict[str, list[list[str]]]:
+    """The commands that are run, by document."""
+    chosen, seen = {}, set()
+    for document in DOCUMENTS:
+        for words in commands(document):
+            if words[0] != "python" or any(name in word for name in NOT_RUN for word in words):
+                continue
+            script, args = parse(words)
+            downloads = script == "train" and options.needs_vgg(args) and args.vgg_weights == "imagenet"
+            if not downloads and kind(words) not in seen:
+                seen.add(kind(words))
+                chosen.setdefault(document.name, []).append(words)
+    return chosen
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_is_understood(document, capsys):
+    makefile = (ROOT / "Makefile").read_text()
+    for words in commands(document):
+        if words[0] in ("python", "torchrun"):
+            script, args = parse(words)
+            if script == "train":
+                options.resolve(args)
         else:
-            done = subprocess.run(words, cwd=workplace, capture_output=True, text=True, timeout=240, env=environment)
-            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        ran += 1
-    assert ran >= 10
+            assert words[0] in SHELL, words
+        if words[0] == "torchrun":
+            assert torchrun_parser().parse_args(words[1:]).training_script == "train.py"
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", makefile, re.M), words
 
 
-def test_every_option_is_in_the_readme():
-    text = (ROOT / "README.md").read_text()
-    for action in train.get_args_parser()._actions:
-        assert any(f"`{option}" in text for option in action.option_strings), action.option_strings
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_run(document, tmp_path, astronaut):
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    for folder in ("my_photos/train", "my_photos/valid", "old_photos"):
+        (tmp_path / folder).mkdir(parents=True)
+    for index in range(2):
+        for part in ("train", "valid"):
+            Image.fromarray(astronaut[index * 100 : index * 100 + 96, :96]).save(tmp_path / f"my_photos/{part}/{index}.png")
+    for name in ("photo.jpg", "old_photos/1.png", "old_photos/2.jpg"):
+        Image.fromarray(astronaut[:24, :32]).save(tmp_path / name)
+    for words in to_run().get(document.name, []):
+        dry = "train.py" in words and "results/short" not in words
+        run(*words[1:], *(SMALL if dry else []), cwd=tmp_path)
+
+
+def test_commands_of_every_kind_are_run():
+    scripts = [words[1] for found in to_run().values() for words in found]
+    assert {f"{name}.py" for name in ("test_image", "test_benchmark", "plot_statistics", "prepare_data")} <= set(scripts)
+    assert scripts.count("train.py") >= 5  # short, pixel-only, adversarial, multi-scale, ESRGAN's generator
+
+
+@pytest.mark.parametrize(
+    ("parser", "documents"),
+    [(train.get_args_parser(), ["README.md", "docs/training.md"]), (test_image.get_args_parser(), ["README.md"])],
+    ids=lambda value: getattr(value, "prog", None),
+)
+def test_every_option_is_documented(parser, documents):
+    text = "".join((ROOT / name).read_text() for name in documents)
+    for action in parser._actions:
+        if action.option_strings and "--help" not in action.option_strings:
+            assert any(f"`{option}" in text for option in action.option_strings), action.option_strings
+
+
+def anchors(document) -> set[str]:
+    """The anchors that GitHub makes of a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.M)
+    return {re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "weights/README.md"], ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings(document):
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        name, _, anchor = link.partition("#")
+        if name.startswith(("http://", "https://")):
+            continue
+        target = document.parent / name if name else document
+        assert target.exists() and (not anchor or anchor in anchors(target)), link
+
+
+def test_the_layout_names_every_module_and_no_other():
+    layout = README.read_text().partition("\n## Layout\n")[2].partition("\n## ")[0]
+    named = sorted(re.findall(r"`(\w+\.py)`", layout))
+    modules = [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py")]
+    assert named == sorted(path.name for path in modules if path.name != "__init__.py")

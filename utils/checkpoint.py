@@ -2,7 +2,10 @@
 
 import inspect
 import json
+import math
 import reprlib
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from esrgan import RRDBGenerator, read_released
 from model import Generator
-from utils import cli, files
+from utils import cli, distributed, files
 
 GENERATOR_FORMAT = "srgan-generator-1"
 CHECKPOINT_FORMAT = "srgan-checkpoint-1"
@@ -190,3 +193,121 @@ def check_same_images(what: str, saved: list, current: list) -> None:
         raise cli.UserError(
             f"the {what} images are not those that the run began with: {names}; restore them, or use another --out"
         )
+
+
+# --- the state of a run -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """How far a run has come: the epoch that is due or under way, its batches done, and what they summed to.
+
+    Of several processes each has its own `sums`; all else is of all together.
+    """
+
+    epoch: int = 1  # from 1, the pixel-only epochs first
+    batch: int = 0
+    samples: int = 0
+    seconds: float = 0.0  # of training
+    validation_seconds: float = 0.0
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of losses and scores by column, each batch times its samples
+    best_psnr: float = -math.inf  # of the phase
+
+    def add(self, values: dict[str, Tensor], samples: int) -> None:
+        """Count a batch: its losses and scores, which stay on the device, and its samples."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value * samples
+        self.batch += 1
+        self.samples += samples
+
+    def means(self) -> dict[str, float]:
+        """Return the epoch's means so far by column, which waits for the device; RunError where one is not finite."""
+        stacked = torch.stack(list(self.sums.values())) / max(1, self.samples)
+        means = dict(zip(self.sums, stacked.tolist(), strict=True))
+        stop_unless_finite(means, self.epoch, self.batch)
+        return means
+
+    def check_weights(self, networks: dict[str, nn.Module]) -> None:
+        """Raise RunError where a network has a weight that is not finite."""
+        sums = {
+            f"weights of the {name}": sum(tensor.cpu().double().sum().item() for tensor in network.state_dict().values())
+            for name, network in networks.items()
+        }
+        stop_unless_finite(sums, self.epoch, self.batch)
+
+
+def stop_unless_finite(values: dict[str, float], epoch: int, step: int) -> None:
+    """Raise RunError naming the values that are not finite, the epoch, the step, and what to try."""
+    wrong = [name for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        raise cli.RunError(
+            f"{', '.join(wrong)} not finite in epoch {epoch}, by step {step}; the checkpoints are from before that. "
+            "Try a lower --learning-rate, --warmup-steps, or --precision fp32, with another --out"
+        )
+
+
+def open_run(out: Path) -> dict[str, Any] | None:
+    """Return the state that the run in `out` has come to, None where it has not begun; warn of a damaged file.
+
+    Raises:
+        UserError: the processes of the run do not see the same folder, or no checkpoint in it is whole.
+    """
+    folder, leader = out / "checkpoints", distributed.rank() == 0
+    if leader:
+        files.remove_leftovers(out, folder, *(out / "validation").glob("epoch_*"))
+    saved, problem = load_checkpoint(folder)
+    place = saved and (saved["progress"]["epoch"], saved["progress"]["batch"])
+    if set(distributed.gather(place)) != {place}:
+        raise cli.UserError(f"--out {out}: is not the same folder for all processes; put it where all machines see it")
+    if problem and leader:
+        print(f"warning: {problem}; going on from {PREVIOUS}", file=sys.stderr)
+        (folder / LAST).unlink()  # it must not take the place of the whole one at the next save
+    return saved
+
+
+def restore(
+    saved: dict[str, Any], parts: dict[str, Any], facts: dict[str, Any], device: torch.device
+) -> tuple[Progress, list[dict[str, Any]]]:
+    """Put a saved state into the networks and optimisers; return the progress and the rows of the finished epochs.
+
+    Args:
+        saved: from `open_run`.
+        parts: what has `load_state_dict`, by name.
+        facts: from `run_log.describe_run`, of this start.
+
+    Raises:
+        UserError: the images or the perceptual network are not those that the run began with.
+    """
+    for what, seen in facts["images"].items():
+        check_same_images(what, saved["images"][what], seen)
+    if saved.get("perceptual", facts["perceptual"]) not in (None, facts["perceptual"]):
+        raise cli.UserError("--vgg-weights: not the weights that the run began with; use those, or another --out")
+    for name, part in parts.items():
+        if saved["models"].get(name):  # empty for the scaler of a run that was not fp16
+            part.load_state_dict(saved["models"][name])
+    progress = Progress(**saved["progress"])
+    sums = _named_sums(progress.sums)
+    same = facts["machine"]["processes"] == saved["machine"]["processes"]
+    progress.sums = {name: (v[distributed.rank()] if same else v.mean(0)).to(device) for name, v in sums.items()}
+    print(f"going on with epoch {progress.epoch}, step {progress.batch + 1}")
+    if saved["machine"] != facts["machine"]:
+        print(f"bit-exactness with the earlier part ends here: {saved['machine']} became {facts['machine']}")
+    return progress, saved["rows"]
+
+
+def _named_sums(sums: dict[str, Tensor] | Tensor | None) -> dict[str, Tensor]:
+    """Return the sums of an unfinished epoch by column, each (processes,); the first version kept (processes, columns)."""
+    if not isinstance(sums, Tensor):
+        return sums or {}
+    names = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
+    return dict(zip(names if sums.shape[-1] == len(names) else ["Loss_G", "Loss_Pixel"], sums.unbind(-1), strict=True))
+
+
+def save_run(out: Path, parts: dict[str, Any], progress: Progress, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Write the state of a run, from which `open_run` and `restore` go on; of several processes the first one writes."""
+    sums = {name: torch.stack(distributed.gather(value.cpu())) for name, value in progress.sums.items()}
+    if distributed.rank() == 0:
+        models = {name: part.state_dict() for name, part in parts.items()}
+        state = {**facts, "rows": rows, "models": models, "progress": {**vars(progress), "sums": sums}}
+        save_checkpoint(out / "checkpoints", state)
+    distributed.barrier()

@@ -197,7 +197,9 @@ def describe(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def run_script(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> None:
+def run_script(
+    main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, memory_advice: str = ""
+) -> None:
     """Parse the command line, run `main(args)`, and leave with the project's exit status.
 
     `UserError` and a system error about a named file are one line and status 2; `RunError`, exhausted memory and a killed
@@ -218,7 +220,7 @@ def run_script(main: Callable[[argparse.Namespace], int | None], parser: argpars
         if os.environ.get("SRGAN_TRACEBACK") == "1":
             raise
         if is_out_of_memory(error):
-            message, status = f"out of memory: {describe(error)}", 1
+            message, status = f"out of memory: {describe(error)}" + (f"; {memory_advice}" if memory_advice else ""), 1
         elif isinstance(error, RunError):
             message, status = describe(error), 1
         elif is_dead_helper(error):

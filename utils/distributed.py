@@ -80,14 +80,18 @@ def wrap(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(network, forward_sync_buffers=False)
 
 
+def first_on_machine() -> bool:
+    """Tell whether this is the first of the processes on this machine."""
+    return not dist.is_initialized() or os.environ["LOCAL_RANK"] == "0"
+
+
 @contextlib.contextmanager
 def one_after_another() -> Iterator[None]:
     """Context that the first process of each machine leaves before the others enter, for work that need not be repeated."""
-    first = not dist.is_initialized() or os.environ["LOCAL_RANK"] == "0"
-    if not first:
+    if not first_on_machine():
         dist.barrier()
     yield
-    if first:
+    if first_on_machine():
         barrier()
 
 
@@ -126,3 +130,8 @@ def share_buffers(*networks: nn.Module) -> None:
         for network in networks:
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
+
+
+def place() -> tuple[int, int]:
+    """Return this process's number and the number of processes."""
+    return rank(), world_size()

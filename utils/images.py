@@ -6,22 +6,22 @@ losses and metrics            float in [0, 1]
 """
 
 import contextlib
-import io
 import os
-import stat
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, TiffTags
 from torch import Tensor
 
-from utils import cli, files
+from utils import cli, decoding, files
+from utils.metadata import Metadata, read_metadata, save_options
 
 MAX_PIXELS = 100_000_000
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
@@ -34,18 +34,29 @@ OUTPUT_SUFFIXES = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
-LARGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
-# Formats with a signature and a decoder of their own; not EPS, which runs a program.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+_LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # libjpeg stops a little before JPEG's own 65,535
+_LARGEST_FILE = 2**32 - 2**24  # bytes of pixels that a file with 32-bit offsets holds beside its header and metadata
 
 
 @dataclass
 class Picture:
-    """A decoded picture: rgb (H, W, 3) uint8, alpha (H, W) uint8 or None, and the ICC profile of its RGB or None."""
+    """A decoded picture.
+
+    Attributes:
+        rgb: (H, W, 3) uint8.
+        alpha: (H, W) uint8, or None for an opaque picture.
+        icc_profile: the profile of its RGB; None: sRGB.
+        gray: the three channels are equal, and are written as one.
+        metadata: EXIF, XMP and resolution.
+        frames: how many frames or pages its file has; this is the first.
+    """
 
     rgb: np.ndarray
     alpha: np.ndarray | None = None
     icc_profile: bytes | None = None
+    gray: bool = False
+    metadata: Metadata = field(default_factory=Metadata)
+    frames: int = 1
 
 
 # --- the three ranges ---------------------------------------------------------------------------------------------
@@ -137,10 +148,9 @@ def result_names(names: Iterable[str]) -> list[str]:
     ]
 
 
-def fitting_name(stem: str) -> str:
-    """Return a file name without suffix that a file system takes with `_x4_compare.png` after it: the name, or its beginning
-    and a checksum."""
-    return stem if len(os.fsencode(stem)) <= 240 else _with_checksum(stem, stem)
+def fitting_name(stem: str, ending: str = "_x4_compare.png") -> str:
+    """Return a file name without suffix that leaves room for `ending`: the name, or its beginning and a checksum."""
+    return stem if len(os.fsencode(stem + ending)) <= 255 else _with_checksum(stem, stem)
 
 
 def _with_checksum(stem: str, name: str) -> str:
@@ -148,147 +158,57 @@ def _with_checksum(stem: str, name: str) -> str:
 
 
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return the two sides of a picture file from its header alone: (height, width), unless its EXIF turns it; raises as
-    `read_picture` does."""
-    with _opened(path, max_pixels) as image:
+    """Return (height, width) from a picture file's header, before any EXIF rotation; raises as `read_picture` does."""
+    with decoding.opened(path, max_pixels) as image:
         return image.size[::-1]
 
 
 def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """Decode a picture file of any mode to 8-bit RGB, turned upright by its EXIF orientation; the first of several frames.
 
-    16-bit values are scaled to 8. An RGB profile is kept; CMYK, gray and Lab are converted to sRGB, by their profile
-    where they have one.
+    More than 8 bits are scaled to 8, as `decoding.white_level` says. An RGB profile is kept; CMYK, gray and Lab are
+    converted to sRGB, by their profile where they have one.
 
     Raises:
         OSError: the file cannot be opened.
         ValueError: not an image, damaged, or of more than `max_pixels` pixels.
     """
-    with _opened(path, max_pixels) as image:
-        image.load()
-        with contextlib.suppress(SyntaxError):  # EXIF data that are none say nothing of the orientation
+    with decoding.opened(path, max_pixels) as file:
+        file.load()
+        described = read_metadata(file)
+        image = decoding.to_8_bit(file)
+        with contextlib.suppress(SyntaxError):  # broken EXIF data say nothing about the orientation
             image = ImageOps.exif_transpose(image)
-        profile = image.info.get("icc_profile")
-        if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            image = _to_8_bit_gray(image)
-        if "transparency" in image.info or image.mode in ("PA", "LA", "La", "RGBa"):
-            image = image.convert("RGBA")
-        alpha = np.array(image.getchannel("A")) if image.mode == "RGBA" else None
-        rgb, profile = _to_rgb(image, profile)
-        return Picture(np.array(rgb), alpha, profile)
-
-
-class _opened:
-    """Context in which Pillow has a file open, and in which whatever goes wrong becomes one clear ValueError."""
-
-    def __init__(self, path: str | Path, max_pixels: int):
-        self.path, self.max_pixels = path, max_pixels
-
-    def __enter__(self) -> Image.Image:
-        if not stat.S_ISREG(os.stat(self.path).st_mode) and not os.path.isdir(self.path):
-            raise cli.UserError(f"{self.path}: not a file, but a pipe, socket or device")  # opening it could wait for ever
-        self.file = open(self.path, "rb")
-        self.warnings = warnings.catch_warnings()
-        self.warnings.__enter__()
-        warnings.simplefilter("ignore")
-        self.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, self.max_pixels
+        rgb, alpha, profile = decoding.to_rgb(image)
         try:
-            Image.init()  # loads the decoders, once
-            self.image = Image.open(self.file, formats=[name for name in _FORMATS if name in Image.OPEN])
-            width, height = self.image.size
-            if width * height > self.max_pixels:
-                raise Image.DecompressionBombError
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-        return self.image
-
-    def __exit__(self, kind, error, _traceback) -> None:
-        Image.MAX_IMAGE_PIXELS = self.limit
-        self.warnings.__exit__(None, None, None)
-        empty = os.fstat(self.file.fileno()).st_size == 0
-        self.file.close()
-        if error is None or isinstance(error, MemoryError) or not isinstance(error, Exception):
-            return
-        if isinstance(error, Image.DecompressionBombError):
-            reason = f"has more than {self.max_pixels:,} pixels; test_image.py takes larger ones by --max-pixels"
-        elif empty:
-            reason = "the file is empty"
-        elif isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image of a known format"
-        else:
-            reason = f"cut short or damaged ({error or kind.__name__})"
-        raise cli.UserError(f"{self.path}: {reason}") from error
-
-
-def _to_8_bit_gray(image: Image.Image) -> Image.Image:
-    """Scale a 16-bit, 32-bit or floating-point gray image to 8 bits by the range that its values are in.
-
-    A value that stands for transparency becomes an alpha channel.
-    """
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise cli.UserError("values that are not finite")
-    largest = values.max(initial=0)
-    if image.mode.startswith("I"):
-        white = 65_535 if largest <= 65_535 else 2**31 - 1
-    else:
-        white = next((white for white in (1, 255, 65_535) if largest <= white), largest)
-    gray = Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
-    if isinstance(image.info.get("transparency"), int):
-        gray.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
-    return gray
-
-
-def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:
-    """Return the image as RGB and the profile that then describes it (None: sRGB)."""
-    space = _colour_space(profile)
-    if image.mode in ("RGB", "RGBA", "RGBX", "P"):
-        return image.convert("RGB"), profile if space == "RGB" else None
-    source = {"CMYK": "CMYK", "L": "GRAY"}.get(image.mode)
-    if source and source == space:
-        try:
-            return _by_profile(image, ImageCms.ImageCmsProfile(io.BytesIO(profile))), None
-        except ImageCms.PyCMSError:
-            pass  # the profile does not fit its own image: convert without it
-    if image.mode == "LAB":
-        return _by_profile(image, ImageCms.createProfile("LAB")), None
-    return image.convert("RGB"), None
-
-
-def _by_profile(image: Image.Image, profile) -> Image.Image:
-    return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-
-
-def _colour_space(profile: bytes | None) -> str | None:
-    if not profile:
-        return None
-    try:
-        return ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip()
-    except (OSError, ImageCms.PyCMSError):
-        return None
+            frames = getattr(file, "n_frames", 1)
+        except Exception:  # whatever a damaged later frame makes Pillow raise; the first one is whole
+            frames = 2
+        return Picture(rgb, alpha, profile, decoding.is_gray(rgb), described, frames)
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
 
 
-def check_output_path(path: str | Path, width: int | None = None, height: int | None = None) -> str:
-    """Return Pillow's format for an output path; ValueError when it is none that is written, or cannot hold the size."""
+def check_output_path(path: str | Path, width: int = 0, height: int = 0, channels: int = 3) -> str:
+    """Return Pillow's format for an output path; ValueError if it is not supported or cannot hold the size."""
     suffix = Path(path).suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
         raise cli.UserError(
             f"{path}: cannot write {suffix or 'a file without suffix'}; use one of {', '.join(OUTPUT_SUFFIXES)}"
         )
     kind = OUTPUT_SUFFIXES[suffix]
-    if max(width or 0, height or 0) > LARGEST_SIDE.get(kind, 2**31):
+    if max(width, height) > _LARGEST_SIDE.get(kind, 2**31 - 1):
         raise cli.UserError(
-            f"{path}: {kind} holds at most {LARGEST_SIDE[kind]} pixels a side, this is {width}x{height}; use .png"
+            f"{path}: {kind} holds at most {_LARGEST_SIDE[kind]} pixels a side, this is {width}x{height}; use .png or .tif"
         )
+    if kind == "BMP" and (width * channels + 3) // 4 * 4 * height > _LARGEST_FILE:
+        raise cli.UserError(f"{path}: BMP holds at most 4 GiB, {width}x{height} pixels are more; use .png or .tif")
     return kind
 
 
 def prepare_output(path: str | Path) -> None:
-    """See, before a long computation, that a picture can be written to `path`, making its folder; raises what writing would."""
+    """Check early that a picture can be written to `path`, and make its folder; raises as writing would."""
     check_output_path(path)
     files.make_folder(Path(path).parent)
 
@@ -297,23 +217,74 @@ def write_picture(path: str | Path, picture: Picture) -> None:
     """Write a picture as the format of the path's suffix, whole or not at all; alpha is laid on white in JPEG and BMP.
 
     Raises:
-        ValueError: no format that is written.
+        ValueError: the format is not supported or cannot hold the size.
         OSError: the file cannot be written.
     """
     height, width = picture.rgb.shape[:2]
-    kind = check_output_path(path, width, height)
-    image = Image.fromarray(picture.rgb)
-    if picture.alpha is not None:
-        mask = Image.fromarray(picture.alpha)
-        if kind in ("JPEG", "BMP"):
-            image = Image.composite(image, Image.new("RGB", image.size, "white"), mask)
-        else:
-            image.putalpha(mask)
+    channels = 1 if picture.gray else 3
+    kind = check_output_path(path, width, height, channels)
+    transparent = picture.alpha is not None and kind not in ("JPEG", "BMP")
+    rgb = picture.rgb if transparent else on_white(picture)
+    image = Image.fromarray(rgb[..., 0] if picture.gray else rgb)
+    if transparent:
+        image.putalpha(Image.fromarray(picture.alpha))
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    options |= save_options(picture.metadata, kind, height, width)
+    if kind == "TIFF":
+        options |= _tiff_options(options["tiffinfo"], width * (channels + transparent), height)
     if picture.icc_profile and kind != "BMP":
         options["icc_profile"] = picture.icc_profile
     with files.write_atomic(path) as file:
         image.save(file, kind, **options)
+
+
+def _tiff_options(tags, row_bytes: int, height: int) -> dict[str, Any]:
+    """Return Pillow's options for a TIFF of any size: beyond 4 GiB a BigTIFF, in strips that begin at 64-bit offsets."""
+    if row_bytes * height <= _LARGEST_FILE:
+        return {}
+    tags[TiffImagePlugin.ROWSPERSTRIP] = max(1, 2**26 // row_bytes)
+    tags.tagtype[TiffImagePlugin.STRIPOFFSETS] = TiffTags.LONG8  # which Pillow does not choose by itself
+    tags[TiffImagePlugin.STRIPOFFSETS] = 0
+    return {"big_tiff": True}
+
+
+def on_white(picture: Picture) -> np.ndarray:
+    """Return the RGB (H, W, 3) of a picture laid on white."""
+    if picture.alpha is None:
+        return picture.rgb
+    image = Image.fromarray(picture.rgb)
+    return np.asarray(Image.composite(image, Image.new("RGB", image.size, "white"), Image.fromarray(picture.alpha)))
+
+
+# --- what enlarging needs beside RGB ------------------------------------------------------------------------------
+
+
+def fill_transparent(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Give pixels of (H, W, 3) that are almost transparent (alpha below 8) the colour of the nearest pixel that is not.
+
+    Their own colour is not seen, and often black; enlarged, it would bleed into the visible edge.
+    """
+    from scipy import ndimage
+
+    hidden = alpha < 8
+    if not hidden.any() or hidden.all():
+        return rgb
+    rows, columns = ndimage.distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    return rgb[rows, columns]
+
+
+def to_gray(rgb: np.ndarray) -> np.ndarray:
+    """Replace the three channels of (H, W, 3) by their mean.
+
+    A network turns a gray image into three estimates of the same value. Their mean is closer to the truth than their luma,
+    which is mostly green: by 0.01 dB on photographs.
+    """
+    total = rgb[..., 0].astype(np.uint16)
+    total += rgb[..., 1]
+    total += rgb[..., 2]
+    total += 1  # rounds to the nearest
+    total //= 3
+    return np.broadcast_to(total.astype(np.uint8)[..., None], rgb.shape)
 
 
 # --- resizing and showing -----------------------------------------------------------------------------------------

@@ -1,31 +1,30 @@
-"""The command line of train.py: its options, the defaults that depend on the machine, and what cannot work."""
+"""The command line of train.py: its options, the defaults that depend on the machine, and what may change at a restart."""
 
 import argparse
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from model import UPSCALES, Discriminator, MultiScaleDiscriminator
-from utils import cli, device
-from utils.checkpoint import GENERATORS
+from utils import cli, device, pretrained
+from utils.checkpoint import GENERATORS, check_same_options
 
 DISCRIMINATORS = {"vgg": Discriminator, "multiscale": MultiScaleDiscriminator}
-DEFAULT_BLOCKS = {"srresnet": 8, "rrdb": 23}
-DESCRIPTION = """Train SRGAN (Ledig et al., 2017): the alternating updates of a discriminator and a generator.
-
-python train.py --upscale 4 --crop 88
-"""
-# Options that a restart may change: they do not change the result, or (the second line) only its last bits.
-FREE_OPTIONS = {"out", "cache", "no_cache", "val_triplets", "dry_run", "tensorboard", "epochs", "skip_bad_images"} | {
+DEFAULT_BLOCKS = {name: signature(network).parameters["blocks"].default for name, network in GENERATORS.items()}
+# Options that may change at a restart: they do not affect the result, or (last line) only its last bits.
+FREE_OPTIONS = {
+    *("out", "cache", "no_cache", "val_triplets", "dry_run", "tensorboard", "skip_bad_images", "lpips", "save_every"),
     *("data", "train_dir", "val_dir", "train_lr_dir", "val_lr_dir"),  # the images themselves are compared
+    "epochs",  # see check_restart
     *("device", "precision", "workers", "compile"),
 }
 
 
-def get_args_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = cli.ArgumentParser(prog="train.py", description=DESCRIPTION)
+def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of train.py's command line."""
+    parser = cli.ArgumentParser(prog="train.py", description=description)
     parser.add_argument("--upscale", type=int, default=4, choices=UPSCALES, help="how many times larger the result is")
     parser.add_argument("--crop", type=cli.positive_int, default=88, help="side of the HR training crops in pixels")
     data = parser.add_argument_group("data")
@@ -34,20 +33,35 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--val-dir", type=Path, help="any folder of validation images instead")
     data.add_argument("--train-lr-dir", type=Path, help="LR files of the training images, paired by name (default: bicubic)")
     data.add_argument("--val-lr-dir", type=Path, help="LR files of the validation images, paired by name (default: bicubic)")
-    data.add_argument("--crops-per-image", type=cli.positive_int, default=1, help="crops of every image in an epoch")
+    data.add_argument("--crops-per-image", type=cli.positive_int, default=1, help="crops from each image in every epoch")
     data.add_argument("--val-images", type=cli.positive_int, help="validate on the first N images (default: all)")
-    data.add_argument("--val-every", type=cli.positive_int, default=1, help="validate every N epochs, and after the last")
-    data.add_argument("--val-triplets", type=cli.non_negative_int, default=5, help="pictures bicubic | HR | SR to save")
-    data.add_argument("--workers", type=cli.non_negative_int, help="loader processes (default: 0 on the CPU, up to 4 on a GPU)")
+    data.add_argument(
+        "--val-every", type=cli.positive_int, default=1, help="validate every N epochs, and at the end of each phase"
+    )
+    data.add_argument(
+        "--val-triplets", type=cli.non_negative_int, default=5, help="pictures (bicubic | HR | SR) to save at each validation"
+    )
+    data.add_argument(
+        "--workers", type=cli.non_negative_int,
+        help="loader processes; slower than none but with --no-cache (default: 0, with --no-cache on a GPU up to 4)",
+    )  # fmt: skip
     data.add_argument("--cache", type=Path, help="folder of decoded pixels (default: .srgan-cache in the image folder)")
-    data.add_argument("--no-cache", action="store_true", help="decode an image for every crop: slow, and no disk is needed")
+    data.add_argument("--no-cache", action="store_true", help="decode an image for every crop: slow, but needs no disk space")
     data.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
     model = parser.add_argument_group("model")
+    defaults = ", ".join(f"{blocks} for {name}" for name, blocks in DEFAULT_BLOCKS.items())
     model.add_argument("--generator", choices=GENERATORS, default="srresnet", help="SRGAN's, or ESRGAN's RRDB (x4)")
-    model.add_argument("--discriminator", choices=DISCRIMINATORS, default="vgg", help="one, or one at each of three sizes")
-    model.add_argument("--blocks", type=cli.positive_int, help="residual blocks (default: 8 for srresnet, 23 for rrdb)")
+    model.add_argument(
+        "--discriminator",
+        choices=DISCRIMINATORS,
+        default="vgg",
+        help="SRGAN's, or three of them: at full, half and quarter size",
+    )
+    model.add_argument("--blocks", type=cli.positive_int, help=f"residual blocks (default: {defaults})")
     loss = parser.add_argument_group("loss")
-    loss.add_argument("--pixel-loss", choices=("mse", "l1"), default="mse", help="l1 (ESRGAN's) is some ten times larger")
+    loss.add_argument(
+        "--pixel-loss", choices=("mse", "l1"), default="mse", help="l1 is ESRGAN's; its values are some ten times larger"
+    )
     loss.add_argument(
         "--pixel-weight", type=cli.non_negative_float, default=1.0, help="weight of the pixel loss in adversarial epochs"
     )
@@ -60,65 +74,107 @@ def get_args_parser() -> argparse.ArgumentParser:
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--epochs", type=cli.non_negative_int, default=100, help="adversarial epochs")
     optim.add_argument("--pretrain-epochs", type=cli.non_negative_int, default=0, help="pixel-only epochs before them")
-    optim.add_argument("--batch-size", type=cli.positive_int, default=64, help="crops an update")
-    optim.add_argument("--learning-rate", type=cli.non_negative_float, default=1e-4, help="of Adam, for both networks")
+    optim.add_argument("--batch-size", type=cli.positive_int, default=64, help="crops per update")
+    optim.add_argument("--accumulate", type=cli.positive_int, default=1, help="compute each batch in N parts, to save memory")
     optim.add_argument(
-        "--pretrain-learning-rate", type=cli.non_negative_float, help="of the pixel-only epochs (default: the same)"
+        "--learning-rate", type=cli.non_negative_float, default=1e-4, help="Adam's learning rate in adversarial epochs"
     )
-    optim.add_argument("--lr-schedule", choices=("constant", "cosine"), default="constant", help="rate over each phase")
-    optim.add_argument("--warmup-steps", type=cli.non_negative_int, default=0, help="updates with a rising rate in each phase")
-    optim.add_argument("--ema", type=cli.non_negative_float, default=0.0, help="decay of averaged weights, 0.999 say (0: none)")
-    optim.add_argument("--seed", type=cli.non_negative_int, default=0, help="of the weights, the order and the crops")
+    optim.add_argument("--learning-rate-d", type=cli.non_negative_float, help="of the discriminator (default: --learning-rate)")
+    optim.add_argument(
+        "--pretrain-learning-rate", type=cli.non_negative_float, help="in pixel-only epochs (default: --learning-rate)"
+    )
+    optim.add_argument(
+        "--lr-schedule",
+        choices=("constant", "cosine"),
+        default="constant",
+        help="of the learning rate in each phase; cosine falls to 0",
+    )
+    optim.add_argument(
+        "--warmup-steps",
+        type=cli.non_negative_int,
+        default=0,
+        help="updates with a rising learning rate at the start of each phase",
+    )
+    optim.add_argument(
+        "--grad-clip", type=cli.non_negative_float, default=0.0, help="largest norm of each network's gradient (0: no limit)"
+    )
+    optim.add_argument(
+        "--ema", type=cli.non_negative_float, default=0.0, help="decay of the averaged weights, such as 0.999 (0: no averaging)"
+    )
+    optim.add_argument(
+        "--seed", type=cli.non_negative_int, default=0, help="of the initial weights, the order of the images and the crops"
+    )
     optim.add_argument("--init", type=Path, help="start the generator from this generator file")
     speed = parser.add_argument_group("speed")
     device.add_options(speed)
     speed.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks")
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="folder of the run (default: results/srgan_x<upscale>)")
+    output.add_argument(
+        "--save-every", type=cli.positive_int, help="also keep checkpoints/generator_epoch_NNN.pth every N epochs"
+    )
+    output.add_argument(
+        "--lpips",
+        action="store_true",
+        help="also measure LPIPS in validation (pip install lpips; downloads AlexNet's weights once)",
+    )
     output.add_argument("--tensorboard", action="store_true", help="also log scalars and pictures to <out>/tensorboard")
-    output.add_argument("--dry-run", action="store_true", help="build all, run one step and one image, write nothing")
+    output.add_argument(
+        "--dry-run", action="store_true", help="build everything, run one step and one validation image, write nothing"
+    )
     return parser
 
 
 def resolve(args: argparse.Namespace) -> None:
-    """Fill in the defaults that depend on the machine or on other options.
+    """Fill in the defaults that depend on the machine or on other options, and check them all.
 
     Raises:
-        ValueError: options that cannot work; the message says which.
+        UserError: an option cannot work; the message says which.
     """
     if args.crop % args.upscale:
         rounded = args.crop - args.crop % args.upscale
         print(f"--crop {args.crop} is not a multiple of {args.upscale}: using {rounded}")
         args.crop = rounded
-    least = DISCRIMINATORS[args.discriminator].minimum_crop
-    if args.crop < least:
-        raise cli.UserError(f"--crop {args.crop} is too small: the networks need at least {least}")
-    if args.seed >= 2**63:
-        raise cli.UserError(f"--seed {args.seed} is too large: it has to be below 2^63")
-    if args.ema >= 1:
-        raise cli.UserError(f"--ema {args.ema} is not a decay: it has to be below 1, such as 0.999")
-    if args.pretrain_epochs + args.epochs == 0:
-        raise cli.UserError("--epochs 0 with --pretrain-epochs 0 leaves nothing to do")
     chosen = device.resolve_device(args.device)
     args.precision = device.resolve_precision(args.precision, chosen)
     args.device = chosen.type
     args.train_dir = args.train_dir or args.data / "DIV2K_train_HR"
     args.val_dir = args.val_dir or args.data / "DIV2K_valid_HR"
     args.out = args.out or Path("results", f"srgan_x{args.upscale}")
-    for folder in (args.train_dir, args.val_dir):
-        if args.out.resolve().is_relative_to(folder.resolve()):
-            raise cli.UserError(f"--out {args.out}: lies in the image folder {folder}, where its pictures would be trained on")
-    train_dir, val_dir = args.train_dir.resolve(), args.val_dir.resolve()
-    if train_dir.is_relative_to(val_dir) or val_dir.is_relative_to(train_dir):
-        print(f"{args.train_dir} and {args.val_dir} share images: the figures flatter, since they were trained on")
     if args.pretrain_learning_rate is None:
         args.pretrain_learning_rate = args.learning_rate
+    if args.learning_rate_d is None:
+        args.learning_rate_d = args.learning_rate
     if args.blocks is None:
         args.blocks = DEFAULT_BLOCKS[args.generator]
+    if args.workers is None:
+        args.workers = min(4, torch.get_num_threads()) if chosen.type == "cuda" and args.no_cache else 0
+    _check(args)
+    if args.dry_run and needs_vgg(args) and (missing := pretrained.missing_download(args.vgg_weights)):
+        print(f"a real start would download {missing}; an untrained VGG16 stands in for this dry run")
+        args.vgg_weights = "random"
+
+
+def _check(args: argparse.Namespace) -> None:
+    least = DISCRIMINATORS[args.discriminator].minimum_crop
+    if args.crop < least:
+        raise cli.UserError(f"--crop {args.crop} is too small: the networks need at least {least}")
     if args.generator == "rrdb" and args.upscale != 4:
         raise cli.UserError(f"--upscale {args.upscale}: --generator rrdb is for 4 only")
-    if args.workers is None:
-        args.workers = min(4, torch.get_num_threads()) if chosen.type == "cuda" else 0
+    if args.seed >= 2**63:
+        raise cli.UserError(f"--seed {args.seed} is too large: it has to be below 2^63")
+    if args.ema >= 1:
+        raise cli.UserError(f"--ema {args.ema} is not a decay: it has to be below 1, such as 0.999")
+    if args.accumulate > args.batch_size:
+        raise cli.UserError(f"--accumulate {args.accumulate} is more parts than --batch-size {args.batch_size} has crops")
+    if args.pretrain_epochs + args.epochs == 0:
+        raise cli.UserError("--epochs 0 with --pretrain-epochs 0 leaves nothing to do")
+    out, train_dir, val_dir = (folder.resolve() for folder in (args.out, args.train_dir, args.val_dir))
+    for folder in (train_dir, val_dir):
+        if out.is_relative_to(folder):
+            raise cli.UserError(f"--out {args.out}: lies in the image folder {folder}, where its pictures would be trained on")
+    if train_dir.is_relative_to(val_dir) or val_dir.is_relative_to(train_dir):
+        print(f"warning: {args.train_dir} and {args.val_dir} share images, so validation flatters: it sees trained images")
 
 
 def plain_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -127,5 +183,33 @@ def plain_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def needs_vgg(args: argparse.Namespace) -> bool:
-    """Tell whether the run comes to compare VGG16 features: pixel-only runs do not."""
+    """Tell whether the run needs VGG16: pixel-only runs do not."""
     return args.epochs > 0 and args.perceptual_weight > 0
+
+
+def check_restart(args: argparse.Namespace, saved: dict[str, Any]) -> None:
+    """Check that a run can go on with these options; a line says what more epochs mean under a cosine.
+
+    Args:
+        saved: the run's checkpoint, of this version or an older one that lacks newer options.
+
+    Raises:
+        UserError: an option differs that would change the result; the message names it.
+    """
+    current = plain_options(args)
+    begun_with = plain_options(get_args_parser().parse_args([])) | {"learning_rate_d": saved["options"]["learning_rate"]}
+    begun_with |= saved["options"]
+    check_same_options(begun_with, current, FREE_OPTIONS)
+    before, now, pixel_only = begun_with["epochs"], args.epochs, args.pretrain_epochs
+    done = saved["progress"]["epoch"] - 1 - pixel_only  # adversarial epochs
+    if args.lr_schedule == "constant" or before == now or done < 0 or (done == 0 and not saved["progress"]["batch"]):
+        return
+    if done < before:
+        raise cli.UserError(
+            f"--epochs was {before}, is {now}: the cosine is under way, and would bend; finish with --epochs {before} first"
+        )
+    if done < now:
+        print(
+            f"the learning rate follows a cosine over {now} epochs instead of {before}: it rises again at epoch "
+            f"{saved['progress']['epoch']} and falls from there"
+        )

@@ -1,5 +1,15 @@
-"""Images decoded once into a memory-mapped file, so that reading a crop of one is a slice."""
+"""Images decoded once into a memory-mapped file, so that reading a crop is a slice.
 
+A cache file holds the pixels of every image of a folder, then an index as JSON, then the index's length, its CRC-32 and a
+magic word. Its name is a digest of all that decides its content: the folders, the scale, the names, sizes and times of the
+image files, and `LR_RECIPE`.
+
+At every start each process checks the index and the size of the file, which takes no time. The checksum of every pixel is
+verified by the first process of a machine, while the others wait (`distributed.one_after_another`): for DIV2K that reads
+9 GB, once and not once per GPU.
+"""
+
+import contextlib
 import hashlib
 import json
 import math
@@ -7,65 +17,76 @@ import os
 import struct
 import sys
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from utils import cli, files, images
+from utils import cli, distributed, files, images
 
 CACHE_FOLDER = ".srgan-cache"
+LR_RECIPE = "bicubic-1"  # Pillow's bicubic on whole images; raise the number when `Layout.decode` returns other pixels
 _MAGIC = b"srgan-cache-2\n\0\0"
 _TAIL = struct.Struct("<QI16s")  # of the file: the length of the index, its CRC-32, and the magic word
 
 
 @dataclass
 class Entry:
-    """One image of a folder: its name there, the state of its file, and where its pixels lie in the cache."""
+    """One image: its path in the folder, size and time of its files, and where its pixels are in the cache."""
 
     name: str
-    file_bytes: int
-    mtime_ns: int
+    file_bytes: int = 0  # of HR and, if it is read from a file, LR together
+    mtime_ns: int = 0  # of the newer one
     lr_name: str | None = None
-    height: int = 0  # of the HR image, a multiple of the scale; 0 where the file could not be read
+    height: int = 0  # of the HR image, a multiple of the scale; 0 if it is smaller than the scale or cannot be read
     width: int = 0
     offset: int = 0
-    checksum: int = 0  # CRC-32 of the HR pixels and then the LR pixels; 0 where nothing was cached
+    checksum: int = 0  # CRC-32 of its pixels in the cache; 0 without a cache
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layout:
-    """What is decoded for every image: HR and LR at a scale, and for validation the bicubic upscale of LR too."""
+    """What is decoded of every image: HR, LR and, for validation, LR enlarged by bicubic."""
 
     folder: Path
     upscale: int
-    lr_folder: Path | None = None
-    bicubic: bool = False
+    lr_folder: Path | None = None  # None: LR is made by bicubic
+    bicubic: bool = False  # whether the enlarged LR is kept too
 
     def __post_init__(self):
-        for name in ("folder", "lr_folder"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, Path(getattr(self, name)))
+        self.folder = Path(self.folder)
+        self.lr_folder = None if self.lr_folder is None else Path(self.lr_folder)
 
-    def shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
-        """Return the shapes (H, W, 3) of HR, LR and, where it is kept, bicubic."""
-        hr, lr = (height, width, 3), (height // self.upscale, width // self.upscale, 3)
+    def shapes(self, entry: Entry) -> list[tuple[int, int, int]]:
+        """Return the shapes (H, W, 3) of an image's arrays: HR, LR and, with `bicubic`, the enlarged LR."""
+        hr, lr = (entry.height, entry.width, 3), (entry.height // self.upscale, entry.width // self.upscale, 3)
         return [hr, lr, hr] if self.bicubic else [hr, lr]
 
+    def size(self, entry: Entry) -> int:
+        """Return the bytes of an image's arrays."""
+        return sum(map(math.prod, self.shapes(entry)))
+
     def decode(self, entry: Entry) -> list[np.ndarray]:
-        """Decode an image to its uint8 arrays (H, W, 3), in the order of `shapes`; ValueError where it is damaged."""
+        """Return an image's uint8 arrays (H, W, 3) in the order of `shapes`; none if it is smaller than the scale.
+
+        Raises:
+            OSError: a file cannot be opened.
+            UserError: a file is damaged, or LR does not fit HR.
+        """
         hr = images.crop_to_multiple(images.read_picture(self.folder / entry.name).rgb, self.upscale)
-        if not hr.size:  # smaller than the scale
+        if not hr.size:
             return []
         if self.lr_folder is None:
             lr = images.downscale(hr, self.upscale)
         else:
             lr = images.read_picture(self.lr_folder / entry.lr_name).rgb
-            lr = lr[: hr.shape[0] // self.upscale, : hr.shape[1] // self.upscale]
-            if lr.shape != self.shapes(*hr.shape[:2])[1]:
+            height, width = (side // self.upscale for side in hr.shape[:2])
+            lr = lr[:height, :width]
+            if lr.shape[:2] != (height, width):
                 raise cli.UserError(
                     f"{self.lr_folder / entry.lr_name}: {lr.shape[1]}x{lr.shape[0]} pixels do not fit the HR image of "
                     f"{hr.shape[1]}x{hr.shape[0]} at x{self.upscale}"
@@ -74,57 +95,58 @@ class Layout:
 
 
 class ImageStore:
-    """The HR and LR arrays (and bicubic ones) of every image of a folder, from a cache file or decoded at each call.
-
-    Raises:
-        ValueError: images that cannot be read, or whose LR image is missing or does not fit, unless `skip_bad`.
-    """
+    """The arrays of every image of a folder, from a cache file or decoded at each access; made by `ImageStore.open`."""
 
     def __init__(self, layout: Layout, entries: list[Entry], cache_file: Path | None, skip_bad: bool):
         self.layout = layout
         self.cache_file = cache_file
         self.bad = [entry for entry in entries if entry.error]
         if self.bad and not skip_bad:
-            raise cli.UserError(_name_bad(layout.folder, self.bad))
+            named = cli.listed([f"{entry.name}: {entry.error}" for entry in self.bad], "; ")
+            raise cli.UserError(
+                f"{layout.folder}: {len(self.bad)} image(s) cannot be read: {named}. Mend or remove them, or pass "
+                "--skip-bad-images"
+            )
         self.entries = [entry for entry in entries if not entry.error]
         self._arrays: list[list[np.ndarray]] | None = None
 
     @classmethod
     def open(
-        cls, layout: Layout, cache_folder: str | Path | None, skip_bad: bool = False, processes: int | None = None
+        cls, layout: Layout, cache_folder: Path | None, skip_bad=False, processes: int | None = None, headers_only=False
     ) -> "ImageStore":
-        """Open a folder through its cache in `cache_folder`, building that first where there is none or a damaged one.
+        """Open a folder of images through its cache in `cache_folder`; build that if it is missing or damaged.
 
-        `cache_folder` None: without a cache, every image is decoded at each call.
+        Without a `cache_folder` images are decoded at each access, and once now to find damaged ones, unless `headers_only`.
 
         Raises:
-            ValueError: no such folder, no image in it, or images that cannot be read (unless `skip_bad`).
-            OSError: the cache cannot be written, or the disk has no room for it.
+            UserError: no such folder, no image in it, or images that cannot be read or have no fitting LR image, unless
+                `skip_bad`.
+            OSError: the cache cannot be written, or there is too little space on the disk.
         """
         entries = _list_entries(layout)
         if cache_folder is None:
-            return cls(layout, _decode_all(layout, entries, None, processes), None, skip_bad)
+            measured = [_measure_one(layout, entry) for entry in entries] if headers_only else None
+            return cls(layout, measured or _decode_all(layout, entries, None, processes), None, skip_bad)
         cache_folder = Path(cache_folder)
         path = cache_folder / _cache_name(layout, entries)
-        cached = _read_whole(layout, path)
+        cached = _read_entries(layout, path)
         if cached is None:
             with files.lock(files.make_folder(cache_folder) / "lock", wait=True):
-                cached = _read_whole(layout, path, tell=True)  # another process may have built it by now
+                cached = _read_entries(layout, path, tell=True)  # another process may have built it by now
                 if cached is None:
                     files.remove_leftovers(cache_folder)
                     for superseded in cache_folder.glob(path.name.rsplit("-", 1)[0] + "-*"):
                         superseded.unlink()
-                    _build_cache(layout, entries, path, processes)
-                    cached = _read_index(path)
+                    cached = _build_cache(layout, entries, path, processes)
         store = cls(layout, cached, path, skip_bad)
-        store._map()  # now: a later start with other images may remove the file under a run that has it open
+        store._map()  # at once: a later start with other images may remove the file, which a mapping outlives
         return store
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> list[np.ndarray]:
-        """Return the uint8 arrays (H, W, 3) of image `index`: HR, LR and, where it is kept, bicubic."""
+        """Return the uint8 arrays (H, W, 3) of image `index`, as `Layout.decode` does."""
         if self.cache_file is None:
             return self.layout.decode(self.entries[index])
         if self._arrays is None:
@@ -132,11 +154,11 @@ class ImageStore:
         return self._arrays[index]
 
     def _map(self) -> None:
-        """Map the cache file and make the views of all images, so that to get one is to look it up."""
+        """Map the cache file, and slice it into the arrays of all images."""
         pixels, self._arrays = np.asarray(np.memmap(self.cache_file, mode="r")), []
         for entry in self.entries:
             arrays, offset = [], entry.offset
-            for shape in self.layout.shapes(entry.height, entry.width):
+            for shape in self.layout.shapes(entry):
                 size = math.prod(shape)
                 arrays.append(pixels[offset : offset + size].reshape(shape))
                 offset += size
@@ -146,119 +168,86 @@ class ImageStore:
         return {**self.__dict__, "_arrays": None}  # a worker process maps the file itself
 
     def fingerprint(self) -> list[tuple[str, int, int]]:
-        """Return (name, bytes, pixel checksum or 0) of every image: what a resumed run compares."""
+        """Return (name, file bytes, pixel checksum or 0) of every image, which a resumed run compares."""
         return [(entry.name, entry.file_bytes, entry.checksum) for entry in self.entries]
 
 
 def cache_folder_for(folder: str | Path, chosen: Path | None, fallback: Path) -> Path:
-    """Return where the pixels of an image folder are kept: where the user chose, in the folder, or else in `fallback`."""
+    """Return the cache folder of an image folder: the chosen one, or one inside it if that can be written, or in `fallback`."""
     if chosen is not None:
         return chosen
     own = Path(folder, CACHE_FOLDER)
     return own if os.access(own if own.exists() else folder, os.W_OK) else fallback / CACHE_FOLDER
 
 
+# --- what lies in the folders -------------------------------------------------------------------------------------
+
+
 def _list_entries(layout: Layout) -> list[Entry]:
-    entries = []
-    for name in images.list_image_names(layout.folder):
-        try:
-            status = os.stat(os.path.join(layout.folder, name))
-        except OSError:  # a link to nothing
-            entries.append(Entry(name, 0, 0))
-            continue
-        entries.append(Entry(name, status.st_size, status.st_mtime_ns))
+    entries = [Entry(name) for name in images.list_image_names(layout.folder)]
     if layout.lr_folder is not None:
         _pair(layout, entries)
+    for entry in entries:
+        paths = [os.path.join(layout.folder, entry.name)]
+        if entry.lr_name is not None:
+            paths.append(os.path.join(layout.lr_folder, entry.lr_name))
+        with contextlib.suppress(OSError):  # a link to nothing: to decode it will say so
+            states = [os.stat(path) for path in paths]
+            entry.file_bytes, entry.mtime_ns = sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)
     return entries
 
 
 def _pair(layout: Layout, entries: list[Entry]) -> None:
-    """Give every HR image the LR image of its name: `0801.png` has `0801.png` or `0801x4.png`, of any suffix.
+    """Find the LR image of every HR image: `0801.png` has `0801.png` or `0801x4.png`, with any suffix.
 
-    One at the same place in the subfolders goes before one that lies elsewhere.
+    One in the same subfolder is preferred to one elsewhere. An image without an LR image of its own gets an error.
     """
-    named: dict[Path | str, list[Path]] = {}  # by the path in the folder, and by the bare name, both without suffix
-    for path in images.list_images(layout.lr_folder):
-        place = path.relative_to(layout.lr_folder).with_suffix("")
+    named: dict[Path | str, list[Path]] = {}  # by path and by name alone, both without suffix
+    for path in map(Path, images.list_image_names(layout.lr_folder)):
+        place = path.with_suffix("")
         for key in (place, place.name):
             named.setdefault(key, []).append(path)
+    candidates = []
     for entry in entries:
         place = Path(entry.name).with_suffix("")
         ends = ("", f"x{layout.upscale}")
         keys = [*(place.with_name(place.name + end) for end in ends), *(place.name + end for end in ends)]
-        partners = next((named[key] for key in keys if key in named), [])
-        try:
-            if len(partners) != 1:
-                what = f"several LR images ({', '.join(map(str, partners[:3]))})" if partners else "no LR image"
-                stem = place.name
-                raise cli.UserError(f"{what} {stem} or {stem}x{layout.upscale} (of any suffix) in {layout.lr_folder}")
-            status = partners[0].stat()
-        except (OSError, ValueError) as error:
-            entry.error = cli.describe(error)
-            continue
-        entry.lr_name = partners[0].relative_to(layout.lr_folder).as_posix()
-        entry.file_bytes += status.st_size
-        entry.mtime_ns = max(entry.mtime_ns, status.st_mtime_ns)
+        candidates.append(next((named[key] for key in keys if key in named), []))
+    uses = Counter(paths[0] for paths in candidates if len(paths) == 1)
+    for entry, paths in zip(entries, candidates, strict=True):
+        if len(paths) != 1:
+            listed = ", ".join(str(layout.lr_folder / path) for path in paths[:3])
+            found, stem = f"several LR images ({listed})" if paths else "no LR image", Path(entry.name).stem
+            entry.error = f"{found} {stem} or {stem}x{layout.upscale} (of any suffix) in {layout.lr_folder}"
+        elif uses[paths[0]] > 1:
+            entry.error = f"{layout.lr_folder / paths[0]} is the LR image of {uses[paths[0]]} HR images"
+        else:
+            entry.lr_name = paths[0].as_posix()
 
 
-def _name_bad(folder: Path, bad: list[Entry]) -> str:
-    named = cli.listed([f"{entry.name}: {entry.error}" for entry in bad], "; ")
-    return f"{folder}: {len(bad)} image(s) cannot be read: {named}. Mend or remove them, or pass --skip-bad-images"
-
-
-# --- the cache file: pixels, then the index as JSON, then its length, its CRC-32 and a magic word -------------------
+# --- the cache file -----------------------------------------------------------------------------------------------
 
 
 def _cache_name(layout: Layout, entries: list[Entry]) -> str:
-    """Name the cache after its folders and scale, and then after the files' names, sizes and times."""
+    """Name the cache file: what is before the last hyphen stays the same when the images or the recipe change."""
     kind = f"x{layout.upscale}" + ("-validation" if layout.bicubic else "")
     place = _digest([str(layout.folder.resolve()), str(layout.lr_folder and layout.lr_folder.resolve())])
-    return f"{kind}-{place}-{_digest([[entry.name, entry.lr_name, entry.file_bytes, entry.mtime_ns] for entry in entries])}"
+    states = [[entry.name, entry.lr_name, entry.file_bytes, entry.mtime_ns] for entry in entries]
+    return f"{kind}-{place}-{_digest([LR_RECIPE, states])}"
 
 
 def _digest(value) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _read_index(path: Path) -> list[Entry]:
-    """Return the entries at the end of a cache file; ValueError where it is damaged or of another version."""
-    with open(path, "rb") as file:
-        end = file.seek(0, os.SEEK_END) - _TAIL.size
-        file.seek(max(0, end))
-        tail = file.read()
-        length, checksum, magic = _TAIL.unpack(tail) if len(tail) == _TAIL.size else (0, 0, b"")
-        if magic != _MAGIC or length > end:
-            raise cli.UserError("cut short, or of another version")
-        file.seek(end - length)
-        index = file.read(length)
-    if zlib.crc32(index) != checksum:
-        raise cli.UserError("damaged index")
-    return [Entry(**entry) for entry in json.loads(index)]
-
-
-def _read_whole(layout: Layout, path: Path, tell: bool = False) -> list[Entry] | None:
-    """Return the entries of a cache file whose every pixel is as it was written; None where it has to be made anew."""
+def _read_entries(layout: Layout, path: Path, tell: bool = False) -> list[Entry] | None:
+    """Return the entries of a cache file that can be used, None if it has to be built; `tell` why it is built again."""
     if not path.exists():
         return None
     try:
-        entries = _read_index(path)
-        if any(_can_be_read_now(layout, entry) for entry in entries if entry.error and (entry.lr_name or not layout.lr_folder)):
-            raise cli.UserError("images could not be read when it was made, and now they can")
-        pixels = np.asarray(np.memmap(path, mode="r"))
-
-        def differs(entry: Entry) -> bool:
-            size = sum(map(math.prod, layout.shapes(entry.height, entry.width)))
-            return zlib.crc32(pixels[entry.offset : entry.offset + size]) != entry.checksum
-
-        def first_damaged(some: list[Entry]) -> str | None:
-            return next((entry.name for entry in some if not entry.error and differs(entry)), None)
-
-        chunks = [entries[start : start + 8] for start in range(0, len(entries), 8)]
-        with ThreadPoolExecutor() as pool:  # zlib lets other threads run
-            options = {"total": len(chunks), "desc": f"checking {path.name}", "unit": "chunk"}
-            for name in cli.progress_bar(pool.map(first_damaged, chunks), **options):
-                if name is not None:
-                    raise cli.UserError(f"{name} is not as it was written")
+        entries = _read_index(layout, path)
+        if distributed.first_on_machine():
+            _check_pixels(layout, entries, path)
     except ValueError as error:
         if tell:
             print(f"{path}: {error}; decoding the images again", file=sys.stderr)
@@ -266,21 +255,51 @@ def _read_whole(layout: Layout, path: Path, tell: bool = False) -> list[Entry] |
     return entries
 
 
-def _can_be_read_now(layout: Layout, entry: Entry) -> bool:
-    try:
-        layout.decode(entry)
-    except (OSError, ValueError):
-        return False
-    return True
+def _read_index(layout: Layout, path: Path) -> list[Entry]:
+    """Return the entries at the end of a cache file; ValueError if it is damaged or of another version."""
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END) - _TAIL.size
+        file.seek(max(0, end))
+        tail = file.read()
+        length, checksum, magic = _TAIL.unpack(tail) if len(tail) == _TAIL.size else (0, 0, b"")
+        if magic != _MAGIC or length > end:
+            raise ValueError("cut short, or of another version")
+        file.seek(end - length)
+        index = file.read(length)
+    if zlib.crc32(index) != checksum:
+        raise ValueError("damaged index")
+    entries = [Entry(**entry) for entry in json.loads(index)]
+    if sum(map(layout.size, entries)) != end - length:
+        raise ValueError("not of the size that its index says")
+    return entries
 
 
-def _build_cache(layout: Layout, entries: list[Entry], path: Path, processes: int | None) -> None:
-    """Decode every image into a new cache file; the file appears under its name only when it is whole."""
+def _check_pixels(layout: Layout, entries: list[Entry], path: Path) -> None:
+    """Raise ValueError if a pixel of a cache file is not as it was written, or an image that it lacks can be read now."""
+    for entry in entries:
+        paired = entry.lr_name or not layout.lr_folder
+        if entry.error and paired and not _decode_one(layout, None, replace(entry, error=None)).error:
+            raise ValueError(f"{entry.name} could not be read when it was made, and now can")
+    pixels = np.asarray(np.memmap(path, mode="r"))
+
+    def is_whole(entry: Entry) -> bool:
+        return zlib.crc32(pixels[entry.offset : entry.offset + layout.size(entry)]) == entry.checksum
+
+    good = [entry for entry in entries if not entry.error]
+    with ThreadPoolExecutor() as pool:  # zlib lets other threads run
+        checked = cli.progress_bar(pool.map(is_whole, good), total=len(good), desc=f"checking {path.name}", unit="image")
+        for entry, whole in zip(good, checked):
+            if not whole:
+                raise ValueError(f"{entry.name} is not as it was written")
+
+
+def _build_cache(layout: Layout, entries: list[Entry], path: Path, processes: int | None) -> list[Entry]:
+    """Decode every image into a new cache file, which is whole or absent; return its entries."""
     entries = cli.map_in_processes(partial(_measure_one, layout), entries, processes, f"sizes of {layout.folder.name}")
     total = 0
     for entry in entries:
         entry.offset = total
-        total += sum(map(math.prod, layout.shapes(entry.height, entry.width)))
+        total += layout.size(entry)
     files.check_free_space(path.parent, total, "name a folder on another disk by --cache DIR, or pass --no-cache")
     with files.write_atomic(path) as file:
         file.truncate(total)
@@ -288,20 +307,23 @@ def _build_cache(layout: Layout, entries: list[Entry], path: Path, processes: in
         file.seek(total)
         index = json.dumps([asdict(entry) for entry in entries]).encode()
         file.write(index + _TAIL.pack(len(index), zlib.crc32(index), _MAGIC))
-
-
-def _decode_all(layout: Layout, entries: list[Entry], pixel_file: str | None, processes: int | None) -> list[Entry]:
-    """Decode every image, into the pixel file where there is one, and fill in the entries."""
-    return cli.map_in_processes(partial(_decode_one, layout, pixel_file), entries, processes, f"decoding {layout.folder.name}")
+    return entries
 
 
 def _measure_one(layout: Layout, entry: Entry) -> Entry:
+    """Fill in the size of an image from its header alone, which does not know whether EXIF turns its pixels by 90 degrees."""
     if not entry.error:
         try:
-            entry.height, entry.width = (side - side % layout.upscale for side in images.read_size(layout.folder / entry.name))
+            height, width = (side - side % layout.upscale for side in images.read_size(layout.folder / entry.name))
+            entry.height, entry.width = (height, width) if height and width else (0, 0)
         except (OSError, ValueError) as error:
-            entry.error = _reason(error, layout.folder / entry.name)
+            entry.error = _reason(layout, entry, error)
     return entry
+
+
+def _decode_all(layout: Layout, entries: list[Entry], pixel_file: str | None, processes: int | None) -> list[Entry]:
+    """Decode every image, into the pixel file if there is one, and fill in the entries."""
+    return cli.map_in_processes(partial(_decode_one, layout, pixel_file), entries, processes, f"decoding {layout.folder.name}")
 
 
 def _decode_one(layout: Layout, pixel_file: str | None, entry: Entry) -> Entry:
@@ -310,10 +332,10 @@ def _decode_one(layout: Layout, pixel_file: str | None, entry: Entry) -> Entry:
     try:
         arrays = layout.decode(entry)
         height, width = arrays[0].shape[:2] if arrays else (0, 0)
-        if pixel_file is not None and arrays and {height, width} != {entry.height, entry.width}:  # EXIF may turn it
-            raise cli.UserError("its header tells another size than its pixels have")
-    except (ValueError, OSError) as error:
-        entry.error = _reason(error, layout.folder / entry.name)
+        if pixel_file is not None and {height, width} != {entry.height, entry.width}:
+            raise ValueError("its header tells another size than its pixels have")
+    except (OSError, ValueError) as error:
+        entry.error = _reason(layout, entry, error)
         return entry
     entry.height, entry.width = height, width
     if pixel_file is not None:
@@ -332,5 +354,5 @@ def _write_pixels(pixel_file: str, offset: int, arrays: list[np.ndarray]) -> int
     return checksum
 
 
-def _reason(error: Exception, path: Path) -> str:
-    return (getattr(error, "strerror", None) or str(error)).removeprefix(f"{path}: ")
+def _reason(layout: Layout, entry: Entry, error: Exception) -> str:
+    return cli.describe(error).removeprefix(f"{layout.folder / entry.name}: ")

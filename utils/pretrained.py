@@ -86,3 +86,14 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             )
         state[name] = tensor.float()
     return state
+
+
+def fingerprint(source: str) -> str:
+    """Return what tells one file of weights from another: its SHA-256, or the name `random`."""
+    return source if source == "random" else files.sha256(vgg16_file(source))
+
+
+def missing_download(source: str) -> str | None:
+    """Return the address and place of what `vgg16_file` would download, None where nothing is missing."""
+    url = compat.import_torchvision().models.VGG16_Weights.IMAGENET1K_V1.url
+    return None if source != "imagenet" or hub_path(url).exists() else f"{url} (528 MB) to {hub_path(url)}"

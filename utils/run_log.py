@@ -5,78 +5,57 @@ import json
 import math
 import platform
 import subprocess
-from dataclasses import dataclass
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-from utils import cli, files, images
+from utils import cli, distributed, files, images, pretrained
+from utils.checkpoint import Progress
 from utils.options import needs_vgg, plain_options
 
-TERMS = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
-PIXEL_TERMS = ["Loss_G", "Loss_Pixel"]  # what a pixel-only epoch has
-COLUMNS = [
-    *("Epoch", "Loss_D", "Loss_G", "Score_D", "Score_G", "PSNR", "SSIM"),
-    *("Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV", "Bicubic_PSNR", "Bicubic_SSIM"),
-    *("Learning_Rate", "Images_Per_Second", "Seconds", "LPIPS"),
-]
-# Charts that belong together share a page of TensorBoard.
-_TENSORBOARD_GROUPS = {
-    **{name: f"loss/{name}" for name in COLUMNS if name.startswith("Loss_")},
-    **{name: f"score/{name}" for name in ("Score_D", "Score_G")},
-    **{name: f"validation/{name}" for name in ("PSNR", "SSIM", "Bicubic_PSNR", "Bicubic_SSIM", "LPIPS")},
-    **{name: f"run/{name}" for name in ("Learning_Rate", "Images_Per_Second", "Seconds")},
+# The CSV's columns in order, and the TensorBoard page that charts each. Losses, scores and metrics go by these names
+# everywhere. New columns are added at the end.
+COLUMNS = {
+    "Epoch": None,
+    "Loss_D": "loss",
+    "Loss_G": "loss",
+    "Score_D": "score",
+    "Score_G": "score",
+    "PSNR": "validation",
+    "SSIM": "validation",
+    "Loss_Pixel": "loss",
+    "Loss_Adversarial": "loss",
+    "Loss_Perceptual": "loss",
+    "Loss_TV": "loss",
+    "Bicubic_PSNR": "validation",
+    "Bicubic_SSIM": "validation",
+    "Learning_Rate": "run",
+    "Images_Per_Second": "run",
+    "Seconds": "run",
+    "LPIPS": "validation",
 }
+_FIRST_VERSION = list(COLUMNS)[:16]  # what every CSV has, however old
 _SHOWN = {"Loss_D": "Loss_D", "Loss_G": "Loss_G", "Score_D": "D(x)", "Score_G": "D(G(z))"}
 _WATCHED_EPOCHS = 3
 
 
-@dataclass
-class Progress:
-    """How far a run has come: the epoch that is due or under way, its batches done, and what they summed to.
-
-    Of several processes each has its own `sums`; all else is of all together.
-    """
-
-    epoch: int = 1  # from 1, the pixel-only epochs first
-    batch: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    sums: Tensor | None = None  # of the phase's terms, each batch weighted by its samples
-    best_psnr: float = -math.inf  # of the phase
-
-    def means(self, terms: list[str]) -> dict[str, float]:
-        """Return the means of the epoch so far by name; RunError where one is not finite."""
-        means = dict(zip(terms, (self.sums / max(1, self.samples)).tolist()))
-        stop_unless_finite(means, self.epoch, self.batch)
-        return means
-
-    def check_weights(self, networks: dict[str, nn.Module]) -> None:
-        """Raise RunError where a network has a weight that is not finite."""
-        sums = {
-            f"weights of the {name}": sum(tensor.cpu().double().sum().item() for tensor in network.state_dict().values())
-            for name, network in networks.items()
-        }
-        stop_unless_finite(sums, self.epoch, self.batch)
-
-
-def describe_plan(args: argparse.Namespace, networks: list[nn.Module], image_counts: list[int], loader: DataLoader) -> str:
-    """Return every option and what is about to be done, as lines.
-
-    `networks` are the generator and the discriminator; `image_counts` are those for training and for validation.
-    """
+def describe_plan(
+    args: argparse.Namespace, generator: nn.Module, discriminator: nn.Module, train_set, val_set, loader: DataLoader
+) -> str:
+    """Return every option and what is about to be done, as lines."""
     batches, sampler = len(loader), loader.batch_sampler
-    g, d = (sum(p.numel() for p in network.parameters()) for network in networks)
+    g, d = (sum(p.numel() for p in network.parameters()) for network in (generator, discriminator))
     total = batches * (args.pretrain_epochs + args.epochs)
     lines = [
         "options: " + " ".join(f"{name}={value}" for name, value in plain_options(args).items() if value is not None),
         f"networks: generator {g:,} parameters, discriminator {d:,}; {args.device}, {args.precision}",
-        f"images: {image_counts[0]} for training, {image_counts[1]} for validation",
+        f"images: {len(train_set.usable)} for training, {len(val_set)} for validation",
         f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of {batches:,} updates "
         f"with {args.batch_size} crops of {args.crop}x{args.crop}: {total:,} updates",
     ]
@@ -89,31 +68,100 @@ def describe_plan(args: argparse.Namespace, networks: list[nn.Module], image_cou
     return "\n".join(lines)
 
 
-def new_row(
-    progress: Progress,
-    terms: list[str],
-    missing: tuple[str, ...],
-    rate: float,
-    validation_seconds: float,
-    scores: dict[str, float],
-) -> dict[str, Any]:
-    """Return the CSV row of a finished epoch; what does not apply to it, such as the `missing` terms, is None."""
-    values = {
-        "Epoch": progress.epoch,
-        "Learning_Rate": rate,
-        "Images_Per_Second": progress.samples / progress.seconds,
-        "Seconds": progress.seconds + validation_seconds,
+def describe_run(args: argparse.Namespace, train_set, val_set) -> dict[str, Any]:
+    """Return what checkpoints carry so that a restart can compare: options, images, perceptual network and machine.
+
+    Raises:
+        UserError: the perceptual network's weights cannot be had; better now than after the pixel-only epochs.
+    """
+    if needs_vgg(args) and args.vgg_weights != "random":
+        pretrained.vgg16_state_dict(args.vgg_weights)
+    machine = {name: getattr(args, name) for name in ("device", "precision", "compile")}
+    return {
+        "options": plain_options(args),
+        "images": {"training": train_set.store.fingerprint(), "validation": val_set.store.fingerprint()},
+        "perceptual": pretrained.fingerprint(args.vgg_weights) if needs_vgg(args) else None,
+        "machine": machine | {"threads": torch.get_num_threads(), "processes": distributed.world_size()},
     }
-    return dict.fromkeys(COLUMNS) | values | progress.means(terms) | dict.fromkeys(missing) | scores
+
+
+class RunLog:
+    """What a run records epoch by epoch: the lines on the screen, statistics.csv, and TensorBoard where that is asked for.
+
+    A context; of several processes the first one writes.
+
+    Args:
+        out: the run's folder; its subfolders are made and config.json is written.
+        facts: from `describe_run`.
+        rows: of the epochs that are finished already; new ones are added to this list.
+
+    Raises:
+        UserError: the package tensorboard is not installed.
+    """
+
+    def __init__(self, out: Path, facts: dict[str, Any], rows: list[dict[str, Any]]):
+        self.out, self.rows, self.board, self.leader = out, rows, None, distributed.rank() == 0
+        if not self.leader:
+            return
+        for name in ("checkpoints", "validation"):
+            files.make_folder(out / name)
+        if facts["options"]["tensorboard"]:
+            self.board = TensorBoard(out / "tensorboard", len(rows))
+        write_config(out / "config.json", facts["options"], facts["machine"])
+        write_statistics(out / "statistics.csv", rows)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_error) -> None:
+        if self.board:
+            self.board.close()
+
+    def add(self, progress: Progress, learning_rate: float, scores: dict[str, float], last_epoch: int) -> None:
+        """Record a finished epoch; `scores` come from its validation."""
+        progress.sums = {name: distributed.mean(value) for name, value in progress.sums.items()}
+        self.rows.append(new_row(progress, learning_rate, scores))
+        print(describe_epoch(self.rows, last_epoch), flush=True)
+        if self.leader:
+            write_statistics(self.out / "statistics.csv", self.rows)
+        if self.board:
+            self.board.write(self.rows[-1], self.out / "validation" / f"epoch_{progress.epoch:03d}")
+
+    def close(self, progress: Progress, stopped: int | None) -> int:
+        """Say how the run has ended; return the exit status. `stopped` is the signal that ended it, None at its end."""
+        if not stopped:
+            print(f"finished: {describe_result(self.rows)}; all of it is in {self.out}")
+            return 0
+        if self.leader:
+            done = f"stopped in epoch {progress.epoch} after step {progress.batch}"
+            print(f"{done}; run the same command to go on", file=sys.stderr)
+        return 128 + stopped
+
+
+def new_row(progress: Progress, learning_rate: float, scores: dict[str, float]) -> dict[str, Any]:
+    """Return the CSV row of a finished epoch."""
+    run = {
+        "Learning_Rate": learning_rate,
+        "Images_Per_Second": progress.samples / progress.seconds,
+        "Seconds": progress.seconds + progress.validation_seconds,
+    }
+    return dict.fromkeys(COLUMNS) | {"Epoch": progress.epoch, **progress.means(), **scores, **run}
 
 
 def write_statistics(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the CSV, whole or not at all; a value that does not apply to an epoch is None and stays empty."""
-    files.write_text(path, pandas.DataFrame(rows, columns=COLUMNS).to_csv(index=False, float_format="%.7g"))
+    """Write the CSV, whole or not at all; values that do not apply to an epoch are None and stay empty.
+
+    Raises:
+        KeyError: a value has no column in `COLUMNS`.
+    """
+    unknown = {name for row in rows for name in row} - COLUMNS.keys()
+    if unknown:
+        raise KeyError(f"no column for {', '.join(sorted(unknown))} in run_log.COLUMNS")
+    files.write_text(path, pandas.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, float_format="%.7g"))
 
 
 def read_statistics(path: Path) -> pandas.DataFrame:
-    """Read the CSV of a run.
+    """Read the CSV of a run, also one of an older version.
 
     Raises:
         OSError: the file cannot be opened.
@@ -123,11 +171,12 @@ def read_statistics(path: Path) -> pandas.DataFrame:
         table = pandas.read_csv(path)
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise cli.UserError(f"{path}: not a CSV file ({' '.join(str(error).split())})") from error
-    missing = [name for name in COLUMNS if name not in table]
+    missing = [name for name in _FIRST_VERSION if name not in table]
     if missing:
         raise cli.UserError(f"{path}: not the statistics of a run, no column {', '.join(missing)}")
     if table.empty:
         raise cli.UserError(f"{path}: no epoch is finished yet")
+    table = table.reindex(columns=list(COLUMNS))  # a column that is newer than the file is empty
     text = [name for name in COLUMNS if not pandas.api.types.is_numeric_dtype(table[name])]
     if text:
         raise cli.UserError(f"{path}: column {text[0]} holds something that is not a number")
@@ -170,16 +219,6 @@ def describe_result(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def stop_unless_finite(values: dict[str, float], epoch: int, step: int) -> None:
-    """Raise RunError naming the values that are not finite, the epoch, the step, and what to try."""
-    wrong = [name for name, value in values.items() if not math.isfinite(value)]
-    if wrong:
-        raise cli.RunError(
-            f"{', '.join(wrong)} not finite in epoch {epoch}, by step {step}; the checkpoints are from before that. "
-            "Try a lower --learning-rate, --warmup-steps, or --precision fp32, with another --out"
-        )
-
-
 class TensorBoard:
     """The rows of the CSV and the triplets as TensorBoard events, in a folder of their own.
 
@@ -199,7 +238,7 @@ class TensorBoard:
         """Add a finished epoch: its row, and the pictures in the folder `triplets` where it is there."""
         for name, value in row.items():
             if name != "Epoch" and value is not None:
-                self._writer.add_scalar(_TENSORBOARD_GROUPS[name], value, row["Epoch"])
+                self._writer.add_scalar(f"{COLUMNS[name]}/{name}", value, row["Epoch"])
         for path in images.list_images(triplets) if triplets.is_dir() else ():
             self._writer.add_image(f"validation/{path.stem}", images.read_picture(path).rgb, row["Epoch"], dataformats="HWC")
         self._writer.flush()
@@ -209,19 +248,29 @@ class TensorBoard:
         self._writer.close()
 
 
-def write_config(path: Path, options: dict[str, Any], device: torch.device) -> None:
+def write_config(path: Path, options: dict[str, Any], machine: dict[str, Any]) -> None:
     """Write what tells how a run was made: every option, library versions, git commit, device."""
-    git = ["git", "-C", str(Path(__file__).parent.parent), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        commit = None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    gpu = machine["device"] == "cuda"
+    name = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
     packages = ("torch", "torchvision", "numpy", "pillow", "pandas", "pytorch-msssim")
     config = {
         "options": options,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
-        "git_commit": commit,
-        "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
+        **_git_state(),
+        "device": {"type": machine["device"], "name": name, "threads": machine["threads"]},
     }
     files.write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def _git_state() -> dict[str, str | bool | None]:
+    """Return the commit of this repository, and whether the files differ from it; None where git cannot tell."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}

@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from esrgan import RRDBGenerator
+from model import Generator
+from utils import device
+from utils.device import resolve_device, resolve_precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+MEBI = 2**20
+
+
+@pytest.fixture(autouse=True)
+def switches():
+    """PyTorch's global switches as they are by default, before a test and after it."""
+    tf32 = [(torch.backends.cudnn.conv, "tf32"), (torch.backends.cuda.matmul, "none")]
+    for where, value in tf32:
+        where.fp32_precision = value
+    yield
+    for where, value in tf32:
+        where.fp32_precision = value
+    torch.backends.cudnn.benchmark = False
+
+
+def test_devices_and_precisions():
+    assert resolve_precision("fp32", CPU) == "fp32"
+    assert resolve_precision("auto", CPU) in ("fp32", "bf16")
+    with pytest.raises(ValueError, match="fp16 is for GPUs"):
+        resolve_precision("fp16", CPU)
+    if not torch.cuda.is_available():
+        assert resolve_device("auto").type in ("cpu", "mps")
+        with pytest.raises(ValueError, match="'cuda' is not available"):
+            resolve_device("cuda")
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_auto_means_bf16_where_the_generator_bears_it(monkeypatch, has_bf16):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_bf16)
+    srresnet, rrdb = Generator(2, 1), RRDBGenerator(blocks=1)
+    for generator in (None, srresnet):
+        assert resolve_precision("auto", CUDA, generator) == ("bf16" if has_bf16 else "fp16")
+        assert resolve_precision("auto", CPU, generator) == ("bf16" if has_bf16 else "fp32")
+    assert resolve_precision("auto", CUDA, rrdb) == "fp16"
+    assert resolve_precision("auto", CPU, rrdb) == "fp32"
+    assert resolve_precision("bf16", CPU, rrdb) == "bf16"  # told so
+
+
+def test_a_run_computes_fp32_without_tf32_and_times_kernels_only_for_equal_sizes():
+    device.set_switches(same_sizes=True)
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cudnn.benchmark
+    device.set_switches()
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_fp32_is_fp32_inside_autocast_and_with_tf32_on():
+    conv, image = torch.nn.Conv2d(3, 3, 3), torch.rand(1, 3, 8, 8)
+    seen = []
+    conv.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    with torch.autocast("cpu", torch.bfloat16):
+        with device.autocast(CPU, "fp32"):
+            assert torch.equal(conv(image), torch.nn.functional.conv2d(image, conv.weight, conv.bias))
+            assert conv(image).dtype == torch.float32
+        assert conv(image).dtype == torch.bfloat16
+    with device.autocast(CPU, "bf16"):
+        assert conv(image).dtype == torch.bfloat16
+    assert seen == ["ieee", "ieee", "tf32", "tf32"]
+
+
+# --- memory, from copies of what Linux shows ------------------------------------------------------------------------
+
+
+def system(folder: Path, files: dict[str, str | int]) -> dict[str, Path]:
+    """Write files under `proc` and `sys`, with 8000 MB of memory of which the page cache holds most, and name the two."""
+    meminfo = "MemTotal: 8192000 kB\nMemFree: 102400 kB\nMemAvailable: 6144000 kB\n"
+    for name, text in {"proc/meminfo": meminfo, **files}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return {"proc": folder / "proc", "cgroups": folder / "sys"}
+
+
+def group(place: str, limit: str | int, used: int, inactive: int) -> dict[str, str | int]:
+    """A version 2 group's files."""
+    stat = f"anon 5\ninactive_file {inactive}\nactive_file 7"
+    return {f"{place}/memory.max": limit, f"{place}/memory.current": used, f"{place}/memory.stat": stat}
+
+
+def test_cached_files_count_as_free(tmp_path):
+    assert device.free_system_memory(**system(tmp_path, {})) == 6000 * MEBI
+
+
+def test_the_limit_of_a_container_bounds_it(tmp_path):
+    files = {"proc/self/cgroup": "0::/", **group("sys", 1000 * MEBI, 800 * MEBI, 300 * MEBI)}
+    assert device.free_system_memory(**system(tmp_path, files)) == 500 * MEBI
+
+
+@pytest.mark.parametrize("inner", ["max", 900 * MEBI])
+def test_limits_of_the_groups_around_it_count_too(tmp_path, inner):
+    files = {"proc/self/cgroup": "0::/job.slice/step", **group("sys/job.slice/step", inner, 200 * MEBI, 0)}
+    files |= group("sys/job.slice", 1000 * MEBI, 600 * MEBI, 50 * MEBI)
+    assert device.free_system_memory(**system(tmp_path, files)) == 450 * MEBI
+
+
+@pytest.mark.parametrize("place", ["sys/memory/docker/abc", "sys/memory"])  # in the container the group is at the top
+def test_version_1_groups_bound_it(tmp_path, place):
+    files = {"proc/self/cgroup": "5:cpuset:/\n4:cpu,memory:/docker/abc\n0::/other"}
+    files |= {f"{place}/memory.limit_in_bytes": 700 * MEBI, f"{place}/memory.usage_in_bytes": 650 * MEBI}
+    files |= {f"{place}/memory.stat": f"inactive_file 9\ntotal_inactive_file {40 * MEBI}"}
+    assert device.free_system_memory(**system(tmp_path, files)) == 90 * MEBI
+
+
+def test_a_group_over_its_limit_leaves_nothing(tmp_path):
+    files = {"proc/self/cgroup": "0::/", **group("sys", 100 * MEBI, 101 * MEBI, 0)}
+    assert device.free_system_memory(**system(tmp_path, files)) == 0
+
+
+def test_a_system_without_proc_does_not_say(tmp_path):
+    assert device.free_system_memory(tmp_path, tmp_path) is None
+
+
+def test_pytorchs_own_cache_counts_as_free_on_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (100 * MEBI, 8000 * MEBI))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 5000 * MEBI)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 200 * MEBI)
+    assert device.free_memory(CUDA) == 4900 * MEBI
