@@ -1,8 +1,8 @@
-# make demo: train on a few photographs, enlarge one, draw the curves (under five minutes on two cores, after the installation)
+# make demo: train on a few photographs, enlarge one, plot the curves (under five minutes on two cores once installed)
 # make test: lint and tests
-# make torture: kills, failing disks, hostile files, all of them, and a table (ten minutes on two cores)
-# make lock: after a change of requirements.txt or requirements-dev.txt, find all versions and hashes anew (needs uv)
+# make torture: kills, failing disks and hostile files, with a table of what was survived (ten minutes on two cores)
 # make bench: four benchmarks against the classic loop, tables and JSON in results/bench (about ten minutes on two cores)
+# make lock: pin all versions and hashes again after a change of requirements*.txt (needs uv; uses the index it is configured with)
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := results/demo
@@ -35,7 +35,7 @@ bench: .venv/installed
 	@mkdir -p results/bench
 	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json results/bench/$$name.json || exit 1; done
 
-# What is locked is checked against its hash; torch and torchvision, whose builds differ from machine to machine, come after.
+# Locked packages are checked against their hashes; torch and torchvision, whose builds differ between machines, come last.
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 .venv/installed: requirements.txt requirements.lock
 	$(PYTHON) -m venv .venv
@@ -51,8 +51,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 lock:
 	$(LOCK) requirements.txt $(KEEP_PLATFORM_FREE) > requirements.lock
 	$(LOCK) --constraints requirements.lock requirements-dev.txt $(KEEP_PLATFORM_FREE) > requirements-dev.lock
-LOCK = uv pip compile --quiet --universal --python-version 3.11 --default-index https://pypi.org/simple \
-	--generate-hashes --no-annotate --no-header
+LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
 KEEP_PLATFORM_FREE = | awk '/^[^ ]/ { skip = /^(torch|torchvision|triton|nvidia-|cuda-)[=a-z]/ } !skip'
 
 clean:

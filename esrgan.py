@@ -1,4 +1,4 @@
-"""ESRGAN (Wang et al., 2018, arXiv 1809.00219): its generator, and the parameter names of its released files."""
+"""The networks of ESRGAN (Wang et al., 2018, arXiv 1809.00219), and the parameter names of its released files."""
 
 import re
 from typing import Any
@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# --- generator ------------------------------------------------------------------------------------------------------
+
 
 class ResidualDenseBlock(nn.Module):
-    """Five convolutions, each of which sees the outputs of all before it (Wang et al., 2018, figure 4)."""
+    """Five convolutions, each of which sees the outputs of all those before it (Wang et al., section 3.1, figure 4)."""
 
     def __init__(self, features: int = 64, growth: int = 32):
         super().__init__()
@@ -26,7 +28,7 @@ class ResidualDenseBlock(nn.Module):
 
 
 class RRDB(nn.Module):
-    """Residual-in-residual dense block: three dense blocks and a scaled sum with their input."""
+    """Residual-in-residual dense block: three dense blocks, scaled and added to their input (section 3.1, figure 4)."""
 
     def __init__(self, features: int = 64, growth: int = 32):
         super().__init__()
@@ -40,12 +42,18 @@ class RRDB(nn.Module):
 
 
 class RRDBGenerator(nn.Module):
-    """The x4 generator of ESRGAN (Wang et al., 2018), with the parameter names of the released ESRGAN and Real-ESRGAN files.
+    """ESRGAN's x4 generator, with the parameter names of the released Real-ESRGAN files.
 
-    It computes in [0, 1] inside, as the released weights do, and has no bounded activation at its end.
+    It computes in [0, 1] inside, as the released weights do, and its output is not bounded.
+
+    Args:
+        upscale: 4.
+        blocks: number of RRDBs (the paper's 23).
+        features: channels between the blocks.
+        growth: channels that each convolution of a dense block adds.
 
     Raises:
-        ValueError: a scale other than 4, or less than one block.
+        ValueError: another scale, or a number below 1.
     """
 
     # The receptive field, about 350 LR pixels, is too wide for exact tiles. With this halo tiles are within one level of 255
@@ -57,10 +65,12 @@ class RRDBGenerator(nn.Module):
         super().__init__()
         if upscale != 4:
             raise ValueError(f"upscale {upscale}: the RRDB generator is for 4 only")
-        if blocks < 1:
-            raise ValueError(f"blocks {blocks} is less than 1")
+        if min(blocks, features, growth) < 1:
+            raise ValueError(f"blocks {blocks}, features {features}, growth {growth}: each has to be 1 or more")
         self.upscale = upscale
-        self.architecture = {"generator": "rrdb", "upscale": 4, "blocks": blocks, "features": features, "growth": growth}
+        self.architecture = {
+            "generator": "rrdb", "upscale": upscale, "blocks": blocks, "features": features, "growth": growth,
+        }  # fmt: skip
         self.conv_first = nn.Conv2d(3, features, 3, padding=1)
         self.body = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(features, features, 3, padding=1)
@@ -69,13 +79,13 @@ class RRDBGenerator(nn.Module):
         self.conv_hr = nn.Conv2d(features, features, 3, padding=1)
         self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
         for module in self.body.modules():
-            if isinstance(module, nn.Conv2d):  # small residuals at the start (section 3.1)
+            if isinstance(module, nn.Conv2d):  # small initial residuals (section 3.1)
                 nn.init.kaiming_normal_(module.weight, a=0.2)
                 module.weight.data *= 0.1
                 nn.init.zeros_(module.bias)
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Map LR images (N, 3, H, W) in [-1, 1] to SR images (N, 3, 4H, 4W), [-1, 1] but for overshoots."""
+        """Map LR images (N, 3, H, W) in [-1, 1] to SR images (N, 3, 4H, 4W) in about [-1, 1]."""
         shallow = self.conv_first((lr + 1) / 2)  # (N, C, H, W)
         features = shallow + self.conv_body(self.body(shallow))
         for conv in (self.conv_up1, self.conv_up2):
@@ -85,17 +95,36 @@ class RRDBGenerator(nn.Module):
 
 # --- released files -------------------------------------------------------------------------------------------------
 
+_RELEASED_NAMES = (  # each pattern, and what our networks have in its place
+    (r"^module\.", ""),  # saved from DataParallel
+    # ESRGAN's first release: places in nested nn.Sequential
+    (r"^model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.", r"body.\1.rdb\2.conv\3."),
+    (r"^model\.1\.sub\.\d+\.(?=weight|bias)", "conv_body."),
+    (r"^model\.0\.", "conv_first."),
+    (r"^model\.3\.", "conv_up1."),
+    (r"^model\.6\.", "conv_up2."),
+    (r"^model\.8\.", "conv_hr."),
+    (r"^model\.10\.", "conv_last."),
+    # ESRGAN's current repository, BSRGAN and RealSR
+    (r"^RRDB_trunk\.(\d+)\.RDB(\d)\.", r"body.\1.rdb\2."),
+    (r"^trunk_conv\.", "conv_body."),
+    (r"^upconv([12])\.", r"conv_up\1."),
+    (r"^HRconv\.", "conv_hr."),
+)
+
 
 def read_released(loaded: Any) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Return the architecture and the state dict of a released ESRGAN x4 file's content, None where it is none.
+    """Return the architecture and the state dict of an ESRGAN x4 file's content, None where it is not one.
 
-    Old and new parameter names are understood, bare or under `params_ema`, `params` or `state_dict`.
+    The names of ESRGAN's first release, of its current repository (also BSRGAN and RealSR) and of Real-ESRGAN are
+    understood, with or without `module.`, bare or under `params_ema`, `params` or `state_dict`.
     """
     if not isinstance(loaded, dict):
         return None
     state = next((loaded[key] for key in ("params_ema", "params", "state_dict") if isinstance(loaded.get(key), dict)), loaded)
-    if "model.0.weight" in state:
-        state = {_new_name(name): tensor for name, tensor in state.items()}
+    if not all(isinstance(name, str) for name in state):
+        return None
+    state = {_our_name(name): tensor for name, tensor in state.items()}
     first, growing = state.get("conv_first.weight"), state.get("body.0.rdb1.conv1.weight")
     if not all(isinstance(weight, Tensor) and weight.dim() == 4 for weight in (first, growing)):
         return None
@@ -104,11 +133,7 @@ def read_released(loaded: Any) -> tuple[dict[str, Any], dict[str, Tensor]] | Non
     return {"generator": "rrdb", **sizes}, state
 
 
-def _new_name(name: str) -> str:
-    """Return the name that a parameter of the first ESRGAN files has in the later ones."""
-    places = {"0": "conv_first", "3": "conv_up1", "6": "conv_up2", "8": "conv_hr", "10": "conv_last"}
-    dense = re.fullmatch(r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.(weight|bias)", name)
-    if dense:
-        return "body.{}.rdb{}.conv{}.{}".format(*dense.groups())
-    other = re.fullmatch(r"model\.(?:1\.sub\.\d+|(\d+))\.(weight|bias)", name)
-    return f"{places.get(other[1], 'conv_body') if other[1] else 'conv_body'}.{other[2]}" if other else name
+def _our_name(name: str) -> str:
+    for pattern, ours in _RELEASED_NAMES:
+        name = re.sub(pattern, ours, name)
+    return name

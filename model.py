@@ -1,4 +1,7 @@
-"""The networks of SRGAN (Ledig et al., 2017, arXiv 1609.04802, figure 4), in the paper's order."""
+"""The networks of SRGAN (Ledig et al., 2017, arXiv 1609.04802, section 2.1 and figure 4), in the paper's order.
+
+Images are (N, 3, H, W) in [-1, 1] everywhere in this file.
+"""
 
 import math
 
@@ -9,9 +12,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 UPSCALES = (2, 3, 4, 8)
 
+# --- generator ------------------------------------------------------------------------------------------------------
+
 
 class ResBlock(nn.Module):
-    """Residual block: conv, BN, PReLU, conv, BN, and the sum with its input (Ledig et al., section 2.1.1)."""
+    """Residual block: conv, BN, PReLU, conv, BN, added to the input (section 2.1)."""
 
     def __init__(self, channels: int = 64):
         super().__init__()
@@ -28,7 +33,7 @@ class ResBlock(nn.Module):
 
 
 class UpsampleBlock(nn.Module):
-    """Sub-pixel convolution (Shi et al., 2016): conv to factor² times the channels, pixel shuffle, PReLU."""
+    """Sub-pixel convolution (Shi et al., 2016, arXiv 1609.05158): conv to factor² times the channels, pixel shuffle, PReLU."""
 
     def __init__(self, channels: int = 64, factor: int = 2):
         super().__init__()
@@ -42,11 +47,11 @@ class UpsampleBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """SRResNet, the generator of SRGAN.
+    """SRResNet, the generator of SRGAN (section 2.1, figure 4).
 
     Args:
-        upscale: 2, 3, 4 or 8; one upsampling block for every factor of 2, one of factor 3 for x3.
-        blocks: number of residual blocks (the paper's 16; 8 here).
+        upscale: 2, 3, 4 or 8: one upsampling block for each factor of 2, a single one of factor 3 for x3.
+        blocks: number of residual blocks (16 in the paper).
 
     Raises:
         ValueError: another scale, or less than one block.
@@ -65,23 +70,24 @@ class Generator(nn.Module):
         self.trunk = nn.Sequential(*(ResBlock(64) for _ in range(blocks)))
         self.fusion = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64))
         self.upsample = nn.Sequential(*(UpsampleBlock(64, factor) for factor in self.factors))
-        self.tail = TailConv(64, 3, 9, padding=4)
+        self.tail = TailConv(64, 3, 9, padding=4)  # an nn.Conv2d that is fast on a CPU
         start_as_bilinear(self)
 
     def forward(self, lr: Tensor) -> Tensor:
         """Map LR images (N, 3, H, W) in [-1, 1] to SR images (N, 3, upscale·H, upscale·W) in [-1, 1]."""
         shallow = self.head(lr)  # (N, 64, H, W)
         features = shallow + self.fusion(self.trunk(shallow))  # (N, 64, H, W)
-        return torch.tanh(self.tail(self.upsample(features)))  # (N, 3, upscale·H, upscale·W)
+        features = self.upsample(features)  # (N, 64, upscale·H, upscale·W)
+        return torch.tanh(self.tail(features))  # (N, 3, upscale·H, upscale·W)
 
     @property
     def architecture(self) -> dict[str, str | int]:
-        """What a generator file has to say so that the network can be built again."""
+        """What a generator file says so that the network can be built again: its kind and the constructor's arguments."""
         return {"generator": "srresnet", "upscale": self.upscale, "blocks": self.blocks}
 
     @property
     def halo(self) -> int:
-        """Radius of the receptive field in LR pixels: a tile with this margin gives the whole image's result."""
+        """Radius of the receptive field in LR pixels: a tile with this margin gives the same result as the whole image."""
         radius = 4 + 2 * self.blocks + 1  # head, trunk, fusion
         scale = 1
         for factor in self.factors:
@@ -90,14 +96,17 @@ class Generator(nn.Module):
         return math.ceil(radius + 4 / scale)
 
 
-class Discriminator(nn.Module):
-    """VGG-style discriminator: eight convolutions, strides 1 and 2 in turn, and a 1x1-convolution head.
+# --- discriminators -------------------------------------------------------------------------------------------------
 
-    Batch normalisation follows every convolution but the first, as in Ledig et al., figure 4; `batch_norm=False`
-    leaves it out. In training it needs more than one value a channel: at least 32x32 pixels, or a batch of two or more.
+
+class Discriminator(nn.Module):
+    """The discriminator of SRGAN (section 2.1, figure 4): eight convolutions, strides 1 and 2 in turn, and a head.
+
+    The head averages over the image and has 1x1 convolutions where the paper has dense layers, so that any size can be
+    judged. Batch normalisation follows every convolution but the first; `batch_norm=False` leaves it out.
     """
 
-    minimum_crop = 32  # the discriminator halves four times, VGG16 five times
+    minimum_crop = 32  # HR pixels in training; VGG16, which judges the same crops, halves them five times
 
     def __init__(self, batch_norm: bool = True):
         super().__init__()
@@ -115,7 +124,7 @@ class Discriminator(nn.Module):
         )
 
     def logits(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) in [-1, 1], at least 32x32 pixels, to unbounded realism scores (N,)."""
+        """Map images (N, 3, H, W) in [-1, 1] to unbounded scores (N,), positive for "real"."""
         return self.classifier(self.features(x)).flatten()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,19 +133,16 @@ class Discriminator(nn.Module):
 
 
 class MultiScaleDiscriminator(nn.Module):
-    """The discriminator at full, half and quarter size (after Wang et al., 2018, pix2pixHD): three networks of their own.
+    """Three discriminators, for the image at full, half and quarter size (Wang et al., 2018, arXiv 1711.11585, section 3.2)."""
 
-    In training the smallest needs images of more than 64 pixels a side, or a batch of two or more.
-    """
-
-    minimum_crop = 64
+    minimum_crop = 68  # HR pixels in training: 17 at quarter size, the least from which four halvings leave BN two pixels
 
     def __init__(self, batch_norm: bool = True):
         super().__init__()
         self.scales = nn.ModuleList(Discriminator(batch_norm) for _ in range(3))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) in [-1, 1] to scores (3N,), so that a mean loss over them is the mean of three losses."""
+        """Map images (N, 3, H, W) in [-1, 1] to scores (3N,), over which a mean loss is the mean of the three losses."""
         scores = []
         for discriminator in self.scales:
             scores.append(discriminator.logits(x))
@@ -144,22 +150,34 @@ class MultiScaleDiscriminator(nn.Module):
         return torch.cat(scores)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) in [-1, 1] to the probability (N,) of being real, the mean of the three sizes'."""
+        """Map images (N, 3, H, W) in [-1, 1] to the probability (N,) of being real, averaged over the three sizes."""
         return torch.sigmoid(self.logits(x)).view(3, -1).mean(0)
 
 
-# --- what only makes them fast or starts them well ------------------------------------------------------------------
+class Logits(nn.Module):
+    """A discriminator whose `forward` returns logits: DistributedDataParallel synchronises only through `forward`."""
+
+    def __init__(self, discriminator: nn.Module):
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1] to the discriminator's logits."""
+        return self.discriminator.logits(x)
+
+
+# --- what makes the generator fast, or starts it well ---------------------------------------------------------------
 
 
 class TailConv(nn.Conv2d):
     """A wide, odd-sized convolution to few channels, such as the 9x9 to RGB, at twice the speed on a CPU.
 
-    Three output channels fill three of a vector unit's 8 or 16 lanes. So the kernel's columns become output channels of
-    their own (27 for 9x9 to RGB), and a second, almost empty convolution adds them up, each moved to its place.
+    Three output channels fill only three of a vector unit's 8 or 16 lanes. Here each column of the kernel gets output
+    channels of its own (27 for 9x9 to RGB), and a second, mostly empty convolution shifts and adds them.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map features (N, C, H, W) to (N, out, H, W): what `nn.Conv2d` with `padding` k//2 gives, to rounding."""
+        """Map features (N, C, H, W) to (N, out, H, W), as `nn.Conv2d` with `padding` k//2 does, up to rounding."""
         if x.device.type != "cpu":
             return super().forward(x)
         out, channels, height, width = self.weight.shape
@@ -171,10 +189,11 @@ class TailConv(nn.Conv2d):
 
 @torch.no_grad()
 def start_as_bilinear(generator: Generator) -> None:
-    """Start as bilinear enlargement (under Tanh), so that training goes into what that lacks.
+    """Initialise a generator as bilinear enlargement (before its tanh), so that it learns only what that lacks.
 
-    Residual branches start at zero (Goyal et al., 2017, section 5.1). The colours ride on channels 0-2 and, negated,
-    on 3-5: PReLU(c) - PReLU(-c) = 1.25 c at PReLU's initial slope. All other filters start as PyTorch draws them.
+    Residual branches start at zero (Goyal et al., 2017, arXiv 1706.02677, section 5.1). The colours are carried by
+    channels 0-2 and, negated, by 3-5: PReLU(c) - PReLU(-c) = 1.25 c at PReLU's initial slope of 0.25. All other filters
+    keep PyTorch's initialisation.
     """
     for norm in [*(block.bn2 for block in generator.trunk), generator.fusion[1]]:
         nn.init.zeros_(norm.weight)
@@ -196,24 +215,12 @@ def start_as_bilinear(generator: Generator) -> None:
 
 
 def fold_batch_norm(generator: Generator) -> Generator:
-    """Put every batch normalisation into the convolution before it, for good and for inference only; return itgenerator."""
+    """Merge every batch normalisation into the convolution before it, in place and for inference only; return `generator`."""
     for block in generator.trunk:
         block.conv1, block.bn1 = fuse_conv_bn_eval(block.conv1, block.bn1), nn.Identity()
         block.conv2, block.bn2 = fuse_conv_bn_eval(block.conv2, block.bn2), nn.Identity()
     generator.fusion = nn.Sequential(fuse_conv_bn_eval(*generator.fusion))
     return generator
-
-
-class Logits(nn.Module):
-    """A discriminator whose `forward` gives logits, which is what DistributedDataParallel and torch.compile can wrap."""
-
-    def __init__(self, discriminator: nn.Module):
-        super().__init__()
-        self.discriminator = discriminator
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) in [-1, 1] to logits."""
-        return self.discriminator.logits(x)
 
 
 @torch.no_grad()

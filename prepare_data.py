@@ -1,4 +1,4 @@
-"""Get images to train on: DIV2K from its home page, the photographs that come with scikit-image, or smaller copies of yours.
+"""Get images to train on: DIV2K from its home page, scikit-image's photographs, or smaller copies of your own.
 
 python prepare_data.py div2k
 python prepare_data.py demo
@@ -6,7 +6,6 @@ python prepare_data.py smaller my_photos/train --out my_photos/train_sizes
 """
 
 import argparse
-import errno
 import functools
 import http.client
 import importlib.util
@@ -55,14 +54,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     div2k = commands.add_parser("div2k", help="download, check and unpack DIV2K")
     div2k.add_argument("--parts", nargs="+", choices=DIV2K, default=["train_HR", "valid_HR"], help="archives to get")
-    div2k.add_argument("--url", default=DIV2K_URL, help="folder of the archives, for a mirror")
+    div2k.add_argument("--url", default=DIV2K_URL, help="folder of the archives on a server, for a mirror")
     demo = commands.add_parser("demo", help="lay out scikit-image's photographs")
     for command in (div2k, demo):
         command.add_argument("--data", type=Path, default=Path("data"), help="where the images go")
-    smaller = commands.add_parser("smaller", help="copy a folder of images at several sizes")
+    smaller = commands.add_parser("smaller", help="write smaller copies of a folder of images")
     smaller.add_argument("folder", type=Path, help="images, also in subfolders")
     smaller.add_argument("--out", type=Path, required=True, help="folder of the copies, as PNG")
-    smaller.add_argument("--factors", type=factor, nargs="+", default=[1, 0.7, 0.5], help="their sizes, from 0 to 1")
+    smaller.add_argument(
+        "--factors", type=factor, nargs="+", default=[1, 0.7, 0.5], help="sizes of the copies, above 0 and up to 1"
+    )
     return parser
 
 
@@ -78,16 +79,16 @@ def factor(text: str) -> float:
 
 
 def prepare_div2k(data: Path, part: str, url: str) -> None:
-    """Download, check and unpack one archive of DIV2K into `data`; what is already there is not fetched again.
+    """Download, check and unpack one archive of DIV2K into `data`, unless it is there already.
 
     Raises:
-        ValueError: the server does not answer, or what it serves is not the archive.
+        UserError: the server does not answer, or what it serves is not the archive.
         OSError: the disk is full or cannot be written.
     """
     name = f"DIV2K_{part}"
     folder, archive = data / name, DIV2K[part]
     if folder.exists():
-        print(f"{folder}: there already")
+        print(f"{folder}: already there")
         return
     zip_path = data / f"{name}.zip"
     if zip_path.exists():
@@ -102,10 +103,11 @@ def prepare_div2k(data: Path, part: str, url: str) -> None:
 
 
 def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_seconds: float = 2) -> None:
-    """Fetch a file to `path`, going on from `path`.part where an earlier try stopped; it appears only when its hash is right.
+    """Fetch a file to `path`, which appears only when its hash is right; resume from `path`.part if an earlier try stopped.
 
     Raises:
-        ValueError: the server does not answer after `tries`, or what it serves has another size or SHA-256.
+        UserError: no answer after `tries`, a URL that is not valid, or content of another size or SHA-256.
+        OSError: the disk is full or cannot be written.
     """
     part = path.with_name(path.name + ".part")
     for attempt in range(1, tries + 1):
@@ -115,24 +117,22 @@ def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_secon
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise cli.UserError(
-                    f"{url}: the server answers {error.code} {error.reason}; another mirror goes by --url"
+                    f"{url}: the server answers {error.code} {error.reason}; name another mirror by --url"
                 ) from error
             problem: Exception = error
-        except http.client.InvalidURL as error:
-            raise cli.UserError(f"{url}: {error}") from error
         except (OSError, EOFError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.filename:  # of the disk, not of the network
                 raise
             problem = error
         if attempt == tries:
             raise cli.UserError(
-                f"{url}: stopped after {tries} tries ({problem}); run this again to go on from there"
+                f"{url}: stopped after {tries} tries ({problem}); run the same command again to resume"
             ) from problem
         print(f"{url}: {problem}; trying again from {part.stat().st_size if part.exists() else 0:,} bytes")
         time.sleep(pause_seconds * attempt)
     try:
         _check_archive(part, archive, f"what {url} has sent is removed")
-    except ValueError:
+    except cli.UserError:
         part.unlink()
         raise
     files.put_in_place(part, path)
@@ -146,14 +146,18 @@ def _check_archive(path: Path, archive: Archive, advice: str) -> None:
 
 
 def _fetch(url: str, part: Path, size: int) -> None:
-    """Append to `part` what it lacks; EOFError where the connection ends early."""
+    """Append to `part` what it lacks; raise EOFError if the connection ends early."""
     done = part.stat().st_size if part.exists() else 0
     if done >= size:
         return
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    with urllib.request.urlopen(request, timeout=30) as response:
+    try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+        response = urllib.request.urlopen(request, timeout=30)
+    except (ValueError, http.client.InvalidURL) as error:
+        raise cli.UserError(f"{url}: not a valid address ({error}); give the folder of the archives by --url") from error
+    with response:
         if response.headers.get_content_type() == "text/html":
-            raise cli.UserError(f"{url}: a web page is served instead of the archive; look at it in a browser, or name a --url")
+            raise cli.UserError(f"{url}: a web page is served instead of the archive; open it in a browser, or name a --url")
         if done and response.status != 206:  # a server that cannot resume
             done = 0
         with (
@@ -175,31 +179,25 @@ def _fetch(url: str, part: Path, size: int) -> None:
         raise EOFError(f"the connection ended after {done:,} of {size:,} bytes")
 
 
-def unpack(zip_path: Path, folder: Path, largest_ratio: float = 20) -> None:
-    """Unpack an archive of images to `folder`, which appears only when it is whole.
+def unpack(zip_path: Path, folder: Path) -> None:
+    """Unpack an archive whose hash has been checked to `folder`, which appears only when it is whole.
 
     Raises:
-        ValueError: no zip, damaged, a name that leads outside, a link, or contents far larger than the archive.
+        UserError: a member's name leads outside the folder, or it is a link.
         OSError: the disk is full or cannot be written.
     """
-    try:
-        with zipfile.ZipFile(zip_path) as archive:
-            members = archive.infolist()
-            _check_members(zip_path, members, largest_ratio)
-            with _temporary_folder(folder.parent) as temporary:
-                for member in cli.progress_bar(members, desc=f"unpacking {zip_path.name}", unit="file"):
-                    archive.extract(member, temporary)
-                if hasattr(os, "sync"):
-                    os.sync()
-                files.put_in_place(temporary, folder)
-                os.mkdir(temporary)  # for the context to remove
-    except Exception as error:  # whatever a stranger's file makes zipfile raise
-        if isinstance(error, MemoryError) or str(zip_path) in str(error):
-            raise
-        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-            raise OSError(error.errno, f"cannot be unpacked ({error.strerror})", str(zip_path)) from error
-        reason = cli.describe(error)
-        raise cli.UserError(f"{zip_path}: not a whole zip archive ({reason}); delete it and run this again") from error
+    with zipfile.ZipFile(zip_path) as archive, _temporary_folder(folder.parent) as temporary:
+        members = archive.infolist()
+        _check_members(zip_path, members)
+        try:
+            for member in cli.progress_bar(members, desc=f"unpacking {zip_path.name}", unit="file"):
+                archive.extract(member, temporary)
+        except OSError as error:
+            raise files.cannot_be_written(folder, error) from error
+        if hasattr(os, "sync"):
+            os.sync()
+        files.put_in_place(temporary, folder)
+        os.mkdir(temporary)  # for the context to remove
     folder.chmod(0o755)
 
 
@@ -207,16 +205,13 @@ def _temporary_folder(place: Path) -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(dir=place, prefix=files.TEMPORARY_PREFIX, suffix=files.TEMPORARY_SUFFIX)
 
 
-def _check_members(zip_path: Path, members: list[zipfile.ZipInfo], largest_ratio: float) -> None:
+def _check_members(zip_path: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
         parts = Path(member.filename.replace("\\", "/")).parts
         if not parts or ".." in parts or Path(member.filename).is_absolute() or ":" in parts[0]:
             raise cli.UserError(f"{zip_path}: holds {member.filename!r}, which leads outside the target; nothing was unpacked")
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise cli.UserError(f"{zip_path}: holds {member.filename!r}, a link or a device; nothing was unpacked")
-    total = sum(max(member.file_size, 4096) for member in members)  # what a file takes at least on a disk
-    if total > largest_ratio * zip_path.stat().st_size + 2**20:
-        raise cli.UserError(f"{zip_path}: would unpack to {total:,} bytes, far more than images do; nothing was unpacked")
 
 
 # --- the demo's photographs ---------------------------------------------------------------------------------------
@@ -242,12 +237,12 @@ def prepare_demo(data: Path) -> None:
 
 
 def prepare_smaller(folder: Path, out: Path, factors: list[float]) -> None:
-    """Write the images of a folder at several sizes to `out`, by bicubic, as `<name>_<per cent>.png`.
+    """Write the images of a folder to `out` at several sizes (bicubic), as `<name>_<per cent>.png`.
 
-    Made smaller, a photograph has more detail a pixel and less of its camera's blur, noise and compression.
+    A smaller copy has more detail per pixel, and less of the camera's blur, noise and compression.
 
     Raises:
-        ValueError: no such folder, no image in it, one that cannot be read, or `out` in the folder itself.
+        UserError: no such folder, no image in it, one that cannot be read, or an `out` inside the folder.
         OSError: the disk is full or cannot be written.
     """
     labels = [f"{size:.2%}".replace(".00%", "").replace(".", "_").replace("%", "") for size in factors]

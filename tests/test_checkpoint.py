@@ -1,3 +1,4 @@
+import inspect
 import os
 
 import pytest
@@ -54,9 +55,17 @@ def test_files_that_do_not_fit_are_refused(tmp_path, generator):
         "a state dict alone": (good["state_dict"], "not a generator file"),
         "a checkpoint": ({"format": "srgan-checkpoint-1"}, "generator_last.pth"),
         "another kind": ({**good, "generator": "other"}, "unknown generator 'other'"),
-        "another scale": ({**good, "upscale": 4}, "do not fit"),
+        "another scale": ({**good, "upscale": 4}, r"do not fit.*upsample\.0\.conv\.weight has the shape \(576, 64, 3, 3\)"),
         "a scale that is none": ({**good, "upscale": 5}, "upscale 5"),
         "absurd": ({**good, "blocks": 10**6}, "1000000 blocks"),
+        "no block": ({**good, "blocks": 0}, "blocks 0 is less than 1"),
+        "blocks of no kind": ({**good, "blocks": [[2]]}, "neither a number nor text"),
+        "no name for a network": ({**good, "generator": ["srresnet"]}, "unknown generator"),
+        "sizes that no memory holds": (
+            {**good, "generator": "rrdb", "upscale": 4, "features": 10**9, "growth": 10**9},
+            "built",
+        ),
+        "numbers for names": ({**good, "state_dict": {**good["state_dict"], 1: torch.ones(1)}}, "not a generator file"),
         "a tensor missing": ({**good, "state_dict": without(good["state_dict"], "tail.bias")}, "tail.bias"),
         "a tensor too many": (
             {**good, "state_dict": {**good["state_dict"], "trunk.9.extra": torch.ones(1)}},
@@ -70,6 +79,52 @@ def test_files_that_do_not_fit_are_refused(tmp_path, generator):
         with pytest.raises(ValueError, match=rf"g\.pth: .*{reason}"):
             checkpoint.load_generator(tmp_path / "g.pth")
             pytest.fail(what)
+
+
+@pytest.mark.parametrize("name", checkpoint.GENERATORS)
+def test_architecture_is_the_kind_and_the_arguments_of_the_constructor(tmp_path, name):
+    network = checkpoint.GENERATORS[name]
+    arguments = {name: parameter.default for name, parameter in inspect.signature(network).parameters.items()}
+    small = {argument: value if argument == "upscale" else 3 for argument, value in arguments.items()}
+    generator = network(**small)
+    assert generator.architecture == {"generator": name, **small}
+    for file in ("g.pth", "g.safetensors"):
+        checkpoint.save_generator(tmp_path / file, generator, epoch=7, validation_psnr_db=None)
+        loaded = checkpoint.load_generator(tmp_path / file)
+        assert type(loaded) is network and loaded.architecture == generator.architecture
+
+
+class Narrow(Generator):
+    """A network with an argument that no generator of the repository has."""
+
+    def __init__(self, upscale: int = 4, blocks: int = 8, tail_channels: int = 64):
+        super().__init__(upscale, blocks)
+        self.tail = torch.nn.Conv2d(tail_channels, 3, 9, padding=4)
+        self.tail_channels = tail_channels
+
+    @property
+    def architecture(self):
+        return {"generator": "narrow", "upscale": self.upscale, "blocks": self.blocks, "tail_channels": self.tail_channels}
+
+
+def test_a_new_argument_of_a_constructor_is_kept_in_files_and_files_from_before_it_have_its_default(tmp_path, monkeypatch):
+    monkeypatch.setitem(checkpoint.GENERATORS, "narrow", Narrow)
+    checkpoint.save_generator(tmp_path / "g.pth", Narrow(2, 1, 32))
+    assert checkpoint.load_generator(tmp_path / "g.pth").architecture["tail_channels"] == 32
+    old = {"generator": "narrow", "upscale": 2, "blocks": 1}
+    torch.save({"format": "srgan-generator-1", **old, "state_dict": Narrow(2, 1).state_dict()}, tmp_path / "old.pth")
+    assert checkpoint.load_generator(tmp_path / "old.pth").architecture["tail_channels"] == 64
+
+
+def test_a_fault_of_the_code_is_not_called_a_bad_file(tmp_path, monkeypatch, generator):
+    checkpoint.save_generator(tmp_path / "g.pth", generator)
+    monkeypatch.setattr(checkpoint, "_misfit", lambda *_: {}["typo"])
+    with pytest.raises(KeyError, match="typo"):
+        checkpoint.load_generator(tmp_path / "g.pth")
+    monkeypatch.setattr(files, "load_tensors", lambda _path: torch.ones(2) @ torch.ones(3))
+    checkpoint.save_checkpoint(tmp_path, {})
+    with pytest.raises(RuntimeError, match="size"):
+        checkpoint.load_checkpoint(tmp_path)
 
 
 def test_another_network_than_expected_is_refused(tmp_path, generator):

@@ -170,3 +170,15 @@ def test_alone_nothing_is_changed():
     values, network = torch.rand(3), torch.nn.Linear(1, 1)
     assert distributed.mean(values) is values and distributed.wrap(network) is network
     assert distributed.gather("a") == ["a"] and (distributed.rank(), distributed.world_size()) == (0, 1)
+
+
+@pytest.mark.parametrize("missing", ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_a_launcher_that_sets_less_than_torchrun_is_told_what_is_missing(monkeypatch, missing):
+    import torch
+
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv(missing)  # as under srun and mpirun, which number processes by variables of their own
+    with pytest.raises(cli.UserError, match=f"not {missing}: start the processes by torchrun"):
+        with distributed.processes(torch.device("cpu")):
+            pytest.fail("the processes cannot find each other")

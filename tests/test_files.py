@@ -3,6 +3,7 @@ import io
 import os
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -126,11 +127,17 @@ def test_damage_is_noticed(tmp_path):
     encrypted, shifted = bytearray(whole), bytearray(whole)
     encrypted[whole.index(b"PK\x01\x02") + 8] ^= 1  # the flag of the first member
     shifted[whole.rindex(b"PK\x06\x06") + 50] ^= 1  # where the list of members begins
+    disks, unnamed = bytearray(whole), bytearray(whole)
+    disks[whole.rindex(b"PK\x06\x07") + 4] ^= 1  # on which disk the list of members is
+    unnamed[whole.index(b"PK\x01\x02") + 9] |= 8  # a name in UTF-8 ...
+    unnamed[whole.index(b"PK\x01\x02") + 46] = 0xFF  # ... that is not
     for broken, reason in (
         (bytes(flipped), "checksum"),
         (bytes(encrypted), "damaged"),
         (bytes(shifted), "damaged"),
-        (whole[: len(whole) // 2], "not read"),
+        (bytes(disks), "damaged"),
+        (bytes(unnamed), "damaged"),
+        (whole[: len(whole) // 2], "damaged"),
         (b"", "empty"),
         (b"x" * 99, "not read"),
     ):
@@ -149,6 +156,115 @@ def test_safetensors_are_read_and_their_damage_noticed(tmp_path):
     path.write_bytes((10**15).to_bytes(8, "little") + b"{}")
     with pytest.raises(ValueError, match="safetensors"):
         files.load_tensors(path)
+
+
+def test_tensors_that_would_take_more_memory_than_the_file_has_bytes_are_refused(tmp_path):
+    path = tmp_path / "t.pth"
+    shared = torch.rand(100)
+    hostile = {
+        "expanded": torch.ones(1).expand(10**10),
+        "each a little": {str(index): torch.rand(3, 1).expand(3, 10**4) for index in range(10)},
+        "overlapping windows": [[shared.as_strided((51, 50), (1, 1))]],
+        "no values": torch.empty(10**9, device="meta"),
+        "sparse": torch.zeros(10, 10).to_sparse(),
+        "quantized": torch.quantize_per_tensor(torch.rand(5), 0.1, 0, torch.qint8),
+        "nested": torch.nested.nested_tensor([torch.rand(2), torch.rand(3)]),
+    }
+    for old_format in (False, True):
+        for what, value in hostile.items():
+            torch.save({"a": value}, path, _use_new_zipfile_serialization=not old_format)
+            with pytest.raises(cli.UserError, match=r"t\.pth: not read, .*(bytes of tensors|without values|file of tensors)"):
+                files.load_tensors(path)
+                pytest.fail(what)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_tied_weights_and_parts_of_one_tensor_are_loaded(tmp_path, old_format):
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = torch.nn.Embedding(1000, 64), torch.nn.Linear(64, 1000)
+            self.decoder.weight = self.encoder.weight
+
+    state = dict(Tied().state_dict())
+    state |= {"transposed": state["encoder.weight"].T, "first": state["encoder.weight"][:900], "empty": torch.zeros(0, 3)}
+    torch.save(state, tmp_path / "t.pth", _use_new_zipfile_serialization=not old_format)
+    loaded = files.load_tensors(tmp_path / "t.pth")
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_nested_data_that_holds_itself_is_loaded(tmp_path):
+    round_and_round: list = []
+    round_and_round.append(round_and_round)
+    deep: list = []
+    for _ in range(60):
+        deep = [deep, deep]  # 2^60 paths
+    torch.save({"round": round_and_round, "deep": deep}, tmp_path / "t.pth")
+    assert files.load_tensors(tmp_path / "t.pth").keys() == {"round", "deep"}
+
+
+class Zeros:
+    def __reduce__(self):
+        return (bytearray, (10**12,))
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_plain_data_that_would_fill_the_memory_are_refused(tmp_path, old_format):
+    torch.save({"a": Zeros()}, tmp_path / "t.pth", _use_new_zipfile_serialization=not old_format)
+    with pytest.raises(cli.UserError, match=r"t\.pth: not read, it holds a bytearray"):
+        files.load_tensors(tmp_path / "t.pth")
+
+
+def test_parts_that_overlap_are_refused(tmp_path):
+    """A hundred members of one archive that all lie in the same place, as in a zip bomb without compression."""
+    path = tmp_path / "t.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data", bytes(10_000))
+        for index in range(100):
+            member = zipfile.ZipInfo(f"data/{index}")
+            member.file_size = member.compress_size = 10_000
+            member.header_offset, member.CRC = 0, archive.getinfo("data").CRC
+            archive.filelist.append(member)
+    with pytest.raises(cli.UserError, match=r"t\.pth: damaged \(.*overlap"):
+        files.load_tensors(path)
+
+
+def test_memory_that_runs_out_is_not_called_damage(tmp_path, monkeypatch):
+    torch.save({"a": torch.ones(1)}, tmp_path / "t.pth")
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")):
+        monkeypatch.setattr(torch, "load", lambda *_a, error=error, **_k: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)) as caught:
+            files.load_tensors(tmp_path / "t.pth")
+        assert caught.value is error
+
+
+def test_a_folder_and_a_missing_file_are_system_errors_that_name_it(tmp_path):
+    for name in ("folder.pth", "folder.safetensors", "none.pth", "none.safetensors"):
+        if name.startswith("folder"):
+            (tmp_path / name).mkdir()
+        with pytest.raises(OSError, match=name):
+            files.load_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_on_windows_a_lock_is_waited_for_as_long_as_it_is_held(tmp_path, monkeypatch, wait):
+    """A stand-in for msvcrt, whose LK_LOCK fails after ten tries, a second apart."""
+    calls = []
+
+    def locking(_descriptor, mode, _bytes):
+        calls.append(mode)
+        if len(calls) < 4:
+            raise OSError(errno.EDEADLK if mode == 1 else errno.EACCES, "Resource deadlock avoided")
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_LOCK=1, LK_NBLCK=2))
+    if wait:
+        with files.lock(tmp_path / "lock", wait=True):
+            assert calls == [1] * 4
+    else:
+        with pytest.raises(cli.UserError, match="another process"), files.lock(tmp_path / "lock"):
+            pytest.fail("the lock is held by another process")
+        assert calls == [2]
 
 
 def test_a_second_lock_is_refused_until_the_first_process_is_dead(tmp_path):

@@ -1,6 +1,7 @@
 """Image, weight and dataset files of strangers: a clear refusal or a good result, in bounded time and memory."""
 
 import argparse
+import json
 import resource
 import shutil
 import signal
@@ -16,8 +17,9 @@ from PIL import Image
 
 import test_image
 from dataloader import ValDatasetFromFolder
+from esrgan import RRDBGenerator
 from model import Generator
-from utils import checkpoint, files, images
+from utils import checkpoint, cli, files, images
 
 COUNT = 600
 
@@ -126,6 +128,70 @@ def test_weight_files_that_claim_absurd_things_take_no_memory(tmp_path):
     assert "blocks.pth" in the_error(
         run("test_image.py", tmp_path / "a.png", "--weights", tmp_path / "blocks.pth", status=None)
     )
+
+
+def safetensors_file(header: bytes, content: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + content
+
+
+def test_nesting_without_end_is_one_line(tmp_path):
+    nested = "[" * 100_000
+    one = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    metadata = [{"x": nested}, {"format": '"srgan-generator-1"', "generator": '"srresnet"', "blocks": nested}]
+    contents = [safetensors_file(nested.encode()), safetensors_file(b'{"a":' * 100_000)]
+    contents += [safetensors_file(b'{"__metadata__":%b,%b}' % (json.dumps(m).encode(), one), b"\0\0\x80\x3f") for m in metadata]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for index, content in enumerate(contents):
+        path = tmp_path / f"{index}.safetensors"
+        path.write_bytes(content)
+        with pytest.raises(cli.UserError, match=path.name):
+            checkpoint.load_generator(path)
+    assert "3.safetensors" in the_error(run("test_image.py", tmp_path / "a.png", "--weights", path, status=None))
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    content = {"format": checkpoint.GENERATOR_FORMAT, **Generator(2, 1).architecture, "state_dict": {"a": torch.ones(1)}}
+    for name in ("generator", "upscale", "blocks", "state_dict", "epoch"):
+        save_nested(tmp_path / f"{name}.pth", {**content, name: deep})
+        with pytest.raises(cli.UserError, match=rf"{name}\.pth: [^\n]+$"):
+            checkpoint.load_generator(tmp_path / f"{name}.pth")
+
+
+def save_nested(path, content: dict) -> None:
+    """Save in PyTorch's format what its pickler refuses to: a list nested without end, by lists that are closed one by one."""
+    torch.save({name: [] if isinstance(value, list) else value for name, value in content.items()}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, data in members.items():
+            if member.endswith("data.pkl"):
+                assert data.count(b"]q") == 1  # EMPTY_LIST, BINPUT
+                data = data.replace(b"]q", b"]" * 100_000 + b"a" * 99_999 + b"q")
+            archive.writestr(member, data)
+
+
+def test_expanded_tensors_take_no_memory(tmp_path):
+    """A network of many gigabytes in a file of a few kilobytes, by expanded tensors, and one of 150 MB by tied ones."""
+    architecture = {"generator": "rrdb", "upscale": 4, "blocks": 1, "features": 16384, "growth": 8192}
+    with torch.device("meta"):
+        wanted = RRDBGenerator(4, 1, 16384, 8192).state_dict()
+    one, before = torch.ones(1), peak()
+    state = {name: one.expand(tensor.shape) for name, tensor in wanted.items()}
+    torch.save({"format": checkpoint.GENERATOR_FORMAT, **architecture, "state_dict": state}, tmp_path / "expanded.pth")
+    assert (tmp_path / "expanded.pth").stat().st_size < 10_000 and sum(tensor.numel() for tensor in wanted.values()) > 10**10
+    with torch.device("meta"):
+        wanted = Generator(4, 500).state_dict()
+    values = torch.ones(36_864 * 4, dtype=torch.float16)
+    state = {name: values[: tensor.numel()].view(tensor.shape) for name, tensor in wanted.items() if tensor.dim()}
+    state |= {name: torch.ones((), dtype=torch.int64) for name, tensor in wanted.items() if not tensor.dim()}
+    torch.save(
+        {"format": checkpoint.GENERATOR_FORMAT, **Generator(4, 1).architecture, "blocks": 500, "state_dict": state},
+        tmp_path / "tied.pth",
+    )
+    for name in ("expanded", "tied"):
+        with pytest.raises(cli.UserError, match=rf"{name}\.pth"):
+            checkpoint.load_generator(tmp_path / f"{name}.pth")
+    assert peak() - before < 2**27
 
 
 def test_mutated_weight_files_are_loaded_whole_or_refused(tmp_path):

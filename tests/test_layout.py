@@ -49,6 +49,13 @@ def test_everything_but_torch_is_locked_by_hash_at_the_version_that_is_asked_for
     assert not {"torch", "torchvision"} & locked.keys()
 
 
+@pytest.mark.parametrize(
+    "name", ["Makefile", "requirements.txt", "requirements-dev.txt", "requirements.lock", "requirements-dev.lock"]
+)
+def test_packages_come_from_the_index_that_is_configured(name):
+    assert not re.search(r"://|--(default-|extra-)?index", (ROOT / name).read_text())
+
+
 def test_a_hangup_that_nohup_ignores_stays_ignored_and_an_echo_of_a_signal_is_no_second_one(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:

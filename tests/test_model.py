@@ -49,8 +49,17 @@ def test_discriminator_takes_any_size_and_gives_the_probability_of_its_logits(si
     assert torch.equal(probability, torch.sigmoid(discriminator.logits(x)))
 
 
-def test_discriminator_trains_on_one_smallest_crop():
-    Discriminator().train().logits(torch.rand(1, 3, 32, 32)).sum().backward()
+@pytest.mark.parametrize("network", [Discriminator, MultiScaleDiscriminator])
+def test_discriminators_train_on_a_batch_of_one_smallest_crop(network):
+    crop = network.minimum_crop
+    network().train().logits(torch.rand(1, 3, crop, crop)).sum().backward()
+
+
+@pytest.mark.parametrize("crop", [64, 67])
+def test_the_multiscale_discriminator_cannot_train_on_less_than_its_smallest_crop(crop):
+    assert MultiScaleDiscriminator.minimum_crop == 68
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        MultiScaleDiscriminator().train().logits(torch.rand(1, 3, crop, crop))
 
 
 @pytest.mark.parametrize("arguments", [(5, 8), (4, 0)])
@@ -108,10 +117,6 @@ def test_multiscale_losses_are_averaged_not_outputs():
     assert torch.allclose(bce(logits, torch.ones(6)), expected, atol=1e-6)
     assert torch.allclose(discriminator(x), sum(torch.sigmoid(scores) for scores in each) / 3, atol=1e-6)
     assert count(discriminator) == 3 * 5_215_425
-
-
-def test_multiscale_trains_on_two_smallest_crops():
-    MultiScaleDiscriminator().train().logits(torch.rand(2, 3, 64, 64)).sum().backward()
 
 
 def test_folding_batch_norm_changes_the_weights_and_not_the_result():

@@ -1,5 +1,8 @@
 import contextlib
+import errno
 import http.client
+import re
+import socket
 import zipfile
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from conftest import run, the_error
 from PIL import Image
 
 import prepare_data
-from utils import images
+from utils import cli, images
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def test_a_download_goes_on_where_it_broke_off(server, tmp_path, resumes):
 
 def test_a_download_that_never_ends_well_is_no_file_and_can_go_on_later(server, tmp_path):
     server.body, server.breaks = b"x" * 1000, [100] * 3
-    with pytest.raises(ValueError, match=r"stopped after 3 tries.*run this again"):
+    with pytest.raises(ValueError, match=r"stopped after 3 tries.*again to resume"):
         prepare_data.download(server.url, tmp_path / "a.zip", archive_of(server.body), tries=3, pause_seconds=0)
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip.part"]
     prepare_data.download(server.url, tmp_path / "a.zip", archive_of(server.body))
@@ -70,8 +73,9 @@ def test_a_server_that_fails_for_a_while_is_asked_again_and_one_without_the_arch
 
 
 def test_an_address_that_is_none_and_an_answer_that_breaks_off_are_no_tracebacks(server, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="my folder"):
-        prepare_data.download("http://127.0.0.1:9/my folder", tmp_path / "a.zip", archive_of(b"x"))
+    for url in ("http://127.0.0.1:9/my folder", "my_mirror/", "http://[::1/", "http://host:port/", f"http://{'a' * 70}.org/"):
+        with pytest.raises(cli.UserError, match=re.escape(f"{url}: not a valid address")):
+            prepare_data.download(url, tmp_path / "a.zip", archive_of(b"x"))
     server.body = b"x" * 1000
     answers = [http.client.IncompleteRead(b""), http.client.BadStatusLine("?")]
 
@@ -117,11 +121,15 @@ def test_hostile_archives_are_refused_whole(tmp_path, what):
     assert not Path("/tmp/srgan-escaped.png").exists()
 
 
-def test_an_archive_of_many_small_images_is_no_bomb(tmp_path):
-    path = tmp_path / "a.zip"
-    path.write_bytes(zipped({f"x/{n}.png": picture(8) for n in range(500)}, zipfile.ZIP_DEFLATED))
-    prepare_data.unpack(path, tmp_path / "out")
-    assert len(list((tmp_path / "out" / "x").iterdir())) == 500
+def test_a_disk_that_fills_while_unpacking_leaves_nothing_and_is_one_line(tmp_path, monkeypatch):
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.zip").write_bytes(zipped({"x/0801.png": picture()}))
+    monkeypatch.setattr(zipfile.ZipFile, "extract", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        prepare_data.unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert caught.value.filename == str(tmp_path / "out") and [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
 def test_the_command_line_lays_out_the_demo(tmp_path):
@@ -157,4 +165,14 @@ def test_copies_that_cannot_be_made_are_one_line(photos, tmp_path):
 
 def test_the_command_line_tells_of_a_server_without_the_archive(server, tmp_path):
     server.statuses = [403]
-    assert "403" in the_error(run("prepare_data.py", "div2k", "--data", tmp_path, "--url", server.url, status=None))
+    command = ["prepare_data.py", "div2k", "--data", tmp_path, "--url"]
+    assert "403" in the_error(run(*command, server.url, status=None))
+    assert "not a valid address" in the_error(run(*command, "my_mirror", status=None))
+
+
+def test_no_network_is_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    for url in (f"http://127.0.0.1:{port}/a.zip", "http://no-such-host.invalid/a.zip", "gopher://x/a.zip"):
+        with pytest.raises(cli.UserError, match=re.escape(f"{url}: stopped after 2 tries") + r"[^\n]*$"):
+            prepare_data.download(url, tmp_path / "a.zip", archive_of(b"x"), tries=2, pause_seconds=0)

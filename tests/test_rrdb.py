@@ -3,10 +3,9 @@ import pytest
 import torch
 from conftest import run
 
-import esrgan
 import inference
 from esrgan import RRDBGenerator
-from utils import checkpoint, images
+from utils import checkpoint, cli, images
 from utils.compat import import_torchvision
 
 
@@ -53,22 +52,73 @@ def test_a_file_of_ours_loads_in_spandrel(tmp_path, generator, spandrel, lr):
         assert torch.allclose(theirs.model(lr), ours(generator, lr), atol=1e-5)
 
 
+def in_names_of_the_first_release(state: dict) -> dict:
+    places = {"conv_first": 0, "conv_up1": 3, "conv_up2": 6, "conv_hr": 8, "conv_last": 10}
+    blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("body."))
+    found = {}
+    for name, tensor in state.items():
+        layer, _, kind = name.rpartition(".")
+        if layer.startswith("body."):
+            _, block, dense, conv = layer.split(".")
+            found[f"model.1.sub.{block}.{dense.upper()}.{conv}.0.{kind}"] = tensor
+        elif layer == "conv_body":
+            found[f"model.1.sub.{blocks}.{kind}"] = tensor
+        else:
+            found[f"model.{places[layer]}.{kind}"] = tensor
+    return found
+
+
+def in_names_of_the_current_repository(state: dict) -> dict:
+    pairs = [
+        ("body.", "RRDB_trunk."),
+        ("rdb", "RDB"),
+        ("conv_body", "trunk_conv"),
+        ("conv_up", "upconv"),
+        ("conv_hr", "HRconv"),
+    ]
+    found = {}
+    for name, tensor in state.items():
+        for ours, theirs in pairs:
+            name = name.replace(ours, theirs) if ours != "body." or name.startswith("body.") else name
+        found[name] = tensor
+    return found
+
+
+NAMINGS = {"first": in_names_of_the_first_release, "current": in_names_of_the_current_repository, "Real-ESRGAN": dict}
+
+
 @pytest.mark.parametrize("wrapped", [None, "params", "params_ema"])
-@pytest.mark.parametrize("old_names", [True, False])
-def test_released_files_load_here(tmp_path, generator, spandrel, lr, wrapped, old_names):
-    theirs = spandrel.ModelLoader().load_from_state_dict({n: t.clone() for n, t in generator.state_dict().items()}).model
-    for parameter in theirs.parameters():
-        parameter.data *= 1.01
-    state = theirs.state_dict()
-    assert "model.0.weight" in state  # spandrel's network has the names of the first files
-    if not old_names:
-        state = {esrgan._new_name(name): tensor for name, tensor in state.items()}
-        assert state.keys() == generator.state_dict().keys()
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_released_files_load_here_as_in_spandrel(tmp_path, generator, spandrel, lr, naming, prefix, wrapped):
+    state = {prefix + name: tensor for name, tensor in NAMINGS[naming](generator.state_dict()).items()}
+    assert len(state) == len(generator.state_dict())
+    if naming == "current":
+        names = ("RRDB_trunk.1.RDB3.conv5.bias", "trunk_conv.weight", "upconv1.weight", "upconv2.bias", "HRconv.weight")
+        assert {prefix + name for name in names} < state.keys()
     torch.save({wrapped: state} if wrapped else state, tmp_path / "released.pth")
     loaded = checkpoint.load_generator(tmp_path / "released.pth")
     assert loaded.architecture == generator.architecture
+    theirs = spandrel.ModelLoader().load_from_file(tmp_path / "released.pth")
     with torch.inference_mode():
-        assert torch.allclose(theirs(lr), ours(loaded, lr), atol=1e-5)
+        assert torch.allclose(theirs.model(lr), ours(loaded, lr), atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["another scale", "another input", "ESRGAN+", "numbers for names"])
+def test_relatives_that_are_not_this_network_are_refused_in_one_line(tmp_path, generator, change):
+    state = in_names_of_the_current_repository(generator.state_dict())
+    if change == "another scale":
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("upconv2")}
+    elif change == "another input":
+        state["conv_first.weight"] = torch.rand(16, 12, 3, 3)  # Real-ESRGAN's x2
+    elif change == "ESRGAN+":
+        state = in_names_of_the_first_release(generator.state_dict())
+        state |= {f"model.1.sub.{block}.RDB1.conv1x1.weight": torch.rand(32, 16, 1, 1) for block in range(2)}
+    else:
+        state[1] = torch.rand(3)
+    torch.save(state, tmp_path / "released.pth")
+    with pytest.raises(cli.UserError, match=r"released\.pth: [^\n]*$"):
+        checkpoint.load_generator(tmp_path / "released.pth")
 
 
 def test_a_released_file_enlarges_by_the_command_line(tmp_path, generator, astronaut):

@@ -191,7 +191,7 @@ def main(args: argparse.Namespace) -> int:
             Path(folder, name).mkdir()
         found += hostile_archives(Path(folder, "archives")) + bad_downloads(Path(folder, "downloads"), args.seed)
         if importlib.util.find_spec("atheris"):
-            for target in ("pictures", "archives") if args.fuzz_seconds else ():
+            for target in ("pictures", "weights") if args.fuzz_seconds else ():
                 found += fuzzed(Path(folder, "fuzz"), target, args.fuzz_seconds)
         else:
             print("not fuzzed: atheris, which is for Linux on x86-64, is not installed")

@@ -1,7 +1,9 @@
 """Generator files that describe themselves, and the exact state that a training run resumes from."""
 
+import inspect
 import json
 import math
+import reprlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +19,13 @@ from utils import cli, distributed, files
 GENERATOR_FORMAT = "srgan-generator-1"
 CHECKPOINT_FORMAT = "srgan-checkpoint-1"
 LAST, PREVIOUS = "last.pth", "previous.pth"
-GENERATORS = {"srresnet": Generator, "rrdb": RRDBGenerator}  # by the name that a generator file has for it
+GENERATORS = {"srresnet": Generator, "rrdb": RRDBGenerator}  # by their names in generator files
 
 
 def save_generator(path: str | Path, generator: nn.Module, **facts: Any) -> None:
-    """Write a generator file: its architecture, its weights, and plain `facts` about its training.
+    """Write a generator file: the network's architecture and weights, and plain `facts` about its training.
 
-    A path that ends in `.safetensors` is written in that format, with the same metadata as JSON strings.
+    A path that ends in `.safetensors` is written in that format, with the metadata as JSON strings.
 
     Raises:
         RunError: a weight is not finite; nothing is written.
@@ -42,38 +44,27 @@ def save_generator(path: str | Path, generator: nn.Module, **facts: Any) -> None
 
 
 def load_generator(path: str | Path, expected: dict[str, Any] | None = None) -> nn.Module:
-    """Read a generator file, on the CPU and in evaluation mode; the file says what network it holds.
+    """Read a generator file, ours or one of ESRGAN's, on the CPU and in evaluation mode; the file says what network it holds.
 
-    With `expected`, an `architecture` of a network, a file that holds another one is refused.
+    With `expected`, the `architecture` of a network, a file that holds another one is refused.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: no generator file, damaged, or weights that do not fit the network that the file names.
+        UserError: not a generator file, damaged, or weights that do not fit the network that the file names.
     """
-    loaded = files.load_tensors(path)
-    if Path(path).suffix == ".safetensors":
-        loaded = {name: _from_json(value) for name, value in loaded.items()}
-    if isinstance(loaded, dict) and loaded.get("format") == CHECKPOINT_FORMAT:
-        raise cli.UserError(f"{path}: a training checkpoint, not a generator file; use generator_last.pth beside it")
-    if not _is_generator_file(loaded):
-        released = read_released(loaded)
-        loaded = released and {**released[0], "state_dict": released[1]}
-    if loaded is None:
-        raise cli.UserError(f"{path}: not a generator file of this project (format {GENERATOR_FORMAT}), nor one of ESRGAN's")
-    state = loaded["state_dict"]
-    try:
-        generator = _build_empty(loaded, len(state))
-        wanted = generator.state_dict()
-        if not state.keys() <= wanted.keys():
-            raise cli.UserError(f"it has no {min(map(str, state.keys() - wanted.keys()))}")
-        state = {name: state[name].to(tensor.dtype) for name, tensor in wanted.items() if state[name].shape == tensor.shape}
-        generator.load_state_dict(state, assign=True)
-    except (KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
-        raise cli.UserError(f"{path}: the weights do not fit the network that the file names ({_first_line(error)})") from error
+    metadata, state = _read_generator_file(path)
+    generator = _build_empty(path, metadata, len(state))
+    wanted = generator.state_dict()
+    if problem := _misfit(state, wanted):
+        raise cli.UserError(f"{path}: the weights do not fit the network that the file names ({problem})")
+    if sum(tensor.numel() for tensor in wanted.values()) > Path(path).stat().st_size:
+        raise cli.UserError(f"{path}: too small for the network that it names; its tensors share their values")
+    state = {name: state[name].to(tensor.dtype) for name, tensor in wanted.items()}
     try:
         files.check_finite(state)
     except cli.RunError as error:
         raise cli.UserError(f"{path}: {error}") from error
+    generator.load_state_dict(state, assign=True)
     if expected is not None and generator.architecture != expected:
         raise cli.UserError(f"{path}: holds {_listed(generator.architecture)}, this run trains {_listed(expected)}")
     return generator.requires_grad_(True).eval()
@@ -83,35 +74,65 @@ def _listed(architecture: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in architecture.items())
 
 
-def _build_empty(metadata: dict[str, Any], tensors: int) -> nn.Module:
-    """Build the network that a file names without memory for its weights; refuse one larger than the file."""
-    arguments = {name: value for name, value in metadata.items() if name in ("upscale", "blocks", "features", "growth")}
-    if metadata.get("generator") not in GENERATORS:
-        raise cli.UserError(f"unknown generator {metadata.get('generator')!r}")
-    if not isinstance(arguments.get("blocks"), int) or not 1 <= arguments["blocks"] <= tensors:
-        raise cli.UserError(f"{arguments.get('blocks')!r} blocks in a file of {tensors} tensors")
-    with torch.device("meta"):
-        return GENERATORS[metadata["generator"]](**arguments)
-
-
-def _is_generator_file(loaded: Any) -> bool:
-    return isinstance(loaded, dict) and loaded.get("format") == GENERATOR_FORMAT and isinstance(loaded.get("state_dict"), dict)
+def _read_generator_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a generator file's metadata and its state dict, whose values may be anything yet."""
+    loaded = files.load_tensors(path)
+    if Path(path).suffix == ".safetensors":
+        loaded = {name: _from_json(value) for name, value in loaded.items()}
+    if isinstance(loaded, dict) and loaded.get("format") == CHECKPOINT_FORMAT:
+        raise cli.UserError(f"{path}: a training checkpoint, not a generator file; use generator_last.pth beside it")
+    if isinstance(loaded, dict) and loaded.get("format") == GENERATOR_FORMAT:
+        state = loaded.get("state_dict")
+        if isinstance(state, dict) and all(isinstance(name, str) for name in state):
+            return loaded, state
+    released = read_released(loaded)
+    if released is None:
+        raise cli.UserError(f"{path}: not a generator file of this project (format {GENERATOR_FORMAT}), nor one of ESRGAN's")
+    return released
 
 
 def _from_json(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):  # text, or nested too deeply for any metadata of ours
         return value
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[1] if len(lines) > 1 else lines[0]
+def _build_empty(path: str | Path, metadata: dict[str, Any], tensors: int) -> nn.Module:
+    """Build the network that a file names, without memory for its weights; refuse more blocks than the file has tensors."""
+    name = metadata.get("generator")
+    if not isinstance(name, str) or name not in GENERATORS:
+        raise cli.UserError(f"{path}: unknown generator {reprlib.repr(name)}")
+    names = inspect.signature(GENERATORS[name]).parameters  # everything else in a file is a fact about its training
+    arguments = {name: metadata[name] for name in names if name in metadata}
+    for name, value in arguments.items():
+        if not isinstance(value, (int, float, str)):
+            raise cli.UserError(f"{path}: {name} is {reprlib.repr(value)}, neither a number nor text")
+    blocks = arguments.get("blocks", 1)
+    if not isinstance(blocks, int) or blocks > tensors:
+        raise cli.UserError(f"{path}: {reprlib.repr(blocks)} blocks in a file of {tensors} tensors")
+    try:
+        with torch.device("meta"):
+            return GENERATORS[metadata["generator"]](**arguments)
+    except (ValueError, TypeError, RuntimeError) as error:  # values that the network, or PyTorch, refuses
+        raise cli.UserError(f"{path}: no network can be built from it ({cli.describe(error)})") from error
+
+
+def _misfit(state: dict[str, Any], wanted: dict[str, Tensor]) -> str:
+    """Return what is wrong with a state dict, empty where names and shapes are those of `wanted`."""
+    for name, tensor in wanted.items():
+        if name not in state:
+            return f"{name} is missing"
+        if not isinstance(state[name], Tensor):
+            return f"{name} is not a tensor"
+        if state[name].shape != tensor.shape:
+            return f"{name} has the shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+    extra = state.keys() - wanted.keys()
+    return f"the network has no {min(extra)}" if extra else ""
 
 
 def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
-    """Write `last.pth` and keep the one before it as `previous.pth`; at every moment one of them is whole.
+    """Write `last.pth` and keep the older one as `previous.pth`; at every moment one of them is whole.
 
     Raises:
         RunError: a tensor is not finite; nothing is written.
@@ -122,10 +143,10 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:
-    """Return the newest whole training state in a folder, None where there is none, and what is wrong with a newer one.
+    """Return the newest whole training state in a folder (None without any), and what is wrong with a newer one.
 
     Raises:
-        ValueError: there are files, and none of them is whole.
+        UserError: there are files, and none of them is whole.
     """
     problems = []
     for path in (Path(folder, LAST), Path(folder, PREVIOUS)):
@@ -135,7 +156,7 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:
             state = files.load_tensors(path)
             if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
                 raise cli.UserError(f"{path}: not a training checkpoint of this version")
-        except ValueError as error:
+        except cli.UserError as error:
             problems.append(str(error))
         else:
             return state, "; ".join(problems)
@@ -145,7 +166,7 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def check_same_options(saved: dict[str, Any], current: dict[str, Any], may_differ: set[str]) -> None:
-    """Raise ValueError naming every option that differs from the run's first start and would change its result."""
+    """Raise UserError naming every option that differs from the run's first start and would change its result."""
     differing = [
         f"--{name.replace('_', '-')} (was {saved.get(name)}, is {current.get(name)})"
         for name in sorted(saved.keys() | current.keys())
@@ -156,9 +177,9 @@ def check_same_options(saved: dict[str, Any], current: dict[str, Any], may_diffe
 
 
 def check_same_images(what: str, saved: list, current: list) -> None:
-    """Raise ValueError naming images that were added, removed or changed since a run began.
+    """Raise UserError naming images that were added, removed or changed since a run began.
 
-    Both are `ImageStore.fingerprint()`: (name, bytes, checksum), a checksum of 0 being unknown.
+    Both lists are of `ImageStore.fingerprint()`: (name, bytes, checksum), where a checksum of 0 is unknown.
     """
     before, now = ({name: (size, checksum) for name, size, checksum in images} for images in (saved, current))
     changes = [f"{name} is gone" for name in before if name not in now]

@@ -1,6 +1,6 @@
 """What every script shares: exit statuses, one-line errors, progress bars, and stopping on a signal.
 
-Exit status 0: done. 2: the user's input is wrong. 1: the run itself failed (loss not finite, memory).
+Exit status 0: done. 2: the user's input is wrong. 1: the run itself failed (loss not finite, memory, a fault of the code).
 128+n: stopped by signal n. Set SRGAN_TRACEBACK=1 to see the traceback behind a one-line error.
 """
 
@@ -22,11 +22,11 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class UserError(ValueError):
-    """What the user can mend; the message says what is wrong, where, and how to mend it. Exit status 2."""
+    """An error that the user can mend; the message says what is wrong, where, and how to mend it. Exit status 2."""
 
 
 class RunError(ArithmeticError):
-    """The run itself failed, such as by a loss that is not finite. Exit status 1."""
+    """A failure of the run itself, such as a loss that is not finite. Exit status 1."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -119,7 +119,7 @@ def listed(items: Sequence, separator: str = ", ", most: int = 10) -> str:
 
 
 def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
-    """Return a bar for anything that takes longer than two seconds; redrawn seldom where the output is a file."""
+    """Return a progress bar that appears after two seconds, and is redrawn only every ten where the output is a file."""
     defaults = {"delay": 2, "leave": False, "dynamic_ncols": True, "mininterval": 0.2 if sys.stderr.isatty() else 10}
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes, but not the first
         defaults["disable"] = True
@@ -127,7 +127,7 @@ def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
 
 
 def map_in_processes(function: Callable, items: Sequence, processes: int | None, title: str) -> list:
-    """Return what a function makes of every item, in several processes (None: as many as there are cores) and under a bar."""
+    """Map a function over items in several processes (None: as many as there are cores), with a progress bar."""
     processes = max(1, min(processes or os.cpu_count() or 1, len(items) // 4))
     progress = partial(progress_bar, total=len(items), desc=title, unit="image")
     if processes == 1:
@@ -141,13 +141,13 @@ def map_in_processes(function: Callable, items: Sequence, processes: int | None,
 
 
 def ignore_signals(_worker: int | None = None) -> None:
-    """Leave Ctrl-C and SIGHUP, which reach a whole process group, to the main process; SIGTERM is how it ends its helpers."""
+    """Leave Ctrl-C and SIGHUP, which reach a whole process group, to the main process; it ends its helpers by SIGTERM."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def outlive_signals(_worker: int | None = None) -> None:
-    """In a loader's worker: also let a SIGTERM to the whole job pass for a minute, in which the main process saves."""
+    """In a loader's worker, also survive a SIGTERM to the whole job for a minute, while the main process saves."""
     ignore_signals()
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, 60))
@@ -157,18 +157,30 @@ def is_dead_helper(error: BaseException) -> bool:
     """Tell whether an error means that another process of the run was killed or crashed."""
     if isinstance(error, BrokenExecutor):
         return True
-    worker = r"DataLoader worker \(pid.*(is killed by signal|exited unexpectedly)"  # not an exception of its own
-    signs = ("/gloo/", "NCCL", "ncclRemoteError", "Connection closed by peer")
-    text = str(error)
-    return isinstance(error, RuntimeError) and (bool(re.search(worker, text)) or any(sign in text for sign in signs))
+    if not isinstance(error, RuntimeError) or _reported(error):
+        return False
+    signs = r"DataLoader worker \(pid.*(is killed by signal|exited unexpectedly)|/gloo/|ncclRemoteError|closed by peer"
+    return re.search(signs, str(error)) is not None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error of PyTorch or Python means that memory ran out."""
-    text = str(error)
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("out of memory" in text or "can't allocate memory" in text or "Cannot allocate memory" in text)
+    """Tell whether an error of PyTorch, NumPy or the system means that memory ran out."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    signs = r"out of memory|can't allocate memory|Cannot allocate memory|^Caught MemoryError"
+    return isinstance(error, RuntimeError) and re.search(signs, str(error)) is not None
+
+
+def _reported(error: BaseException) -> str:
+    """Return the last line of the traceback that a loader's worker sent with its own exception, empty for another error."""
+    text = str(error).strip()
+    return text.splitlines()[-1] if "Original Traceback" in text else ""
+
+
+def _names_a_file(error: BaseException) -> bool:
+    """Tell whether a system error is about a named file; one of a loader's worker has the name in its text only."""
+    return isinstance(error, OSError) and (
+        error.filename is not None or bool(re.search(r"\[Errno \d+\] .+: '", _reported(error)))
     )
 
 
@@ -180,8 +192,8 @@ def describe(error: BaseException) -> str:
             text += "; choose a shorter name"
     else:
         text = str(error) or type(error).__name__
-        if "Original Traceback" in text:  # of a loader's worker process: its last line says what went wrong
-            text = text.strip().splitlines()[-1].partition(": ")[2] or text
+        if reported := _reported(error):
+            text = reported.partition(": ")[2] or reported
     return " ".join(text.split())
 
 
@@ -190,8 +202,8 @@ def run_script(
 ) -> None:
     """Parse the command line, run `main(args)`, and leave with the project's exit status.
 
-    `UserError` and a system error about a named file are the user's to mend (2); `RunError` and exhausted memory are the
-    run's (1). Anything else keeps its traceback: a researcher's shape error is not the user's input.
+    `UserError` and a system error about a named file are one line and status 2; `RunError`, exhausted memory and a killed
+    helper process are one line and status 1. Anything else keeps its traceback: a shape error is not the user's input.
     """
 
     def stop(number, _frame):
@@ -215,7 +227,7 @@ def run_script(
             reason = "killed, often because memory ran out"
             advice = "run the same command again, with fewer --workers or processes if it comes back"
             message, status = f"another process of this run has ended ({reason}); {advice}", 1
-        elif isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None):
+        elif isinstance(error, UserError) or _names_a_file(error):
             message, status = describe(error), 2
         else:
             raise

@@ -1,8 +1,8 @@
-"""Let torchvision be imported beside a CPU-only torch, and notice a missing network soon.
+"""Import torchvision beside a CPU-only torch, and limit how long a download waits.
 
 PyPI's torchvision is a CUDA build. Its compiled operators do not load beside a CPU build of torch, and importing it
-stops with "operator torchvision::nms does not exist" (pytorch/vision issues 9077 and 9085). Declaring the two operators
-that torchvision registers without a guard is enough for all that this project uses of it.
+fails with "operator torchvision::nms does not exist" (pytorch/vision issues 9077 and 9085). It suffices to declare the
+two operators that torchvision uses without checking for them.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from types import ModuleType
 
 import torch
 
-_declared = None  # the library object must stay alive: its schemas go when it goes
+_declared = None  # keeps the library object alive, and with it the schemas
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision, declaring `nms` and `qnms` first only where its compiled operators are absent."""
+    """Import torchvision; where its compiled operators are absent, declare `nms` and `qnms` first."""
     global _declared
     try:
         return importlib.import_module("torchvision")
@@ -35,7 +35,7 @@ def import_torchvision() -> ModuleType:
 
 @contextlib.contextmanager
 def network_timeout(seconds: float) -> Iterator[None]:
-    """Give downloads of PyTorch's hub, which have none, a timeout for each answer of the server."""
+    """Give downloads of PyTorch's hub, which have no timeout, one for each answer of the server."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,10 +1,9 @@
-"""Training in several processes that torchrun starts, one a GPU or one a share of the CPU's cores.
+"""Training in several processes that torchrun starts: one per GPU, or each on a share of the CPU's cores.
 
-In a process that torchrun did not start, every function here does the same as for one process alone.
+In a process that torchrun did not start, every function here does what is right for a single process.
 """
 
 import contextlib
-import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ _PATIENCE = timedelta(hours=2)  # one process may decode a large folder while th
 
 
 def launched() -> bool:
-    """Tell whether torchrun started this process."""
+    """Tell whether torchrun, or a launcher that sets the same variables, started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -39,14 +38,20 @@ def world_size() -> int:
 
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[None]:
-    """Context in which the processes of a run can speak to each other; all but the first are silent on stdout.
+    """Context in which the processes of a run can communicate; all but the first are silent on stdout.
 
     Raises:
-        ValueError: fewer GPUs on this machine than processes.
+        UserError: fewer GPUs on this machine than processes, or a launcher that leaves out what torchrun sets.
     """
     if not launched():
         yield
         return
+    missing = [name for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise cli.UserError(
+            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start the processes by torchrun, "
+            "or export these too, such as LOCAL_RANK=$SLURM_LOCALID in what srun starts"
+        )
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
@@ -67,14 +72,12 @@ def processes(device: torch.device) -> Iterator[None]:
 def wrap(network: nn.Module) -> nn.Module:
     """Return a network whose backward pass averages the gradients over all processes.
 
-    Batch statistics stay each process's own: buffers that are broadcast at every forward pass would change under a
-    discriminator that runs on real and on fake images before one backward pass.
+    Each process keeps its own batch statistics: buffers that are broadcast at every forward pass would change under a
+    discriminator that sees real and fake images before a single backward pass.
     """
     if not dist.is_initialized():
         return network
-    names = inspect.signature(DistributedDataParallel).parameters
-    option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # its name before
-    return DistributedDataParallel(network, **{option: False})
+    return DistributedDataParallel(network, forward_sync_buffers=False)
 
 
 def first_on_machine() -> bool:
@@ -84,7 +87,7 @@ def first_on_machine() -> bool:
 
 @contextlib.contextmanager
 def one_after_another() -> Iterator[None]:
-    """Context that the first process of a machine leaves before the others enter, for work that is then done already."""
+    """Context that the first process of each machine leaves before the others enter, for work that need not be repeated."""
     if not first_on_machine():
         dist.barrier()
     yield
@@ -99,7 +102,7 @@ def barrier() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Return what every process passes, in their order, to each of them."""
+    """Return the values of all processes, in order of rank, to each of them."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -108,7 +111,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def agree(stop: cli.StopRequest) -> int | None:
-    """Return the signal that one of the processes has received, the same in all of them; None where none has."""
+    """Return the signal that any of the processes has received, the same in all of them, or None."""
     if not dist.is_initialized():
         return stop.number
     number = torch.tensor(stop.number or 0)
@@ -117,12 +120,12 @@ def agree(stop: cli.StopRequest) -> int | None:
 
 
 def mean(values: Tensor) -> Tensor:
-    """Return the mean over the processes, added up in their order."""
+    """Return the mean over the processes, summed in order of rank."""
     return torch.stack(gather(values.cpu())).mean(0).to(values.device) if dist.is_initialized() else values
 
 
 def share_buffers(*networks: nn.Module) -> None:
-    """Give every process the batch statistics of the first."""
+    """Give every process the first one's batch statistics."""
     if dist.is_initialized():
         for network in networks:
             for buffer in network.buffers():

@@ -1,8 +1,9 @@
-"""Files that are whole or absent, tensors loaded without running code, checksums, locks, free-space checks."""
+"""Files that are whole or absent, tensors loaded without executing code, checksums, locks, free-space checks."""
 
 import contextlib
 import errno
 import hashlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -20,13 +21,13 @@ TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".srgan-", ".tmp"
 
 @contextlib.contextmanager
 def write_atomic(path: str | Path, backup: str | Path | None = None) -> Iterator[IO[bytes]]:
-    """Yield a binary file that takes the place of `path` when the block ends well, and is removed when it fails.
+    """Yield a temporary binary file that replaces `path` when the block succeeds and is removed when it fails.
 
-    The temporary file lies in the same folder; it is flushed to the disk before it is renamed, and so is the folder after.
-    The older file at `path` is kept as `backup`, where that is given.
+    It lies in the same folder and is flushed to disk before it is renamed; the folder is flushed afterwards. With
+    `backup`, the file that it replaces is kept under that name.
 
     Raises:
-        OSError: no such folder, no permission, no space; an older file at `path` is then untouched.
+        OSError: no such folder, no permission, no space; the file at `path` is then untouched.
     """
     path = Path(path)
     try:
@@ -52,7 +53,7 @@ def write_atomic(path: str | Path, backup: str | Path | None = None) -> Iterator
 
 
 def cannot_be_written(path: str | Path, error: OSError) -> OSError:
-    """Return the error that says which file, or folder, cannot be written, and why."""
+    """Return an error that says which file or folder cannot be written, and why."""
     return OSError(error.errno, f"cannot be written ({error.strerror})", str(path))
 
 
@@ -63,7 +64,7 @@ def _umask() -> int:
 
 
 def put_in_place(source: str | Path, target: str | Path) -> None:
-    """Rename a file, or a folder, whose content is on the disk already; flush the new name too, where the system allows."""
+    """Rename a file or folder whose content is on disk already; flush the new name too, where the system allows it."""
     os.replace(source, target)
     with contextlib.suppress(PermissionError, IsADirectoryError):
         descriptor = os.open(Path(target).parent, os.O_RDONLY)
@@ -74,13 +75,13 @@ def put_in_place(source: str | Path, target: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all; file names that are no text appear with backslashes."""
+    """Write UTF-8 text, whole or not at all; undecodable bytes of file names appear as backslash escapes."""
     with write_atomic(path) as file:
         file.write(text.encode(errors="backslashreplace"))
 
 
 def keep_as(path: str | Path, backup: str | Path) -> None:
-    """Give the file at `path`, if there is one, the second name `backup`, without a moment in which neither is whole."""
+    """Give the file at `path`, if there is one, the second name `backup`; at every moment one of the two is whole."""
     path, backup = Path(path), Path(backup)
     if not path.exists() or (backup.exists() and backup.samefile(path)):
         return
@@ -101,7 +102,7 @@ def keep_as(path: str | Path, backup: str | Path) -> None:
 
 
 def remove_leftovers(*folders: str | Path) -> None:
-    """Remove the temporary files and folders that a killed process left in folders; only under a lock that keeps others out."""
+    """Remove temporary files and folders that a killed process left behind; hold a lock that keeps other writers out."""
     for folder in folders:
         for leftover in Path(folder).glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
             if leftover.is_dir():
@@ -111,10 +112,10 @@ def remove_leftovers(*folders: str | Path) -> None:
 
 
 def make_folder(folder: str | Path) -> Path:
-    """Make a folder and its parents, and see that files can be written there; return it.
+    """Create a folder and its parents, check that files can be written there, and return it.
 
     Raises:
-        OSError: it cannot be made or written.
+        OSError: it cannot be created or written.
     """
     folder = Path(folder)
     try:
@@ -127,7 +128,7 @@ def make_folder(folder: str | Path) -> Path:
 
 
 def check_free_space(folder: str | Path, needed_bytes: int, advice: str) -> None:
-    """Raise OSError (ENOSPC) with `advice` when `folder`'s disk has less than `needed_bytes` and a little more free."""
+    """Raise OSError (ENOSPC) with `advice` when `folder`'s disk has less than `needed_bytes` and 64 MiB free."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes + 64 * 2**20:
         text = f"needs {needed_bytes / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free: {advice}"
@@ -136,10 +137,11 @@ def check_free_space(folder: str | Path, needed_bytes: int, advice: str) -> None
 
 @contextlib.contextmanager
 def lock(path: str | Path, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`; the system drops it when the process ends, however it ends.
+    """Hold an exclusive lock on the file `path`; the system releases it when the process ends, however it ends.
 
     Raises:
-        ValueError: another process holds it and `wait` is False.
+        UserError: another process holds it and `wait` is False.
+        OSError: the file system has no locks.
     """
     file = open(path, "a+b")  # noqa: SIM115 - stays open as long as the lock is held
     try:
@@ -161,7 +163,12 @@ def _lock_file(file: IO[bytes], wait: bool) -> None:
         import msvcrt
 
         file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        while True:
+            try:
+                return msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+            except OSError as error:
+                if not wait or error.errno != errno.EDEADLK:  # LK_LOCK gives up after ten seconds
+                    raise
     else:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
@@ -199,50 +206,85 @@ def check_finite(value: Any, name: str = "") -> None:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """Read nested plain data and tensors onto the CPU, without running code that a file may carry.
+    """Read nested plain data and tensors onto the CPU, without executing code that a file may carry.
 
     A `.safetensors` file gives {"state_dict": tensors, **its metadata}. The checksums of a PyTorch file are verified first,
     since `torch.load` does not notice a flipped bit.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: not a file of tensors, damaged, or one that would run code.
+        UserError: not a file of tensors, damaged, one that would execute code, or one that needs more memory than its size.
     """
     path = Path(path)
     with open(path, "rb") as file:
-        if not file.read(1):
-            raise cli.UserError(f"{path}: the file is empty")
+        magic, size = file.read(4), file.seek(0, os.SEEK_END)
+    if not size:
+        raise cli.UserError(f"{path}: the file is empty")
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    if not zipfile.is_zipfile(path):
-        return _torch_load(path)  # PyTorch's format before 1.6
+        loaded = _load_safetensors(path)
+    else:
+        if magic == b"PK\x03\x04":  # else PyTorch's format before 1.6
+            _check_archive(path, size)
+        loaded = _torch_load(path)
+    _check_memory(path, loaded, size)
+    return loaded
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """Verify the checksums of a PyTorch file, and that it does not unpack to more than its size."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise cli.UserError(f"{path}: not read, its parts are compressed, as PyTorch never does")  # to any size
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError) as error:
+            members = archive.infolist()
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+            if not stored or sum(member.file_size for member in members) > size:
+                damaged = "its parts are compressed or overlap, which PyTorch's never do"
+            elif name := archive.testzip():
+                damaged = f"checksum of {name} is wrong"
+            else:
+                return
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek to a place that the damage invents
             raise
-        raise cli.UserError(f"{path}: damaged ({cli.describe(error)})") from error
-    if damaged:
-        raise cli.UserError(f"{path}: damaged (checksum of {damaged} is wrong)")
-    return _torch_load(path)
+        damaged = cli.describe(error)
+    raise cli.UserError(f"{path}: damaged ({damaged})")
 
 
 def _torch_load(path: Path) -> Any:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"bytearray") >= 0:  # which PyTorch's unpickler makes as large as the file asks for
+            raise cli.UserError(f"{path}: not read, it holds a bytearray, which no file of weights does")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a stranger's file makes the unpickler raise
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which PyTorch raises for a seek beyond the end
+    except Exception as error:  # the unpickler fails in any way on a damaged or hostile file
+        if cli.is_out_of_memory(error) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            reason = "it is no file of tensors, or would run code when loaded"
+            reason = "it is not a file of tensors, or would run code when loaded"
         else:
-            reason = "it is cut short or no file of tensors"
+            reason = "it is cut short or not a file of tensors"
         raise cli.UserError(f"{path}: not read, {reason}") from error
+
+
+def _check_memory(path: Path, loaded: Any, size: int) -> None:
+    """Refuse tensors that would take more memory than the file has bytes once they are copied, such as expanded ones."""
+    needed: dict[int, int] = {}  # by storage, so that tied weights count once
+    seen, waiting = set(), [loaded]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+        elif isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
+                raise cli.UserError(f"{path}: not read, it holds tensors that are sparse, quantized or without values")
+            storage = value.untyped_storage().data_ptr()
+            needed[storage] = max(needed.get(storage, 0), value.numel() * value.element_size())
+    if sum(needed.values()) > size:
+        raise cli.UserError(f"{path}: not read, {size:,} bytes cannot hold its {sum(needed.values()):,} bytes of tensors")
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Where networks trained on ImageNet come from: torchvision's file in PyTorch's hub folder, or one that the user names."""
+"""Where networks trained on ImageNet come from: torchvision's file in PyTorch's hub folder, or a file that the user names."""
 
+import http.client
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ def vgg16_state_dict(source: str) -> dict[str, Tensor]:
     """Return the state dict of `vgg16_layers`: `imagenet` (torchvision's, downloaded once), `random`, or that of a file.
 
     Raises:
-        UserError: the weights cannot be had; the message gives the ways on.
+        UserError: the weights cannot be downloaded or read; the message says what to do.
         OSError: the file cannot be opened.
     """
     if source == "random":
@@ -28,13 +29,13 @@ def vgg16_state_dict(source: str) -> dict[str, Tensor]:
     path = vgg16_file(source)
     try:
         return _read_state_dict(path)
-    except ValueError as error:
+    except cli.UserError as error:
         advice = "; delete it, and it is downloaded again" if source == "imagenet" else ""
         raise cli.UserError(f"{error}{advice}") from error
 
 
 def vgg16_file(source: str) -> Path:
-    """Return the file of a source other than `random`; downloads torchvision's to PyTorch's hub folder where it is missing."""
+    """Return the file of a source other than `random`; download torchvision's to PyTorch's hub folder where it is missing."""
     if source != "imagenet":
         return Path(source)
     url = compat.import_torchvision().models.VGG16_Weights.IMAGENET1K_V1.url
@@ -46,7 +47,7 @@ def vgg16_file(source: str) -> Path:
         with compat.network_timeout(30):
             digest = path.stem.rsplit("-", 1)[-1]  # the file name ends in the first digits of its SHA-256
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: another SHA-256
         raise cli.UserError(
             f"the ImageNet weights of VGG16 could not be downloaded from {url} ({error}): give the file by "
             f"--vgg-weights FILE (downloaded elsewhere), or train on untrained features by --vgg-weights random"
@@ -55,12 +56,12 @@ def vgg16_file(source: str) -> Path:
 
 
 def hub_path(url: str) -> Path:
-    """Return where PyTorch's hub keeps, or would keep, the file of an address."""
+    """Return where PyTorch's hub keeps, or would keep, the file of a URL."""
     return Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
 
 
 def _random_state_dict() -> dict[str, Tensor]:
-    """He-initialised layers, as torchvision initialises VGG16, always the same and without touching the global generator."""
+    """Initialise as torchvision does VGG16 (He et al., 2015), always the same, without touching the global random state."""
     layers = vgg16_layers()
     generator = torch.Generator().manual_seed(0)
     for layer in layers:

@@ -1,0 +1,162 @@
+"""What a script leaves on stderr, and its exit status, for each kind of failure."""
+
+import argparse
+
+import pytest
+from conftest import run, started_script, the_error
+
+from utils import cli
+
+SCRIPT = """
+import errno, multiprocessing, os
+import numpy as np
+import torch
+from utils import cli
+
+multiprocessing.set_start_method("fork", force=True)
+
+
+class Images(torch.utils.data.Dataset):
+    def __init__(self, fault):
+        self.fault = fault
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return self.fault(index)
+
+
+def load(fault):
+    list(torch.utils.data.DataLoader(Images(fault), num_workers=1))
+
+
+def fail(error):
+    raise error
+
+
+def be_killed(_):
+    os.kill(os.getpid(), 9)
+
+
+def main(args):
+    return {body}
+
+
+cli.run_script(main, cli.ArgumentParser(prog="script.py"))
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Run a script whose `main` returns the value of an expression."""
+
+    def run_it(body: str, status: int, **environment):
+        (tmp_path / "script.py").write_text(SCRIPT.replace("{body}", body))
+        done = started_script(tmp_path / "script.py", environment=environment)()
+        assert done.returncode == status, done.stderr
+        return done
+
+    return run_it
+
+
+def lines_of(done) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("fail(cli.UserError('a.png: too small'))", "a.png: too small"),
+        ("open('/none/a.png')", "/none/a.png: No such file or directory"),
+        ("open('x' * 300)", "File name too long; choose a shorter name"),
+        ("load(lambda _: fail(cli.UserError('a.png: cut short')))", "a.png: cut short"),
+        ("load(lambda _: open('/none/a.png'))", "[Errno 2] No such file or directory: '/none/a.png'"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_status_2(script, body, message):
+    line = the_error(script(body, 2))
+    assert line.startswith("script.py: error: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("fail(cli.RunError('the loss is not finite'))", "the loss is not finite"),
+        ("fail(MemoryError())", "out of memory: MemoryError"),
+        ("torch.empty(10**15)", "out of memory: "),
+        ("np.empty(10**15)", "out of memory: Unable to allocate"),
+        ("fail(OSError(errno.ENOMEM, 'Cannot allocate memory'))", "out of memory: Cannot allocate memory"),
+        ("load(lambda _: fail(MemoryError()))", "out of memory: MemoryError"),
+        ("load(lambda _: np.empty(10**15))", "out of memory: Unable to allocate"),
+        ("load(be_killed)", "another process of this run has ended"),
+        ("cli.map_in_processes(be_killed, range(16), 2, 'images')", "another process of this run has ended"),
+    ],
+)
+def test_what_the_run_fails_at_is_one_line_and_status_1(script, body, message):
+    (line,) = lines_of(script(body, 1))
+    assert line.startswith("script.py: error: ") and message in line and "Traceback" not in line
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("fail(ValueError('a fault of the code'))", "ValueError: a fault of the code"),
+        ("torch.ones(2) @ torch.ones(3)", "RuntimeError: inconsistent tensor size"),
+        ("fail(OSError(errno.EIO, 'Input/output error'))", "OSError: [Errno 5] Input/output error"),
+        ("{}['typo']", "KeyError: 'typo'"),
+        ("load(lambda _: fail(ValueError('a fault of the dataset')))", "ValueError: a fault of the dataset"),
+        ("load(lambda index: torch.ones(2) @ torch.ones(3))", "RuntimeError: inconsistent tensor size"),
+        ("load(lambda _: {}['typo'])", "KeyError: 'typo'"),
+        ("cli.map_in_processes(str.upper, range(16), 2, 'images')", "TypeError: "),
+        ("fail(RuntimeError('NCCL error: invalid usage, Duplicate GPU detected'))", "Duplicate GPU detected"),
+    ],
+)
+def test_everything_else_keeps_its_traceback(script, body, message):
+    done = script(body, 1)
+    assert "Traceback" in done.stderr and message in done.stderr
+    assert "another process" not in done.stderr and "script.py: error" not in done.stderr
+
+
+def test_the_traceback_behind_a_line_can_be_seen(script):
+    done = script("fail(cli.UserError('a.png: too small'))", 1, SRGAN_TRACEBACK="1")
+    assert "Traceback" in done.stderr and lines_of(done)[-1].endswith("UserError: a.png: too small")
+
+
+@pytest.mark.parametrize(("body", "status"), [("None", 0), ("0", 0), ("3", 3)])
+def test_the_status_is_what_main_returns(script, body, status):
+    assert script(body, status).stderr == ""
+
+
+def test_a_wrong_option_is_one_line(tmp_path):
+    for option in (["--epochs", "-1"], ["--epochs", "many"], ["--nonsense"], ["--learning-rate", "nan"]):
+        assert option[0] in the_error(run("train.py", *option, status=None))
+
+
+@pytest.mark.parametrize(
+    ("text", "dead"),
+    [
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1", True),
+        ("NCCL error in: x.cpp:3, remote process exited or there was a network error, ncclRemoteError: ...", True),
+        ("DataLoader worker (pid 7) is killed by signal: Killed.", True),
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", True),
+        ("NCCL error in: x.cpp:3, invalid usage, ncclInvalidUsage: Duplicate GPU detected", False),
+        ("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n", False),
+        ("The size of tensor a (2) must match the size of tensor b (3)", False),
+    ],
+)
+def test_only_a_lost_process_is_called_so(text, dead):
+    assert cli.is_dead_helper(RuntimeError(text)) is dead
+    assert not cli.is_dead_helper(ValueError(text))
+
+
+def test_long_lists_are_cut():
+    assert cli.listed(range(3)) == "0, 1, 2"
+    assert cli.listed(range(12), "; ", most=2) == "0; 1 and 10 more"
+
+
+def test_numbers_of_options_are_in_range():
+    assert (cli.positive_int("3"), cli.non_negative_int("0"), cli.non_negative_float("1e-4")) == (3, 0, 1e-4)
+    for parse, text in [(cli.positive_int, "0"), (cli.non_negative_int, "1.5"), (cli.non_negative_float, "inf")]:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a"):
+            parse(text)
