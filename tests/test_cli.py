@@ -1,9 +1,11 @@
 """What a script leaves on stderr, and its exit status, for each kind of failure."""
 
 import argparse
+import subprocess
+import sys
 
 import pytest
-from conftest import run, started_script, the_error
+from conftest import ROOT, run, started_script, the_error
 
 from utils import cli
 
@@ -160,3 +162,15 @@ def test_numbers_of_options_are_in_range():
     for parse, text in [(cli.positive_int, "0"), (cli.non_negative_int, "1.5"), (cli.non_negative_float, "inf")]:
         with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a"):
             parse(text)
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    """As in `python prepare_data.py demo | head -n 1`."""
+    script = tmp_path / "chatty.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from utils import cli\n"
+        "cli.run_script(lambda args: [print('x' * 1000) for _ in range(1000)] and None, cli.ArgumentParser())\n"
+    )
+    done = subprocess.run(["bash", "-c", f"{sys.executable} {script} | head -n 1"], capture_output=True, text=True)
+    assert done.stdout == "x" * 1000 + "\n" and done.stderr == ""

@@ -215,7 +215,12 @@ def run_script(
         stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     args = parser.parse_args()
     try:
-        sys.exit(main(args) or 0)
+        status = main(args) or 0
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:  # the reader of a pipe has had enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
+        sys.exit(128 + 13)
     except Exception as error:
         if os.environ.get("SRGAN_TRACEBACK") == "1":
             raise

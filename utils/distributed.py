@@ -6,6 +6,7 @@ In a process that torchrun did not start, every function here does what is right
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -77,7 +78,9 @@ def wrap(network: nn.Module) -> nn.Module:
     """
     if not dist.is_initialized():
         return network
-    return DistributedDataParallel(network, forward_sync_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch 2.13 has a new name for it, which 2.11 does not know
+        return DistributedDataParallel(network, broadcast_buffers=False)
 
 
 def first_on_machine() -> bool:
