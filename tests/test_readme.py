@@ -29,7 +29,7 @@ NOT_RUN = (
     "app.py",
     "export_onnx.py",
 )  # a page that is served until it is stopped; what takes long, and has its test
-SMALL = ["--dry-run", "--crop", "64", "--batch-size", "2"]  # an option that is repeated counts as it was last given
+SMALL = ["--dry-run", "--crop", "72", "--batch-size", "2"]  # an option that is repeated counts as it was last given
 
 
 def commands(document) -> list[list[str]]:
