@@ -1,6 +1,7 @@
 """LR image to SR image, any size, in bounded memory: tiles that give the whole image's result."""
 
 import argparse
+import copy
 import functools
 import sys
 from dataclasses import replace
@@ -44,10 +45,13 @@ def open_generator(path: str | Path, device: torch.device) -> nn.Module:
     """
     if not Path(path).exists():
         raise cli.UserError(f"{path}: no such generator file; train one by train.py and name it by --weights")
-    generator = checkpoint.load_generator(path)
-    if isinstance(generator, Generator):
-        fold_batch_norm(generator)
-    return generator.to(device=device, memory_format=torch.channels_last)
+    return prepared(checkpoint.load_generator(path)).to(device=device, memory_format=torch.channels_last)
+
+
+def prepared(generator: nn.Module) -> nn.Module:
+    """Return a copy of a generator for inference: in evaluation mode, batch normalisation folded into the convolutions."""
+    generator = copy.deepcopy(generator).eval()
+    return fold_batch_norm(generator) if isinstance(generator, Generator) else generator
 
 
 def upscale(
@@ -76,6 +80,8 @@ def upscale(
     height, width = lr.shape[:2]
     if tile is None:
         tile = _tile_for_memory(generator, free_memory(device))
+        if height * width <= (tile + 2 * generator.halo) ** 2:  # no more pixels than a tile with its halo
+            tile = 0
     tile = min(tile or max(height, width), max(height, width))
     while True:
         try:

@@ -165,7 +165,7 @@ def main(args: argparse.Namespace) -> int:
         try:
             enlarge(generator, source, target, args, precision)
         except (cli.UserError, OSError) as error:
-            if len(plan) == 1:
+            if len(plan) == 1 or isinstance(error, BrokenPipeError):
                 raise
             print(f"test_image.py: error: {cli.describe(error)}", file=sys.stderr)
             failed += 1

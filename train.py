@@ -94,7 +94,8 @@ def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> dict[str, Tensor
     models.optimizer_d.zero_grad(set_to_none=True)
     for lr, hr, share in parts:
         with autocast(models.device, models.precision):
-            fake = models.generate(lr)
+            with torch.set_grad_enabled(len(parts) == 1):  # G's step makes its own graph of each part
+                fake = models.generate(lr)
             real_logits, fake_logits = models.discriminate(hr).float(), models.discriminate(fake.detach()).float()
         loss_d = discriminator_loss(real_logits, fake_logits)
         scaler.scale(share * loss_d).backward()
@@ -107,7 +108,7 @@ def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> dict[str, Tensor
     models.discriminator.requires_grad_(False)
     for lr, hr, share in parts:
         with autocast(models.device, models.precision):
-            if len(parts) > 1:  # one part's graph at a time is what saves memory
+            if len(parts) > 1:
                 fake = models.generate(lr)
             sr, target = images.signed_to_unit(fake.float()), images.signed_to_unit(hr)
             loss_g, terms = models.loss(models.discriminate_frozen(fake), sr, target)
@@ -172,7 +173,7 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
     set_switches(same_sizes=True)
     step, batches = step_of(args, progress.epoch), len(loader)
     loader.batch_sampler.epoch, loader.batch_sampler.first_batch = progress.epoch, progress.batch
-    stop_every = 8 if distributed.world_size() > 1 and args.device == "cuda" else 1  # agreeing waits for the GPU
+    stop_every = 8 if distributed.world_size() > 1 and args.device == "cuda" else 1  # to agree takes as long as a fast step
     began, shown, before = time.monotonic(), time.monotonic(), progress.seconds
     title = f"epoch {progress.epoch}/{args.pretrain_epochs + args.epochs}{' pixel-only' if step is pixel_step else ''}"
     with cli.progress_bar(total=batches, initial=progress.batch, desc=title, unit="step") as bar:
@@ -182,15 +183,15 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
             progress.add(step(models, lr, hr), len(lr) * distributed.world_size())
             if models.ema:
                 models.update_average()
-            progress.seconds = before + time.monotonic() - began
             if time.monotonic() - shown > 0.5 or progress.batch == batches:
-                shown = time.monotonic()
-                speed = progress.samples / progress.seconds
-                means = run_log.describe_terms(progress.means())  # waits for the device
-                bar.set_postfix_str(f"{means}  {speed:.1f} images/s", refresh=False)
+                shown, means = time.monotonic(), progress.means()  # waits for the device
+                speed = progress.samples / (before + time.monotonic() - began)
+                bar.set_postfix_str(f"{run_log.describe_terms(means)}  {speed:.1f} images/s", refresh=False)
+            progress.seconds = before + time.monotonic() - began
             bar.update()
             if (progress.batch % stop_every == 0 or progress.batch == batches) and (stopped := distributed.agree(stop)):
                 return stopped
+    progress.check_weights({"generator": models.validated, "discriminator": models.discriminator})
     return None
 
 
@@ -211,6 +212,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
     with distributed.one_after_another():  # the first process builds the caches and downloads
         train_set, val_set = open_datasets(args)
         facts = run_log.describe_run(args, train_set, val_set)
+        lpips = metrics.LPIPS() if args.lpips and not args.dry_run else None
     loader = new_loader(train_set, args.batch_size, args.seed, args.workers, args.device == "cuda", *distributed.place())
 
     # Networks
@@ -221,7 +223,6 @@ def run(args: argparse.Namespace, out: Path) -> int:
         return dry_run(args, models, loader, val_set)
 
     # Epochs
-    lpips = metrics.LPIPS().to(models.device) if args.lpips else None
     with cli.StopRequest() as stop, workers_of(loader), run_log.RunLog(out, facts, rows) as log:
         stopped = distributed.agree(stop)
         while progress.epoch <= last_epoch and not stopped:
@@ -233,7 +234,9 @@ def run(args: argparse.Namespace, out: Path) -> int:
             if scores is not None:
                 progress = finish_epoch(args, models, progress, scores, log)
             checkpoint.save_run(out, models.state, progress, rows, facts)
-    return log.close(progress, stopped)
+            if scores is not None:
+                print(run_log.describe_epoch(rows, last_epoch), flush=True)
+    return log.close(progress, stopped if progress.epoch <= last_epoch else None)
 
 
 def begin_phase(args: argparse.Namespace, models: Models, progress: Progress) -> None:
@@ -246,8 +249,7 @@ def begin_phase(args: argparse.Namespace, models: Models, progress: Progress) ->
 
 def finish_epoch(args, models: Models, progress: Progress, scores: dict[str, float], log) -> Progress:
     """Log a whole epoch and write its generator files; return the progress with which the next one begins."""
-    progress.check_weights({"generator": models.validated, "discriminator": models.discriminator})
-    log.add(progress, models.optimizer_g.param_groups[0]["lr"], scores, args.pretrain_epochs + args.epochs)
+    log.add(progress, models.optimizer_g.param_groups[0]["lr"], scores)
     best = scores.get("PSNR", -math.inf) > progress.best_psnr
     kept = {"last": True, "best": best, "pretrained": progress.epoch == args.pretrain_epochs}
     kept[f"epoch_{progress.epoch:03d}"] = bool(args.save_every) and progress.epoch % args.save_every == 0

@@ -57,29 +57,26 @@ def validate(
     scores, which never change, are kept in `dataset.bicubic_scores` from one call to the next. Of several processes each
     takes its share of the images.
     """
-    device, was_training = next(generator.parameters()).device, generator.training
-    generator.eval()
+    device, generator = next(generator.parameters()).device, inference.prepared(generator)
+    lpips = lpips and lpips.to(device)
     rows, pictures = {}, {}  # by index
-    try:
-        share = range(distributed.rank(), len(dataset), distributed.world_size())
-        for index in cli.progress_bar(share, desc="validation", unit="image"):
-            if stop.number:
-                rows = None
-                break
-            name, lr, bicubic, hr = dataset[index]
-            sr = inference.upscale(generator, images.to_array(lr), precision=precision)
-            result, bicubic_result, target = (image.to(device) for image in (images.to_tensor(sr), bicubic, hr))
-            if index not in dataset.bicubic_scores:
-                psnr, ssim = metrics.psnr_ssim_rgb(bicubic_result, target)
-                dataset.bicubic_scores[index] = {"Bicubic_PSNR": psnr, "Bicubic_SSIM": ssim}
-            psnr, ssim = metrics.psnr_ssim_rgb(result, target)
-            rows[index] = {"PSNR": psnr, "SSIM": ssim, **dataset.bicubic_scores[index]}
-            if lpips is not None and min(target.shape[-2:]) >= metrics.LPIPS_LEAST_SIDE:
-                rows[index]["LPIPS"] = lpips(images.uint8_to_signed(result), images.uint8_to_signed(target)).item()
-            if index < triplets and folder is not None:
-                pictures[name] = triplet(images.to_array(bicubic), images.to_array(hr), sr, rows[index])
-    finally:
-        generator.train(was_training)
+    share = range(distributed.rank(), len(dataset), distributed.world_size())
+    for index in cli.progress_bar(share, desc="validation", unit="image"):
+        if stop.number:
+            rows = None
+            break
+        name, lr, bicubic, hr = dataset[index]
+        sr = inference.upscale(generator, images.to_array(lr), precision=precision)
+        result, bicubic_result, target = (image.to(device) for image in (images.to_tensor(sr), bicubic, hr))
+        if index not in dataset.bicubic_scores:
+            psnr, ssim = metrics.psnr_ssim_rgb(bicubic_result, target)
+            dataset.bicubic_scores[index] = {"Bicubic_PSNR": psnr, "Bicubic_SSIM": ssim}
+        psnr, ssim = metrics.psnr_ssim_rgb(result, target)
+        rows[index] = {"PSNR": psnr, "SSIM": ssim, **dataset.bicubic_scores[index]}
+        if lpips is not None and min(target.shape[-2:]) >= metrics.LPIPS_LEAST_SIDE:
+            rows[index]["LPIPS"] = lpips(images.uint8_to_signed(result), images.uint8_to_signed(target)).item()
+        if index < triplets and folder is not None:
+            pictures[name] = triplet(images.to_array(bicubic), images.to_array(hr), sr, rows[index])
     shares = distributed.gather((rows, pictures))
     if any(rows is None for rows, _ in shares):
         return None
@@ -98,5 +95,6 @@ def triplet(bicubic: np.ndarray, hr: np.ndarray, sr: np.ndarray, scores: dict[st
 
 def mean_scores(rows: list[dict[str, float]]) -> dict[str, float]:
     """Return the mean of each score over the images that have it."""
-    columns = {name: [row[name] for row in rows if name in row] for row in rows for name in row}
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row[name] for row in rows if name in row] for name in names}
     return {name: torch.tensor(values, dtype=torch.float64).mean().item() for name, values in columns.items()}

@@ -14,10 +14,12 @@ from conftest import ROOT, run, tensors, the_error
 from faults import broken_files
 from PIL import Image
 
+from dataloader import ValDatasetFromFolder
 from model import Discriminator, Generator
 from train import learning_rate_at
-from utils import checkpoint, cli, pretrained, run_log
+from utils import checkpoint, cli, files, pretrained, run_log
 from utils.run_log import COLUMNS, Progress
+from validation import validate
 
 
 def command(photos, out, *more) -> list:
@@ -256,12 +258,8 @@ def test_a_checkpoint_of_the_first_version_goes_on(whole_run, tmp_path):
     process.communicate(timeout=60)
     state = checkpoint.load_checkpoint(tmp_path / "out" / "checkpoints")[0]
     progress = state["progress"]
-    if progress["sums"]:  # as a rule it was stopped inside the epoch
-        assert list(progress["sums"])[:2] == ["Loss_D", "Score_D"]
-        names = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
-        progress["sums"] = torch.stack([progress["sums"][name] for name in names], -1)
-    else:
-        progress["sums"] = None
+    names = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
+    progress["sums"] = torch.stack([progress["sums"][name] for name in names], -1)
     del progress["validation_seconds"], state["perceptual"]
     for option in ("accumulate", "grad_clip", "learning_rate_d", "lpips", "save_every"):
         del state["options"][option]
@@ -279,9 +277,9 @@ def test_more_epochs_under_a_cosine(whole_run, tmp_path):
     process = started([*arguments, "--epochs", "2"], tmp_path / "out" / "checkpoints" / "generator_pretrained.pth")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    if checkpoint.load_checkpoint(tmp_path / "out" / "checkpoints")[0]["progress"]["batch"]:
-        error = the_error(run("train.py", *arguments, "--epochs", 3, status=None))
-        assert "--epochs was 2, is 3" in error and "--epochs 2 first" in error
+    assert checkpoint.load_checkpoint(tmp_path / "out" / "checkpoints")[0]["progress"]["batch"] > 0
+    error = the_error(run("train.py", *arguments, "--epochs", 3, status=None))
+    assert "--epochs was 2, is 3" in error and "--epochs 2 first" in error
     shutil.copytree(whole, tmp_path / "whole")
     done = run("train.py", *command(photos, tmp_path / "whole", *EVERYTHING, "--epochs", 3))
     assert "follows a cosine over 3 epochs instead of 2: it rises again at epoch 4" in done.stdout
@@ -297,6 +295,39 @@ def test_a_replaced_perceptual_file_is_noticed(photos, tmp_path):
     torch.save(state, path)
     error = the_error(run("train.py", *command(photos, tmp_path / "out", "--epochs", 2, "--vgg-weights", path), status=None))
     assert "--vgg-weights: not the weights that the run began with" in error
+
+
+def test_a_run_that_does_without_its_adversarial_epochs_needs_no_perceptual_network(photos, tmp_path):
+    arguments = list(map(str, command(photos, tmp_path / "out", "--pretrain-epochs", 1)))
+    process = started([*arguments, "--epochs", "1"], tmp_path / "out" / "config.json")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert checkpoint.load_checkpoint(tmp_path / "out" / "checkpoints")[0]["progress"]["epoch"] == 1
+    assert "finished" in run("train.py", *arguments, "--epochs", 0).stdout
+
+
+def test_a_validation_that_is_stopped_has_no_scores(photos):
+    dataset, stop = ValDatasetFromFolder(photos[1], 4), cli.StopRequest()
+    names = []
+    dataset_type = type("Stopping", (ValDatasetFromFolder,), {"__getitem__": lambda self, index: stopping(self, index)})
+
+    def stopping(self, index):
+        names.append(index)
+        stop.number = signal.SIGTERM
+        return ValDatasetFromFolder.__getitem__(self, index)
+
+    dataset.__class__ = dataset_type
+    assert validate(Generator(4, 1), dataset, "fp32", None, 0, stop) is None and names == [0]
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_kept(whole_run, tmp_path):
+    photos, *_ = whole_run
+    for name in ("last.pth", "previous.pth"):
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        files.save_tensors(tmp_path / "checkpoints" / name, {"format": "srgan-checkpoint-9"})
+    error = the_error(run("train.py", *command(photos, tmp_path, "--epochs", 1), status=None))
+    assert "last.pth: not a training checkpoint of this version; use another --out" in error
+    assert (tmp_path / "checkpoints" / "last.pth").exists()
 
 
 def test_clipping_accumulation_and_a_rate_of_its_own_for_d_are_trained_and_resumed(photos, tmp_path):
@@ -342,8 +373,6 @@ def test_images_that_changed_since_are_named(whole_run, tmp_path):
 
 
 def test_two_runs_on_one_folder(whole_run, tmp_path):
-    from utils import files
-
     with files.lock(tmp_path / ".lock"):
         assert "another process" in the_error(run("train.py", *command(whole_run[0], tmp_path, "--epochs", 1), status=None))
 

@@ -16,13 +16,14 @@ MEBI = 2**20
 @pytest.fixture(autouse=True)
 def switches():
     """PyTorch's global switches as they are by default, before a test and after it."""
-    tf32 = [(torch.backends.cudnn.conv, "tf32"), (torch.backends.cuda.matmul, "none")]
-    for where, value in tf32:
-        where.fp32_precision = value
+
+    def reset():
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+        torch.backends.cudnn.benchmark = False
+
+    reset()
     yield
-    for where, value in tf32:
-        where.fp32_precision = value
-    torch.backends.cudnn.benchmark = False
+    reset()
 
 
 def test_devices_and_precisions():
@@ -52,7 +53,7 @@ def test_auto_means_bf16_where_the_generator_bears_it(monkeypatch, has_bf16):
 
 def test_a_run_computes_fp32_without_tf32_and_times_kernels_only_for_equal_sizes():
     device.set_switches(same_sizes=True)
-    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.benchmark
     device.set_switches()
     assert not torch.backends.cudnn.benchmark
@@ -61,7 +62,7 @@ def test_a_run_computes_fp32_without_tf32_and_times_kernels_only_for_equal_sizes
 def test_fp32_is_fp32_inside_autocast_and_with_tf32_on():
     conv, image = torch.nn.Conv2d(3, 3, 3), torch.rand(1, 3, 8, 8)
     seen = []
-    conv.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    conv.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     with torch.autocast("cpu", torch.bfloat16):
         with device.autocast(CPU, "fp32"):
             assert torch.equal(conv(image), torch.nn.functional.conv2d(image, conv.weight, conv.bias))
@@ -69,7 +70,7 @@ def test_fp32_is_fp32_inside_autocast_and_with_tf32_on():
         assert conv(image).dtype == torch.bfloat16
     with device.autocast(CPU, "bf16"):
         assert conv(image).dtype == torch.bfloat16
-    assert seen == ["ieee", "ieee", "tf32", "tf32"]
+    assert seen == [False, False, True, True]
 
 
 # --- memory, from copies of what Linux shows ------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def test_the_automatic_tile_is_that_of_the_free_memory(astronaut, monkeypatch):
     for free, largest in ((0, inference._LEAST_HALOS * generator.halo + 2 * generator.halo), (2**33, 128)):
         monkeypatch.setattr(inference, "free_memory", lambda _device, free=free: free)
         seen.clear()
-        inference.upscale(generator, astronaut[:20, :128])
+        inference.upscale(generator, astronaut[:64, :128])
         assert max(seen) == largest
 
 

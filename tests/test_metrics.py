@@ -98,10 +98,10 @@ def test_metrics_are_the_same_under_autocast():
 
 def test_lpips_uses_no_tf32_and_leaves_the_switch_as_it_was():
     lpips, seen = metrics.LPIPS(random_backbone=True), []
-    lpips.network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
-    before = torch.backends.cudnn.conv.fp32_precision
+    lpips.network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32
     lpips(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
-    assert seen == ["ieee"] and torch.backends.cudnn.conv.fp32_precision == before
+    assert seen == [False] and torch.backends.cudnn.allow_tf32 == before
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])  # meta stands for every device that is no CPU

@@ -84,18 +84,44 @@ def test_the_step_is_the_plain_step():
     assert sorted(errors)[1] < 1e-4
 
 
-def test_a_batch_in_parts_has_the_gradient_of_the_mean_over_parts():
-    """Batch statistics are each part's own, so that two parts are two batches whose gradients are averaged."""
+@pytest.mark.parametrize("step", [train.pixel_step, train.adversarial_step])
+def test_a_batch_in_parts_has_the_mean_of_the_parts_gradients(step):
+    """Batch statistics are each part's own, so two parts are two batches whose gradients are averaged."""
     torch.manual_seed(1)
     lr, hr = torch.rand(4, 3, 8, 8) * 2 - 1, torch.rand(4, 3, 32, 32) * 2 - 1
-    whole = models_of("fp32")
+    whole, *halves = (models_of("fp32") for _ in range(3))
     whole.accumulate = 2
-    values = train.pixel_step(whole, lr, hr)
-    halves = [models_of("fp32") for _ in range(2)]
-    losses = [train.pixel_step(half, lr[k : k + 2], hr[k : k + 2])["Loss_G"] for half, k in zip(halves, (0, 2))]
-    assert values["Loss_G"].item() == pytest.approx(sum(losses).item() / 2, rel=1e-6)
-    ours, *parts = (torch.cat([p.grad.flatten() for p in models.generator.parameters()]) for models in (whole, *halves))
-    assert distance(ours, (parts[0] + parts[1]) / 2) < 1e-5
+    for models in (whole, *halves):  # a D that does not move, so that G meets the same one in each
+        models.optimizer_d.param_groups[0]["lr"] = 0.0
+    values = step(whole, lr, hr)
+    parts = [step(half, lr[k : k + 2], hr[k : k + 2]) for half, k in zip(halves, (0, 2))]
+    for name, value in values.items():
+        assert value.item() == pytest.approx((parts[0][name] + parts[1][name]).item() / 2, rel=1e-5), name
+    for network in ("generator", "discriminator")[: 1 + (step is train.adversarial_step)]:
+        ours, *theirs = (
+            torch.cat([p.grad.flatten() for p in getattr(models, network).parameters()]) for models in (whole, *halves)
+        )
+        assert distance(ours, (theirs[0] + theirs[1]) / 2) < 1e-4, network
+
+
+def test_scaled_losses_give_the_plain_step_and_are_clipped_unscaled():
+    """The gradient scaler of fp16, which the CPU has too, around an fp32 step: two optimisers, one scaler."""
+    torch.manual_seed(1)
+    lr, hr = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
+    plain, scaled = models_of("fp32"), models_of("fp32")
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for models in (plain, scaled):
+        models.grad_clip = 1e-3
+        train.adversarial_step(models, lr, hr)
+    assert scaled.scaler.get_scale() == 1024
+    for network in ("generator", "discriminator"):
+        a, b = (torch.cat([p.flatten() for p in getattr(models, network).parameters()]) for models in (plain, scaled))
+        assert torch.allclose(a, b, atol=1e-6), network
+    with torch.no_grad():
+        scaled.generator.tail.bias.fill_(float("nan"))
+    before = scaled.discriminator.classifier[-1].weight.clone()
+    train.adversarial_step(scaled, lr, hr)  # overflowed: skipped, and the scale halved
+    assert scaled.scaler.get_scale() == 512 and torch.equal(scaled.discriminator.classifier[-1].weight, before)
 
 
 def test_gradients_are_clipped_to_their_norm():

@@ -154,12 +154,12 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:
             continue
         try:
             state = files.load_tensors(path)
-            if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
-                raise cli.UserError(f"{path}: not a training checkpoint of this version")
         except cli.UserError as error:
             problems.append(str(error))
-        else:
-            return state, "; ".join(problems)
+            continue
+        if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:  # whole: not to be replaced
+            raise cli.UserError(f"{path}: not a training checkpoint of this version; use another --out")
+        return state, "; ".join(problems)
     if problems:
         raise cli.UserError("; ".join(problems) + ". Start afresh with another --out, or delete these files")
     return None, ""
@@ -280,7 +280,8 @@ def restore(
     """
     for what, seen in facts["images"].items():
         check_same_images(what, saved["images"][what], seen)
-    if saved.get("perceptual", facts["perceptual"]) not in (None, facts["perceptual"]):
+    began_with = saved.get("perceptual")  # None: not needed then, or a checkpoint of the first version
+    if began_with and facts["perceptual"] and began_with != facts["perceptual"]:
         raise cli.UserError("--vgg-weights: not the weights that the run began with; use those, or another --out")
     for name, part in parts.items():
         if saved["models"].get(name):  # empty for the scaler of a run that was not fp16

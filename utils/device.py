@@ -70,8 +70,7 @@ def set_switches(same_sizes: bool = False) -> None:
         same_sizes: let cuDNN time its kernels at each new input size and keep the fastest. This pays in training steps;
             in validation, where every image may have a size of its own, it costs more than it saves.
     """
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = same_sizes
 
 
@@ -94,13 +93,13 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 @contextlib.contextmanager
 def true_fp32(device: torch.device) -> Iterator[None]:
     """Compute in fp32, whatever the global switch for TF32 and an autocast around this context say."""
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.backends.cudnn.conv.fp32_precision = before
+        torch.backends.cudnn.allow_tf32 = before
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

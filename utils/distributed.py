@@ -58,6 +58,8 @@ def processes(device: torch.device) -> Iterator[None]:
         if local >= torch.cuda.device_count():
             raise cli.UserError(f"--nproc_per_node is larger than this machine's {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(local)
+    if device.type == "mps":
+        raise cli.UserError("several processes cannot share an MPS device; run train.py without torchrun, or with --device cpu")
     store, number, count = next(rendezvous("env://", timeout=_PATIENCE))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun keeps one store over its restarts, with addresses of the dead
         store = dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)

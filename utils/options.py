@@ -1,6 +1,7 @@
 """The command line of train.py: its options, the defaults that depend on the machine, and what may change at a restart."""
 
 import argparse
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,9 @@ def _check(args: argparse.Namespace) -> None:
         raise cli.UserError(f"--ema {args.ema} is not a decay: it has to be below 1, such as 0.999")
     if args.accumulate > args.batch_size:
         raise cli.UserError(f"--accumulate {args.accumulate} is more parts than --batch-size {args.batch_size} has crops")
+    for option, wanted in (("lpips", args.lpips), ("tensorboard", args.tensorboard)):
+        if wanted and find_spec(option) is None:
+            raise cli.UserError(f"--{option}: the package is missing; pip install {option}")
     if args.pretrain_epochs + args.epochs == 0:
         raise cli.UserError("--epochs 0 with --pretrain-epochs 0 leaves nothing to do")
     out, train_dir, val_dir = (folder.resolve() for folder in (args.out, args.train_dir, args.val_dir))

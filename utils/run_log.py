@@ -117,11 +117,10 @@ class RunLog:
         if self.board:
             self.board.close()
 
-    def add(self, progress: Progress, learning_rate: float, scores: dict[str, float], last_epoch: int) -> None:
+    def add(self, progress: Progress, learning_rate: float, scores: dict[str, float]) -> None:
         """Record a finished epoch; `scores` come from its validation."""
         progress.sums = {name: distributed.mean(value) for name, value in progress.sums.items()}
         self.rows.append(new_row(progress, learning_rate, scores))
-        print(describe_epoch(self.rows, last_epoch), flush=True)
         if self.leader:
             write_statistics(self.out / "statistics.csv", self.rows)
         if self.board:
