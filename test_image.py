@@ -130,8 +130,8 @@ def results(target: Path, compare: bool) -> list[Path]:
 def enlarge(generator, source: Path, target: Path, args: argparse.Namespace, precision: str) -> None:
     """Read, enlarge and write one image, with its comparison where that is asked for."""
     picture = images.read_picture(source, args.max_pixels)
-    if picture.frames > 1:
-        print(f"{source}: {picture.frames} frames or pages, only the first is enlarged", file=sys.stderr)
+    for note in picture.notes:
+        print(f"{source}: {note}", file=sys.stderr)
     height, width = (side * generator.upscale for side in picture.rgb.shape[:2])
     images.check_output_path(target, width, height, 1 if picture.gray else 3)
     tile_side = None if args.tile == "auto" else args.tile

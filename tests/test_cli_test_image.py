@@ -178,7 +178,7 @@ def test_frames_that_are_left_out_are_told(tmp_path, weights, astronaut):
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "b.png")
     done = run("test_image.py", tmp_path, "--weights", weights / "x4.pth")
-    assert done.stderr.splitlines() == [f"{tmp_path / 'a.gif'}: 3 frames or pages, only the first is enlarged"]
+    assert done.stderr.splitlines() == [f"{tmp_path / 'a.gif'}: 3 frames or pages, only the first is used"]
 
 
 def test_gray_stays_gray_and_opaque_white_stays_white(tmp_path):

@@ -77,6 +77,13 @@ def test_the_range_of_integer_gray(tmp_path, values, dtype, white):
         assert np.abs(gray - (values / white * 255).clip(0, 255)).max() <= 1, path
 
 
+def test_a_range_that_had_to_be_guessed_is_said(tmp_path):
+    guessed = saved(tmp_path / "dark.png", (SMOOTH * 4000).astype(np.uint16))
+    assert images.read_picture(guessed).notes == ("its 16-bit values hardly exceed 4,095, which is taken for white",)
+    assert images.read_picture(saved(tmp_path / "bright.png", (SMOOTH * 65535).astype(np.uint16))).notes == ()
+    assert images.read_picture(saved(tmp_path / "unit.tif", SMOOTH.astype(np.float32))).notes == ()
+
+
 def test_the_range_that_a_file_tells(tmp_path):
     values = (SMOOTH * 1000).astype(np.uint16)
     for tag in (MAX_TAG, S_MAX_TAG):

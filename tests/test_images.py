@@ -160,8 +160,10 @@ def test_first_of_several_frames(tmp_path, astronaut):
     for name in ("a.tif", "a.webp"):
         first.save(tmp_path / name, save_all=True, append_images=[second], **({"lossless": True} if name == "a.webp" else {}))
         picture = images.read_picture(tmp_path / name)
-        assert np.array_equal(picture.rgb, astronaut[:20, :20]) and picture.frames == 2
-    assert images.read_picture(save(tmp_path / "one.png", first)).frames == 1
+        assert np.array_equal(picture.rgb, astronaut[:20, :20]) and picture.notes == (
+            "2 frames or pages, only the first is used",
+        )
+    assert images.read_picture(save(tmp_path / "one.png", first)).notes == ()
 
 
 def test_files_that_are_no_pictures_are_named(tmp_path, astronaut):

@@ -67,23 +67,26 @@ class opened:
 # --- depth --------------------------------------------------------------------------------------------------------
 
 
-def to_8_bit(image: Image.Image) -> Image.Image:
+def to_8_bit(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """Scale a gray image of 16 bits, 32 bits or floating point to mode L, or LA where a value stands for transparency.
 
-    Images of other modes are returned as they are. `white_level` says which value becomes 255.
+    Images of other modes are returned as they are. `white_level` says which value becomes 255; where that is a guess that
+    brightens integers, a note says so.
 
     Raises:
         ValueError: a value is not finite.
     """
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
-        return image
+        return image, ()
     tags = getattr(image, "tag_v2", {})
     values = np.asarray(image)
     if image.mode == "I" and tags.get(_BITS_PER_SAMPLE) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
         values = values.view(np.uint32)
     if not np.isfinite(values).all():
         raise cli.UserError("values that are not finite")
-    scaled = values * (255 / white_level(image, values))
+    white, guessed = white_level(image, values)
+    notes = (f"its {values.itemsize * 8}-bit values hardly exceed {white:,.0f}, which is taken for white",) if guessed else ()
+    scaled = values * (255 / white)
     if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow inverts only 8 bits
         scaled = 255 - scaled
     gray = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
@@ -91,11 +94,11 @@ def to_8_bit(image: Image.Image) -> Image.Image:
     transparent = gray.info.pop("transparency", None)
     if isinstance(transparent, int):
         gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    return gray
+    return gray, notes
 
 
-def white_level(image: Image.Image, values: np.ndarray) -> float:
-    """Return the value that stands for white in a gray image of more than 8 bits.
+def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, bool]:
+    """Return the value that stands for white in a gray image of more than 8 bits, and whether it is a guess that brightens.
 
     PGM and JPEG 2000 files state their depth, and Pillow has scaled them to 16 bits; a TIFF of less than 16 bits states it
     too. Otherwise white is the first of these that is not below the values: the maximum sample value tags of a TIFF; 1; 255;
@@ -104,11 +107,11 @@ def white_level(image: Image.Image, values: np.ndarray) -> float:
     """
     floating = image.mode == "F"
     if image.format in ("PPM", "JPEG2000") and not floating:
-        return 65_535
+        return 65_535, False
     tags = getattr(image, "tag_v2", {})
     bits = 16 if floating else tags.get(_BITS_PER_SAMPLE, (16,))[0]
     if bits < 16:
-        return 2**bits - 1
+        return 2**bits - 1, False
     largest = 2 ** (bits - (tags.get(_SAMPLE_FORMAT) == (_SIGNED,))) - 1
     allowed_beyond = -(-values.size // 10_000) if values.size >= 16 else 0
     place = values.size - 1 - allowed_beyond
@@ -116,7 +119,8 @@ def white_level(image: Image.Image, values: np.ndarray) -> float:
     said = [level for level in (_number(tags.get(_S_MAX_SAMPLE)), _number(tags.get(_MAX_SAMPLE))) if level > 0]
     usual = (1, 255, 4095, min(65_535, largest))
     overshoot = 1.5 if floating else 1
-    return next((white for white in (*said, *usual) if bulk <= white * overshoot), bulk if floating else largest)
+    white = next((white for white in (*said, *usual) if bulk <= white * overshoot), bulk if floating else largest)
+    return white, not floating and white not in (*said, largest)
 
 
 def _number(value) -> float:

@@ -48,7 +48,7 @@ class Picture:
         icc_profile: the profile of its RGB; None: sRGB.
         gray: the three channels are equal, and are written as one.
         metadata: EXIF, XMP and resolution.
-        frames: how many frames or pages its file has; this is the first.
+        notes: what its reader should know: frames that were left out, a range of gray that had to be guessed.
     """
 
     rgb: np.ndarray
@@ -56,7 +56,7 @@ class Picture:
     icc_profile: bytes | None = None
     gray: bool = False
     metadata: Metadata = field(default_factory=Metadata)
-    frames: int = 1
+    notes: tuple[str, ...] = ()
 
 
 # --- the three ranges ---------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
     with decoding.opened(path, max_pixels) as file:
         file.load()
         described = read_metadata(file)
-        image = decoding.to_8_bit(file)
+        image, notes = decoding.to_8_bit(file)
         with contextlib.suppress(SyntaxError):  # broken EXIF data say nothing about the orientation
             image = ImageOps.exif_transpose(image)
         rgb, alpha, profile = decoding.to_rgb(image)
@@ -184,7 +184,9 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
             frames = getattr(file, "n_frames", 1)
         except Exception:  # whatever a damaged later frame makes Pillow raise; the first one is whole
             frames = 2
-        return Picture(rgb, alpha, profile, decoding.is_gray(rgb), described, frames)
+        if frames > 1:
+            notes += (f"{frames} frames or pages, only the first is used",)
+        return Picture(rgb, alpha, profile, decoding.is_gray(rgb), described, notes)
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
