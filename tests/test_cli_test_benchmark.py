@@ -41,6 +41,16 @@ def test_hr_alone_and_another_scale(photos, tmp_path):
     assert "--upscale 4" in error and "holds a generator of x3" in error
 
 
+def test_bf16_scores_what_fp32_does_and_is_no_default(photos, tmp_path):
+    tables = {}
+    for name, precision in {"default": [], "fp32": ["--precision", "fp32"], "bf16": ["--precision", "bf16"]}.items():
+        run("test_benchmark.py", "--hr", photos[1], "--out", tmp_path / name, *precision)
+        tables[name] = pandas.read_csv(tmp_path / name / "benchmark.csv").set_index("Image")
+    assert tables["default"].equals(tables["fp32"]) and not tables["bf16"].equals(tables["fp32"])
+    assert tables["bf16"]["SR_Y_PSNR"].tolist() == pytest.approx(tables["fp32"]["SR_Y_PSNR"].tolist(), abs=0.05)
+    assert tables["bf16"]["Bicubic_Y_PSNR"].equals(tables["fp32"]["Bicubic_Y_PSNR"])
+
+
 def test_lpips_that_cannot_be_measured_is_one_line(photos, tmp_path):
     error = the_error(run("test_benchmark.py", "--hr", photos[1], "--lpips", "--out", tmp_path / "out", status=None))
     assert "LPIPS cannot be measured: AlexNet's ImageNet weights could not be downloaded" in error
