@@ -129,7 +129,7 @@ def test_a_fault_of_the_code_is_not_called_a_bad_file(tmp_path, monkeypatch, gen
 
 def test_another_network_than_expected_is_refused(tmp_path, generator):
     checkpoint.save_generator(tmp_path / "g.pth", generator)
-    with pytest.raises(ValueError, match=r"holds generator srresnet, upscale 3, blocks 2, this run trains .* upscale 4"):
+    with pytest.raises(ValueError, match=r"holds generator srresnet, upscale 3, blocks 2, but this run trains .* upscale 4"):
         checkpoint.load_generator(tmp_path / "g.pth", expected={**generator.architecture, "upscale": 4})
 
 

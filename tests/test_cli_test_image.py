@@ -45,7 +45,7 @@ def test_images_and_folders_of_every_mode(tmp_path, weights, astronaut):
     assert Image.open(folder / "alpha_x4.png").mode == "RGBA" and Image.open(folder / "gray_x4.png").mode == "L"
     before = sorted(os.listdir(folder))
     error = the_error(run("test_image.py", folder, "--weights", weights / "x4.pth", status=None))
-    assert "exists already; pass --overwrite" in error
+    assert "already exists; pass --overwrite" in error
     run("test_image.py", folder, "--weights", weights / "x4.pth", "--overwrite")
     assert sorted(os.listdir(folder)) == before  # its own results are not inputs
 
@@ -89,17 +89,17 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         ([tmp_path / "none.png", *good], "none.png: the file is empty"),
         ([tmp_path / "empty", *good], "no image"),
         ([tmp_path / "bomb.png", *good, "--max-pixels", 3_999_999], "more than 3,999,999 pixels"),
-        ([a, "--weights", tmp_path / "w.pth"], "w.pth: not read"),
+        ([a, "--weights", tmp_path / "w.pth"], "w.pth: refused"),
         ([a, "--weights", tmp_path / "evil.pth"], "would run code"),
         ([a, "--weights", tmp_path / "missing.pth"], "missing.pth: no such generator file"),
-        ([a, *good, "--out", a], "would be written over"),
-        ([tmp_path / "b_compare.png", *good, "--out", tmp_path / "b.png", "--compare", "--overwrite"], "would be written over"),
+        ([a, *good, "--out", a], "would be overwritten"),
+        ([tmp_path / "b_compare.png", *good, "--out", tmp_path / "b.png", "--compare", "--overwrite"], "would be overwritten"),
         ([a, *good, "--out", tmp_path / "x.gif"], "cannot write .gif"),
         ([a, *good, "--out", tmp_path / "w.pth" / "x.png"], "cannot be written"),
         ([a, tmp_path / "b.png", *good, "--out", tmp_path / "c.png"], "name a folder"),
         ([a, tmp_path / "other" / "A.png", *good, "--out", tmp_path / "folder"], "would both be written"),
-        ([wide, *good, "--out", tmp_path / "x.webp"], "WEBP holds at most 16383 pixels a side, this is 16404x4"),
-        ([a, *good, "--out", tmp_path / "A.PNG"], "would be written over"),
+        ([wide, *good, "--out", tmp_path / "x.webp"], "WEBP holds at most 16383 pixels per side, this is 16404x4"),
+        ([a, *good, "--out", tmp_path / "A.PNG"], "would be overwritten"),
     ]
     before = sorted(tmp_path.rglob("*"))
     for arguments, reason in cases:
@@ -110,8 +110,8 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--suffix", "_big/er"], "cannot have / or"),
-        (["--suffix", "x" * 51], "more than 50 bytes"),
+        (["--suffix", "_big/er"], "must not contain / or"),
+        (["--suffix", "x" * 51], "exceed 50 bytes"),
         (["--overwrite", "--skip-existing"], "not allowed with"),
     ],
 )

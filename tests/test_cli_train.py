@@ -160,7 +160,7 @@ def test_a_restart_continues_bit_for_bit_and_more_epochs_go_on(whole_run, tmp_pa
     run("train.py", *command(photos, tmp_path / "b", "--epochs", 1, *options))
     assert len(rows_of(tmp_path / "b")) == 2
     done = run("train.py", *command(photos, tmp_path / "b", "--epochs", 2, "--workers", 1, *options))
-    assert "going on with epoch 3" in done.stdout
+    assert "resuming at epoch 3" in done.stdout
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
@@ -185,7 +185,7 @@ def test_a_signal_in_the_middle_saves_and_the_restart_ends_the_same(whole_run, t
     os.killpg(process.pid, number)  # the whole group, as a terminal and a scheduler do
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number, errors
-    assert "run the same command to go on" in errors
+    assert "run the same command again to resume" in errors
     run("train.py", *arguments)
     assert_same_run(tmp_path / "out", whole)
 
@@ -296,7 +296,7 @@ def test_a_replaced_perceptual_file_is_noticed(photos, tmp_path):
     state["0.bias"][0] = 1.0
     torch.save(state, path)
     error = the_error(run("train.py", *command(photos, tmp_path / "out", "--epochs", 2, "--vgg-weights", path), status=None))
-    assert "--vgg-weights: not the weights that the run began with" in error
+    assert "--vgg-weights: not the weights that the run started with" in error
 
 
 def test_clipping_accumulation_and_a_rate_of_its_own_for_d_are_trained_and_resumed(photos, tmp_path):
@@ -312,7 +312,7 @@ def test_clipping_accumulation_and_a_rate_of_its_own_for_d_are_trained_and_resum
     Generator(4, 1)  # drawn before D
     fresh = Discriminator().state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in fresh.items() if name.endswith("weight"))  # rate 0
-    assert "--accumulate 5 is more parts" in the_error(
+    assert "--accumulate 5 asks for more parts" in the_error(
         run("train.py", *command(photos, tmp_path / "c", "--batch-size", 4, "--accumulate", 5), status=None)
     )
 
@@ -325,7 +325,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole_run, tmp_path):
     last = tmp_path / "out" / "checkpoints" / "last.pth"
     last.write_bytes(last.read_bytes()[:-1000])
     done = run("train.py", *command(photos, tmp_path / "out", "--epochs", 2, *EVERYTHING))
-    assert "warning" in done.stderr and "last.pth" in done.stderr and "going on with epoch 3" in done.stdout
+    assert "warning" in done.stderr and "last.pth" in done.stderr and "resuming at epoch 3" in done.stdout
     assert_same_run(tmp_path / "out", whole)
 
 
@@ -377,7 +377,7 @@ def test_init_starts_from_a_generator_file(whole_run, tmp_path):
     ours, theirs = (tensors(path) for path in (tmp_path / "a" / "checkpoints" / "generator_last.pth", pretrained))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.endswith(("weight", "bias")))
     error = the_error(run("train.py", *command(photos, tmp_path / "b", "--blocks", 2, "--init", pretrained), status=None))
-    assert "blocks 1, this run trains generator srresnet, upscale 4, blocks 2" in error
+    assert "blocks 1, but this run trains generator srresnet, upscale 4, blocks 2" in error
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_file(whole_run, tmp_path):
@@ -408,13 +408,13 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
         (["--val-dir", tmp_path / "empty"], "no image in this folder"),
         (["--crop", 88], "use a smaller --crop"),
         (["--crop", 31], "--crop 28 is too small: the networks need at least 32"),
-        (["--init", tmp_path / "no.pth"], "no.pth: not read"),
-        (["--vgg-weights", tmp_path / "no.pth"], "no.pth: not read"),
+        (["--init", tmp_path / "no.pth"], "no.pth: refused"),
+        (["--vgg-weights", tmp_path / "no.pth"], "no.pth: refused"),
         (["--vgg-weights", tmp_path / "none.pth"], "none.pth: No such file"),
         (["--out", tmp_path / "file" / "out"], "cannot be written"),
         (["--ema", 1], "--ema 1.0 is not a decay"),
         (["--epochs", 0], "leaves nothing to do"),
-        (["--out", photos[0] / "out"], "lies in the image folder"),
+        (["--out", photos[0] / "out"], "is inside the image folder"),
         (["--seed", 2**63], "--seed 9223372036854775808 is too large"),
         (["--batch-size", 0], "--batch-size: '0' is not a whole number of at least 1"),
         (["--upscale", 5], "invalid choice"),

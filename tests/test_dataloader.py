@@ -133,14 +133,14 @@ def test_an_image_narrower_than_the_scale_is_too_small_and_not_damaged(photos, t
 
 
 def test_more_processes_than_samples_are_refused():
-    with pytest.raises(ValueError, match="5 crops an epoch are too few for 8 processes"):
+    with pytest.raises(ValueError, match="5 crops per epoch are too few for 8 processes"):
         EpochSampler(5, 8, world_size=8)
 
 
 def test_small_images_are_left_out(photos):
     Image.new("RGB", (40, 30)).save(photos[0] / "small.png")
     assert TrainDatasetFromFolder(photos[0], 32, 4).too_small == ["small.png"]
-    with pytest.raises(ValueError, match=r"no image has 88x88 pixels \(the largest is .* of 100x72\)"):
+    with pytest.raises(ValueError, match=r"no image is as large as 88x88 \(the largest is .*, 100x72\)"):
         TrainDatasetFromFolder(photos[0], 88, 4)
     with pytest.raises(ValueError, match="multiple of the scale 4"):
         TrainDatasetFromFolder(photos[0], 33, 4)

@@ -129,7 +129,7 @@ def test_sigterm_to_the_launcher_saves_and_the_same_command_ends_the_same(two_pr
     for process in (launcher.pid, *workers_of(launcher)):  # as a scheduler does; the launcher passes it on once more
         os.kill(process, signal.SIGTERM)
     errors = launcher.communicate(timeout=60)[1]
-    assert launcher.returncode != 0 and errors.count("run the same command to go on") == 1, errors
+    assert launcher.returncode != 0 and errors.count("run the same command again to resume") == 1, errors
     for done in launched(2, "train.py", *arguments):
         assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "out", whole)
@@ -179,6 +179,6 @@ def test_a_launcher_that_sets_less_than_torchrun_is_told_what_is_missing(monkeyp
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv(missing)  # as under srun and mpirun, which number processes by variables of their own
-    with pytest.raises(cli.UserError, match=f"not {missing}: start the processes by torchrun"):
+    with pytest.raises(cli.UserError, match=f"not {missing}: start the processes with torchrun"):
         with distributed.processes(torch.device("cpu")):
             pytest.fail("the processes cannot find each other")

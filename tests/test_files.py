@@ -139,7 +139,7 @@ def test_damage_is_noticed(tmp_path):
         (bytes(unnamed), "damaged"),
         (whole[: len(whole) // 2], "damaged"),
         (b"", "empty"),
-        (b"x" * 99, "not read"),
+        (b"x" * 99, "refused"),
     ):
         path.write_bytes(broken)
         with pytest.raises(ValueError, match=reason):
@@ -173,7 +173,7 @@ def test_tensors_that_would_take_more_memory_than_the_file_has_bytes_are_refused
     for old_format in (False, True):
         for what, value in hostile.items():
             torch.save({"a": value}, path, _use_new_zipfile_serialization=not old_format)
-            with pytest.raises(cli.UserError, match=r"t\.pth: not read, .*(bytes of tensors|without values|file of tensors)"):
+            with pytest.raises(cli.UserError, match=r"t\.pth: refused, .*(bytes of tensors|without values|file of tensors)"):
                 files.load_tensors(path)
                 pytest.fail(what)
 
@@ -211,7 +211,7 @@ class Zeros:
 @pytest.mark.parametrize("old_format", [False, True])
 def test_plain_data_that_would_fill_the_memory_are_refused(tmp_path, old_format):
     torch.save({"a": Zeros()}, tmp_path / "t.pth", _use_new_zipfile_serialization=not old_format)
-    with pytest.raises(cli.UserError, match=r"t\.pth: not read, it holds a bytearray"):
+    with pytest.raises(cli.UserError, match=r"t\.pth: refused, it holds a bytearray"):
         files.load_tensors(tmp_path / "t.pth")
 
 

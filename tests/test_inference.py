@@ -129,7 +129,7 @@ def test_a_tile_that_is_not_finite_is_computed_again_in_fp32(astronaut, capsys):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_result_that_is_not_finite_is_an_error_instead_of_black(astronaut, precision):
-    with pytest.raises(cli.RunError, match="not finite, in fp32 too"):
+    with pytest.raises(cli.RunError, match="not finite, even in fp32"):
         inference.upscale(Overflowing(in_fp32_too=True), astronaut[:8, :8], precision=precision)
 
 

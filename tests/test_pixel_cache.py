@@ -122,7 +122,7 @@ def test_lr_files_in_subfolders_are_paired_by_place_and_never_guessed(photos, tm
     dataset = ValDatasetFromFolder(hr, 4, lr_folder=lr)
     assert [(image[1][0, 0, 0, 0].item(), image[3][0, 0, 0, 0].item()) for image in dataset] == [(2, 2), (0, 0), (1, 1)]
     (hr / "a.png").write_bytes((hr / "one" / "a.png").read_bytes())
-    with pytest.raises(ValueError, match=r"a.png: several LR images \(.*one/a.png, .*two/a.png\) a or ax4"):
+    with pytest.raises(ValueError, match=r"a.png: several LR images \(.*one/a.png, .*two/a.png\) named a or ax4"):
         ValDatasetFromFolder(hr, 4, lr_folder=lr)
     (lr / "a.png").symlink_to("nowhere")
     with pytest.raises(ValueError, match=r"a\.png: No such file"):
