@@ -13,7 +13,7 @@ from utils import checkpoint
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    """A hub folder without weights, and a proxy that is not there, so that no test downloads any."""
+    """An empty hub folder and a proxy that does not exist, so that no test downloads weights."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
 

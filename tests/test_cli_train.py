@@ -153,7 +153,7 @@ def test_the_same_command_says_that_the_run_is_finished_and_changes_nothing(whol
 
 
 def test_a_restart_continues_bit_for_bit_and_more_epochs_go_on(whole_run, tmp_path):
-    """Constant rate: one epoch and then two more are three at once."""
+    """At a constant rate, one epoch and then two more give the same result as three at once."""
     photos, *_ = whole_run
     options = ["--pretrain-epochs", 1, "--ema", 0.9]
     run("train.py", *command(photos, tmp_path / "a", "--epochs", 2, *options))
@@ -165,7 +165,7 @@ def test_a_restart_continues_bit_for_bit_and_more_epochs_go_on(whole_run, tmp_pa
 
 
 def started(arguments: list[str], until: Path) -> subprocess.Popen:
-    """A training in a process group of its own, that has come to write the file `until`."""
+    """A training run in its own process group, which has already written the file `until`."""
     process = subprocess.Popen(
         [sys.executable, ROOT / "train.py", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -207,7 +207,7 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing_half_written(whole_run,
     assert_same_run(out, whole)
 
 
-def test_memory_that_runs_out_is_one_line_that_says_what_needs_less(whole_run, tmp_path):
+def test_running_out_of_memory_is_one_line_with_advice(whole_run, tmp_path):
     photos, *_ = whole_run
     options = ["--batch-size", 512, "--crops-per-image", 128, "--crop", 72, "--pretrain-epochs", 1, "--epochs", 0]
     words = map(str, [sys.executable, ROOT / "train.py", *command(photos, tmp_path / "out", *options)])
@@ -228,14 +228,14 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(photos, tmp_path):
     assert process.returncode == 1 and "another process of this run has ended" in errors and "Traceback" not in errors
 
 
-def test_other_options_are_refused_by_name_and_other_places_are_not(whole_run):
+def test_changed_options_are_refused_by_name(whole_run):
     photos, out, _ = whole_run
     options = ["--epochs", 3, *EVERYTHING]
     error = the_error(run("train.py", *command(photos, out, *options, "--batch-size", 2, "--seed", 1), status=None))
     assert "--batch-size (was 3, is 2), --seed (was 0, is 1)" in error
 
 
-def test_a_run_from_before_an_option_was_goes_on_with_its_default(whole_run, tmp_path):
+def test_a_run_older_than_an_option_resumes_with_its_default(whole_run, tmp_path):
     photos, whole, _ = whole_run
     state = checkpoint.load_checkpoint(whole / "checkpoints")[0]
     del state["options"]["pixel_loss"]
@@ -247,8 +247,8 @@ def test_a_run_from_before_an_option_was_goes_on_with_its_default(whole_run, tmp
     assert "--pixel-loss (was mse, is l1)" in error
 
 
-def test_a_checkpoint_of_the_first_version_goes_on(whole_run, tmp_path):
-    """It kept the sums of an unfinished epoch as one tensor, and knew fewer options and facts."""
+def test_a_checkpoint_of_the_first_version_resumes(whole_run, tmp_path):
+    """It stored the sums of an unfinished epoch as one tensor, and had fewer options and facts."""
     photos, whole, _ = whole_run
     arguments = list(map(str, command(photos, tmp_path / "out", "--epochs", 2, *EVERYTHING)))
     process = started(arguments, tmp_path / "out" / "checkpoints" / "generator_pretrained.pth")
@@ -271,7 +271,7 @@ def test_a_checkpoint_of_the_first_version_goes_on(whole_run, tmp_path):
 
 
 def test_more_epochs_under_a_cosine(whole_run, tmp_path):
-    """A cosine that is under way would bend; a finished run may go on, and a line says what becomes of the rate."""
+    """`--epochs` cannot change during a cosine; a finished run may continue, and a line says what happens to the rate."""
     import shutil
 
     photos, whole, _ = whole_run
@@ -357,7 +357,7 @@ def test_a_dry_run_writes_nothing(whole_run, tmp_path):
 
 
 def test_a_dry_run_reads_and_downloads_only_what_it_needs(photos, tmp_path, monkeypatch):
-    """A damaged image that it does not come to is not noticed; VGG16's weights are only said to be missing."""
+    """A damaged image that it does not reach goes unnoticed; that VGG16's weights are missing is only reported."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     (photos[1] / "image_9.png").write_bytes((photos[1] / "image_0.png").read_bytes()[:2000])
     arguments = command(photos, tmp_path / "out", "--dry-run", "--vgg-weights", "imagenet", "--learning-rate", 0)
@@ -477,7 +477,7 @@ def test_bf16_resumes_bit_for_bit(photos, tmp_path):
 
 
 def test_an_adversarial_run_in_bf16_ends_where_one_in_fp32_does(photos, tmp_path):
-    """150 updates from one start: the same quality and the same balance of D and G, though not the same bits."""
+    """150 updates from the same start give the same quality and the same balance of D and G, though not the same bits."""
     training = ["--init", ROOT / "weights" / "srresnet_x4.pth", "--blocks", 8, "--batch-size", 4, "--crops-per-image", 25]
     training += ["--epochs", 6, "--val-every", 6, "--learning-rate", 1e-4, "--ema", 0.98, "--perceptual-weight", 0]
     last = {}

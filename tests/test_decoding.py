@@ -1,4 +1,4 @@
-"""Which value of a gray image is white, and what a gray profile makes of it."""
+"""Which value of a gray image is white, and how gray profiles are applied."""
 
 import struct
 
@@ -20,7 +20,7 @@ def saved(path, image, **options):
 
 
 def gray_profile() -> bytes:
-    """The least ICC profile of a gray space with linear tones."""
+    """The smallest ICC profile of a gray space with linear tones."""
     tags = {
         b"desc": b"desc" + struct.pack(">4xI", 2) + b"g\0" + bytes(79),
         b"wtpt": b"XYZ " + struct.pack(">4x3i", *(round(value * 65536) for value in (0.9642, 1, 0.8249))),

@@ -90,7 +90,7 @@ def test_a_file_of_other_weights_is_refused(tmp_path):
         vgg16_state_dict(str(path))
 
 
-def test_no_network_gives_the_two_ways_on(tmp_path, monkeypatch):
+def test_without_network_the_error_names_two_alternatives(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def offline(*_args, **_options):
