@@ -149,7 +149,7 @@ def step_of(args: argparse.Namespace, epoch: int) -> Callable[[Models, Tensor, T
 
 
 def learning_rate_at(step: int, total_steps: int, peak: float, schedule: str, warmup_steps: int) -> float:
-    """Return the learning rate for update `step` (from 0) of a phase: linear warm-up, then constant or a half-cosine to 0."""
+    """Return the rate for update `step` (from 0) of a phase: linear warm-up, then constant or half a cosine towards 0."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     if schedule == "constant":
