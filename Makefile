@@ -1,8 +1,8 @@
 # make demo: train on a few photographs, enlarge one, plot the curves (under five minutes on two cores once installed)
 # make test: lint and tests
-# make torture: kills, failing disks and hostile files, with a table of what was survived (ten minutes on two cores)
+# make torture: kills, failing disks and hostile files, with a table of what survived (ten minutes on two cores)
 # make bench: four benchmarks against the classic loop, tables and JSON in results/bench (about ten minutes on two cores)
-# make lock: pin all versions and hashes again after a change of requirements*.txt (needs uv; uses the index it is configured with)
+# make lock: pin all versions and hashes again after changing requirements*.txt (needs uv, and uses its configured index)
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := results/demo
@@ -35,7 +35,7 @@ bench: .venv/installed
 	@mkdir -p results/bench
 	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json results/bench/$$name.json || exit 1; done
 
-# Locked packages are checked against their hashes; torch and torchvision, whose builds differ between machines, come last.
+# Locked packages are checked against their hashes. torch and torchvision, whose builds differ between machines, come last.
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 .venv/installed: requirements.txt requirements.lock
 	$(PYTHON) -m venv .venv

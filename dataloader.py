@@ -1,7 +1,7 @@
 """Folders of images as uint8 tensors, for training, validation and testing.
 
-`TrainDatasetFromFolder` gives random crops. `EpochSampler` numbers them (epoch, i), and such a sample is a pure function of
-(seed, epoch, i): a resumed run continues with exactly the samples that were due. `new_loader` puts the two together.
+`TrainDatasetFromFolder` gives random crops. `EpochSampler` numbers them (epoch, i), and each sample is a pure function of
+(seed, epoch, i), so a resumed run continues with exactly the samples that come next. `new_loader` combines the two.
 `ValDatasetFromFolder` and `TestDatasetFromFolder` give whole images.
 """
 
@@ -23,27 +23,26 @@ from utils.pixel_cache import ImageStore, Layout, cache_folder_for
 class TrainDatasetFromFolder(Dataset):
     """Random crops as (LR, HR), uint8 (3, crop/upscale, crop/upscale) and (3, crop, crop), in all eight orientations.
 
-    LR is cropped from the LR of the whole image, so it looks as it does at test time; HR crops start at multiples of the
-    scale.
+    LR crops are cut from the whole LR image, so they look as they do at test time; HR crops start at multiples of the scale.
 
-    Samples have two kinds of index. (epoch, i) always gives the same crop, whatever the process or the time. A plain i, as
-    `DataLoader(dataset, shuffle=True)` uses, gives a new crop at each access: where it lies comes from PyTorch's global
-    generator, as with torchvision's random transforms, so `torch.manual_seed` makes it repeatable, and the seed that
-    `DataLoader` gives each worker differs from pass to pass.
+    A sample has one of two kinds of index. (epoch, i) always gives the same crop, in any process and at any time. A plain i,
+    as in `DataLoader(dataset, shuffle=True)`, gives a new crop at each access. Its position comes from PyTorch's global
+    generator, as in torchvision's random transforms: `torch.manual_seed` makes it repeatable, and `DataLoader` seeds its
+    workers differently in each pass.
 
     Args:
-        folder: HR images, also in subfolders.
+        folder: folder of HR images; subfolders are included.
         crop_size: side of the HR crop in pixels, a multiple of the scale.
         upscale: the scale.
-        lr_folder: LR images made elsewhere, paired by name; None to make LR by bicubic.
-        crops_per_image: samples per image and epoch.
-        seed: of the crops with an (epoch, i) index.
+        lr_folder: LR images made elsewhere, paired by name; None to make LR with bicubic.
+        crops_per_image: samples per image in each epoch.
+        seed: determines the crops with an (epoch, i) index.
         cache_folder: where decoded pixels are kept; None to decode an image for every crop.
         skip_bad: leave out images that cannot be read.
-        headers_only: without a cache, do not decode every image at once to see that it is whole.
+        headers_only: without a cache, read only the images' headers instead of decoding each image once to check it.
 
     Raises:
-        UserError: the scale does not divide the crop, no image is as large as the crop, or what `ImageStore.open` raises.
+        UserError: the crop is not a multiple of the scale, no image is as large as the crop, or as for `ImageStore.open`.
     """
 
     def __init__(
@@ -70,9 +69,9 @@ class TrainDatasetFromFolder(Dataset):
         self.too_small = [store.entries[index].name for index, fit in enumerate(fits) if not fit]
         if not self.usable:
             largest = max(store.entries, key=lambda entry: min(entry.height, entry.width), default=None)
-            seen = f"the largest is {largest.name} of {largest.width}x{largest.height}" if largest else "none can be read"
+            seen = f"the largest is {largest.name}, {largest.width}x{largest.height}" if largest else "none can be read"
             raise cli.UserError(
-                f"{store.layout.folder}: no image has {crop_size}x{crop_size} pixels ({seen}); use a smaller --crop"
+                f"{store.layout.folder}: no image is as large as {crop_size}x{crop_size} ({seen}); use a smaller --crop"
             )
         self._draws: tuple[int | None, np.ndarray | None] = (None, None)
 
@@ -80,7 +79,7 @@ class TrainDatasetFromFolder(Dataset):
         return len(self.usable) * self.crops_per_image
 
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return the LR and HR crop of i or (epoch, i)."""
+        """Return the LR and HR crops for i or (epoch, i)."""
         lr, hr = self.batch([index])
         return lr[0], hr[0]
 
@@ -105,7 +104,7 @@ class TrainDatasetFromFolder(Dataset):
         return _channels_first(lr_batch), _channels_first(hr_batch)
 
     def _draw_epoch(self, epoch: int) -> np.ndarray:
-        """Return three numbers in [0, 1) per sample of an epoch: the crop's place down and across, and how it is turned."""
+        """Return three numbers in [0, 1) per sample of an epoch: the crop's position, down and across, and its orientation."""
         if self._draws[0] != epoch:
             self._draws = epoch, np.random.default_rng([self.seed, epoch]).random((len(self), 3))
         return self._draws[1]
@@ -131,7 +130,7 @@ def _channels_first(batch: np.ndarray) -> Tensor:
 
 
 class _WholeBatches(Dataset):
-    """A training set that `DataLoader` asks for a batch at a time, so that no sample is copied a second time to collate."""
+    """A training set from which `DataLoader` fetches whole batches, so that collating does not copy the samples again."""
 
     def __init__(self, dataset: TrainDatasetFromFolder):
         self.dataset = dataset
@@ -141,7 +140,7 @@ class _WholeBatches(Dataset):
 
 
 def _unchanged(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch  # a function, not a lambda, which a spawned worker could not be sent
+    return batch  # not a lambda, which cannot be sent to a spawned worker
 
 
 def new_loader(
@@ -153,13 +152,13 @@ def new_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader:
-    """Return a loader of (LR, HR) batches, uint8 (N, 3, H, W), of the epoch that its `batch_sampler` is set to.
+    """Return a loader of (LR, HR) batches, uint8 (N, 3, H, W), for the epoch set in its `batch_sampler`.
 
-    `batch_size` is that of all `world_size` processes together; the loader gives the share of process `rank`.
+    `batch_size` counts the crops of all `world_size` processes together; the loader gives the share of process `rank`.
 
-    Workers pay off without a cache only, where an image is decoded for every crop. With one, 16 crops of 88 pixels take about
-    0.5 ms to cut, but 2 ms to pass on from a worker: most of that is the handshake for the file descriptor of each of the
-    two tensors, the rest the fresh pages of their shared memory.
+    Workers pay off only without a cache, when an image is decoded for every crop. With a cache, cutting 16 crops of 88 pixels
+    takes about 0.5 ms, but passing them on from a worker takes 2 ms: most of that is the handshake for the file descriptors
+    of the two tensors, the rest is fresh pages of shared memory.
     """
     return DataLoader(
         _WholeBatches(dataset),
@@ -174,7 +173,7 @@ def new_loader(
 
 @contextlib.contextmanager
 def workers_of(loader: DataLoader) -> Iterator[None]:
-    """Context at whose end the loader's worker processes are shut down, rather than when Python exits."""
+    """Context manager that shuts down the loader's worker processes on leaving, rather than when Python exits."""
     try:
         yield
     finally:
@@ -183,7 +182,7 @@ def workers_of(loader: DataLoader) -> Iterator[None]:
 
 
 def describe_left_out(dataset: "TrainDatasetFromFolder | ValDatasetFromFolder") -> str:
-    """Return a line per reason why images of the folder are left out, with their number and names; empty if none are."""
+    """Return one line per reason for leaving out images, with their number and names; empty if none are left out."""
     bad = [entry.name for entry in dataset.store.bad]
     text = ""
     for names, why in ((dataset.too_small, "too small"), (bad, "cannot be read")):
@@ -193,11 +192,11 @@ def describe_left_out(dataset: "TrainDatasetFromFolder | ValDatasetFromFolder") 
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, i), each i below `length` once, in an order that is a pure function of (seed, epoch).
+    """Batches of (epoch, i): every i below `length` once, in an order that is a pure function of (seed, epoch).
 
     Set `epoch` and `first_batch` before iterating; the sampler keeps no other state. The last batch may be smaller.
-    With several processes each gets its share of every batch. `left_out` samples of the last batch, those that cannot be
-    shared evenly, are not visited in that epoch.
+    With several processes, each gets its share of every batch. The `left_out` samples of the last batch that cannot be shared
+    evenly are skipped in that epoch.
 
     Raises:
         UserError: the number of processes does not divide the batch size, or there are fewer samples than processes.
@@ -208,7 +207,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             raise cli.UserError(f"--batch-size {batch_size} cannot be shared evenly by {world_size} processes")
         self.left_out = length % batch_size % world_size
         if length < world_size:
-            raise cli.UserError(f"{length} crops an epoch are too few for {world_size} processes; use more --crops-per-image")
+            raise cli.UserError(f"{length} crops per epoch are too few for {world_size} processes; use more --crops-per-image")
         self.length, self.batch_size, self.seed = length - self.left_out, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
@@ -228,14 +227,14 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 class ValDatasetFromFolder(Dataset):
     """Whole images: (name, LR, bicubic, HR), each uint8 (1, 3, H, W); HR cropped to a multiple of the scale.
 
-    `bicubic` is LR enlarged to the size of HR. Names have no suffix and differ also where upper and lower case do not.
+    `bicubic` is LR enlarged to the size of HR. Names have no suffix and are unique even if case is ignored.
 
     Args:
         folder, upscale, lr_folder, cache_folder, skip_bad, headers_only: as for training.
         count: use only the first `count` images.
 
     Raises:
-        UserError: no image is as large as the scale, or what `ImageStore.open` raises.
+        UserError: no image is as large as the scale, or as for `ImageStore.open`.
     """
 
     def __init__(
@@ -255,7 +254,7 @@ class ValDatasetFromFolder(Dataset):
         usable = [index for index, entry in enumerate(store.entries) if entry.height and entry.width]
         self.too_small = [entry.name for entry in store.entries if not (entry.height and entry.width)]
         if not usable:
-            raise cli.UserError(f"{store.layout.folder}: no image has {store.layout.upscale}x{store.layout.upscale} pixels")
+            raise cli.UserError(f"{store.layout.folder}: no image is as large as {store.layout.upscale}x{store.layout.upscale}")
         self.usable = usable[:count]
         self.names = images.result_names(store.entries[index].name for index in self.usable)
         self.bicubic_scores: dict[int, dict[str, float]] = {}  # kept from one validation to the next
@@ -271,24 +270,24 @@ class ValDatasetFromFolder(Dataset):
 
 
 class TestDatasetFromFolder(Dataset):
-    """Whole LR images with their HR if there are any: (name, LR, HR or None), each uint8 (1, 3, H, W).
+    """Whole LR images with their HR images, if any: (name, LR, HR or None), each uint8 (1, 3, H, W).
 
     Names are as for validation.
 
     Args:
-        lr_folder: LR images; None to make them from `hr_folder` by bicubic.
+        lr_folder: LR images; None to make them from `hr_folder` with bicubic.
         hr_folder: HR images, paired by name; None if there are none.
         upscale: the scale between LR and HR; not used without HR.
 
     Raises:
-        UserError: neither folder is given, or what `ImageStore.open` raises.
+        UserError: neither folder is given, or as for `ImageStore.open`.
     """
 
     __test__ = False  # not a pytest class
 
     def __init__(self, lr_folder: str | Path | None, hr_folder: str | Path | None = None, upscale: int = 4):
         if lr_folder is None and hr_folder is None:
-            raise cli.UserError("a folder of LR or of HR images is needed")
+            raise cli.UserError("pass a folder of LR images, of HR images, or both")
         self.lr_paths = None if hr_folder else images.list_images(lr_folder)
         self.store = ImageStore.open(Layout(hr_folder, upscale, lr_folder), None) if hr_folder else None
         self.names = images.result_names(
@@ -312,10 +311,10 @@ class TestDatasetFromFolder(Dataset):
 
 
 def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, ValDatasetFromFolder]:
-    """Open the two folders that train.py's options name, through their caches; print which images are left out."""
+    """Open the two folders named by train.py's options, through their caches; print which images are left out."""
     for folder, option in ((args.train_dir, "--train-dir"), (args.val_dir, "--val-dir")):
         if not folder.is_dir():
-            advice = f"get DIV2K by `python prepare_data.py div2k`, or name yours by {option}"
+            advice = f"get DIV2K with `python prepare_data.py div2k`, or name your own with {option}"
             raise cli.UserError(f"{folder}: no such folder; {advice}")
 
     def shared(folder: Path, lr_folder: Path | None) -> dict[str, Any]:

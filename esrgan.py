@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class ResidualDenseBlock(nn.Module):
-    """Five convolutions, each of which sees the outputs of all those before it (Wang et al., section 3.1, figure 4)."""
+    """Five convolutions, each of which sees the input and all earlier outputs (Wang et al., section 3.1, figure 4)."""
 
     def __init__(self, features: int = 64, growth: int = 32):
         super().__init__()
@@ -44,29 +44,29 @@ class RRDB(nn.Module):
 class RRDBGenerator(nn.Module):
     """ESRGAN's x4 generator, with the parameter names of the released Real-ESRGAN files.
 
-    It computes in [0, 1] inside, as the released weights do, and its output is not bounded.
+    Internally it computes in [0, 1], as the released weights do; its output is not bounded.
 
     Args:
-        upscale: 4.
+        upscale: has to be 4.
         blocks: number of RRDBs (the paper's 23).
         features: channels between the blocks.
         growth: channels that each convolution of a dense block adds.
 
     Raises:
-        ValueError: another scale, or a number below 1.
+        ValueError: `upscale` is not 4, or another argument is below 1.
     """
 
-    # The receptive field, about 350 LR pixels, is too wide for exact tiles. With this halo tiles are within one level of 255
-    # of the whole image in fp32 and fp16; in bf16 no halo helps, since rounding differences grow from block to block.
+    # The receptive field, about 350 LR pixels, is too wide for exact tiles. With this halo, tiles are within one of 255
+    # levels of the whole image in fp32 and fp16; in bf16 no halo helps, since rounding differences grow from block to block.
     halo = 48
-    avoid_bf16 = True  # bf16 is up to 6 levels off fp32, fp16 1
+    avoid_bf16 = True  # bf16 differs from fp32 by up to 6 levels, fp16 by 1
 
     def __init__(self, upscale: int = 4, blocks: int = 23, features: int = 64, growth: int = 32):
         super().__init__()
         if upscale != 4:
-            raise ValueError(f"upscale {upscale}: the RRDB generator is for 4 only")
+            raise ValueError(f"upscale {upscale}: the RRDB generator supports only 4")
         if min(blocks, features, growth) < 1:
-            raise ValueError(f"blocks {blocks}, features {features}, growth {growth}: each has to be 1 or more")
+            raise ValueError(f"blocks {blocks}, features {features}, growth {growth}: each has to be at least 1")
         self.upscale = upscale
         self.architecture = {
             "generator": "rrdb", "upscale": upscale, "blocks": blocks, "features": features, "growth": growth,
@@ -95,7 +95,7 @@ class RRDBGenerator(nn.Module):
 
 # --- released files -------------------------------------------------------------------------------------------------
 
-_RELEASED_NAMES = (  # each pattern, and what our networks have in its place
+_RELEASED_NAMES = (  # each pattern and its replacement in our networks
     (r"^module\.", ""),  # saved from DataParallel
     # ESRGAN's first release: places in nested nn.Sequential
     (r"^model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.", r"body.\1.rdb\2.conv\3."),
@@ -114,10 +114,10 @@ _RELEASED_NAMES = (  # each pattern, and what our networks have in its place
 
 
 def read_released(loaded: Any) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Return the architecture and the state dict of an ESRGAN x4 file's content, None where it is not one.
+    """Return the architecture and state dict from the content of an ESRGAN x4 file, or None if it is not one.
 
-    The names of ESRGAN's first release, of its current repository (also BSRGAN and RealSR) and of Real-ESRGAN are
-    understood, with or without `module.`, bare or under `params_ema`, `params` or `state_dict`.
+    Understands the parameter names of ESRGAN's first release, of its current repository (also BSRGAN and RealSR) and of
+    Real-ESRGAN, with or without `module.`, at the top level or under `params_ema`, `params` or `state_dict`.
     """
     if not isinstance(loaded, dict):
         return None

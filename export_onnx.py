@@ -1,10 +1,10 @@
-"""Export a generator as ONNX, for images of any size in onnxruntime, OpenVINO, TensorRT or a browser.
+"""Export a generator to ONNX, for images of any size in onnxruntime, OpenVINO, TensorRT or a browser.
 
 python export_onnx.py
 python export_onnx.py --weights results/srgan_x4/checkpoints/generator_best.pth --out srgan.onnx
 
-Input `lr` (N, 3, H, W) and output `sr` (N, 3, scale·H, scale·W) are float32 RGB in [-1, 1], -1 black and 1 white.
-The file is written only if onnxruntime gives PyTorch's result on images of three sizes.
+Input `lr` (N, 3, H, W) and output `sr` (N, 3, scale·H, scale·W) are float32 RGB in [-1, 1]: -1 is black, 1 is white.
+The file is written only if onnxruntime reproduces PyTorch's result for images of three sizes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import inference
 from utils import cli, files
 
 CHECKED_SIZES = ((24, 32), (37, 19), (64, 50))  # LR height and width
-TOLERANCE = 1e-4  # of a range of 2: a hundredth of an 8-bit level
+TOLERANCE = 1e-4  # in a range of 2: about a hundredth of an 8-bit level
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def export(generator: nn.Module) -> bytes:
     """Return the ONNX model of a generator on the CPU in evaluation mode; batch, height and width are dynamic.
 
     Raises:
-        UserError: the package onnx or onnxscript is missing.
+        UserError: the package `onnx` or `onnxscript` is missing.
     """
     try:
         import onnx  # noqa: F401 - PyTorch's exporter needs both
@@ -68,7 +68,7 @@ def largest_difference(generator: nn.Module, model: bytes, height: int, width: i
     """Return the largest absolute difference between onnxruntime's and PyTorch's results for a random LR image.
 
     Raises:
-        UserError: the package onnxruntime is missing.
+        UserError: the package `onnxruntime` is missing.
         RunError: the results differ in shape.
     """
     try:
@@ -82,7 +82,7 @@ def largest_difference(generator: nn.Module, model: bytes, height: int, width: i
     (sr,) = session.run(["sr"], {"lr": lr.numpy()})
     expected = generator(lr)
     if sr.shape != expected.shape:
-        raise cli.RunError(f"ONNX gives {sr.shape} for an image of {height}x{width}, PyTorch {tuple(expected.shape)}")
+        raise cli.RunError(f"ONNX gives shape {sr.shape} for an image of {height}x{width}, PyTorch {tuple(expected.shape)}")
     return (torch.from_numpy(sr) - expected).abs().max().item()
 
 
@@ -91,14 +91,14 @@ def main(args: argparse.Namespace) -> int:
     generator = inference.open_generator(args.weights, torch.device("cpu"))
     out = args.out or Path(f"{args.weights.stem}.onnx")
     if out.is_dir():
-        raise cli.UserError(f"--out {out}: is a folder; name a file")
+        raise cli.UserError(f"--out {out} is a folder; name a file")
     if out.resolve() == args.weights.resolve():
-        raise cli.UserError(f"--out {out}: is the generator file itself; name another")
+        raise cli.UserError(f"--out {out} is the generator file itself; name another file")
     files.make_folder(out.parent)
     model = export(generator)
     for height, width in CHECKED_SIZES:
         difference = largest_difference(generator, model, height, width)
-        print(f"LR {height}x{width}: at most {difference:.1e} from PyTorch")
+        print(f"LR {height}x{width}: differs by at most {difference:.1e} from PyTorch")
         if not difference <= TOLERANCE:
             raise cli.RunError(f"ONNX differs from PyTorch by {difference:.1e}, more than {TOLERANCE}; nothing was written")
     with files.write_atomic(out) as file:

@@ -11,7 +11,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TVLoss(nn.Module):
-    """Total variation: the mean squared difference of neighbouring pixels, down and across."""
+    """Total variation: the mean squared difference of neighbouring pixels, vertically and horizontally."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) in [0, 1] to 2/N · (Σ Δh² / (C·(H-1)·W) + Σ Δw² / (C·H·(W-1)))."""
@@ -37,7 +37,7 @@ class VGG16Features(nn.Module):
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Return BCE(D(x), 1) + BCE(D(G(z)), 0) of logits of any shape: 2 ln 2 for a discriminator that cannot tell."""
+    """Return BCE(D(x), 1) + BCE(D(G(z)), 0) for logits of any shape; it is 2 ln 2 if the discriminator only guesses."""
     real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
     return real + F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
 
@@ -48,10 +48,10 @@ def adversarial_loss(fake_logits: Tensor) -> Tensor:
 
 
 class GeneratorLoss(nn.Module):
-    """The weighted sum of the pixel, adversarial, perceptual and total variation losses; the weights are train.py's options.
+    """The weighted sum of the pixel, adversarial, perceptual and total variation losses; train.py's options set the weights.
 
     Args:
-        vgg: the frozen features; None where the perceptual weight is 0.
+        vgg: the frozen features; may be None if the perceptual weight is 0.
         pixel_loss: one of `PIXEL_LOSSES`.
     """
 
@@ -78,7 +78,7 @@ class GeneratorLoss(nn.Module):
         self.pixel_loss, self.tv_loss = PIXEL_LOSSES[pixel_loss], TVLoss()
 
     def forward(self, fake_logits: Tensor, sr: Tensor, hr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted total, and the unweighted terms by the name of their column in the CSV.
+        """Return the weighted total and the unweighted terms, by CSV column.
 
         Args:
             fake_logits: the discriminator's logits for `sr`, any shape.

@@ -1,4 +1,4 @@
-"""LR image to SR image, any size, in bounded memory: tiles that give the whole image's result."""
+"""Enlarge LR images of any size in bounded memory, with tiles that give the same result as the whole image."""
 
 import argparse
 import copy
@@ -16,14 +16,14 @@ from utils import checkpoint, cli, images
 from utils.device import autocast, free_memory
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
-WEIGHTS = WEIGHTS_FOLDER / "srresnet_x4.pth"  # what the scripts use unless told otherwise
+WEIGHTS = WEIGHTS_FOLDER / "srresnet_x4.pth"  # the scripts' default
 SMALLEST_TILE = 16  # LR pixels
-_LEAST_HALOS = 3  # a smaller tile would be mostly halo: this one costs (3 + 2)² / 3² = 2.8 times the whole image's work
+_LEAST_HALOS = 3  # a smaller tile would be mostly halo: even this one costs (3 + 2)² / 3² = 2.8 times the whole image's work
 _MEMORY_BUDGET = 4 * 2**30  # bytes; larger tiles are no faster
 
 
 def add_weights_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--weights`, which every script that enlarges has."""
+    """Add `--weights`, which every script that enlarges images has."""
     names = ", ".join(sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.pth")))
     parser.add_argument(
         "--weights", type=weights_file, default=WEIGHTS, metavar="NAME_OR_FILE",
@@ -38,18 +38,18 @@ def weights_file(name: str) -> Path:
 
 
 def open_generator(path: str | Path, device: torch.device) -> nn.Module:
-    """Read a generator file for inference on a device, batch normalisation folded in.
+    """Read a generator file for inference on a device, with batch normalisation folded into the convolutions.
 
     Raises:
-        UserError: no such file, or what `checkpoint.load_generator` raises.
+        UserError: the file does not exist, or as for `checkpoint.load_generator`.
     """
     if not Path(path).exists():
-        raise cli.UserError(f"{path}: no such generator file; train one by train.py and name it by --weights")
+        raise cli.UserError(f"{path}: no such generator file; train one with train.py and name it with --weights")
     return prepared(checkpoint.load_generator(path)).to(device=device, memory_format=torch.channels_last)
 
 
 def prepared(generator: nn.Module) -> nn.Module:
-    """Return a copy of a generator for inference: in evaluation mode, batch normalisation folded into the convolutions."""
+    """Return a copy of a generator for inference: in evaluation mode, with batch normalisation folded into the convolutions."""
     generator = copy.deepcopy(generator).eval()
     return fold_batch_norm(generator) if isinstance(generator, Generator) else generator
 
@@ -57,10 +57,10 @@ def prepared(generator: nn.Module) -> nn.Module:
 def upscale(
     generator: nn.Module, lr: np.ndarray, tile: int | None = None, precision: str = "fp32", progress: bool = False
 ) -> np.ndarray:
-    """Enlarge an image by a generator in evaluation mode, on the generator's device.
+    """Enlarge an image with a generator in evaluation mode, on the generator's device.
 
-    Tiles overlap by the generator's halo. Their result differs from the whole image's by at most one level of 255, and for
-    SRGAN's generator only where a kernel sums in another order; for ESRGAN's in bf16 by several levels (see `avoid_bf16`).
+    Tiles overlap by the generator's halo. The result differs from that of the whole image by at most one of 255 levels; with
+    SRGAN's generator, only where a kernel sums in another order. ESRGAN's in bf16 differs by several (see `avoid_bf16`).
 
     Args:
         generator: maps (1, 3, H, W) in [-1, 1] to (1, 3, s·H, s·W); has `upscale` and `halo`.
@@ -90,7 +90,7 @@ def upscale(
             if not cli.is_out_of_memory(error) or tile <= SMALLEST_TILE:
                 raise
         tile = max(SMALLEST_TILE, tile // 2)
-        print(f"out of memory: going on with tiles of {tile}", file=sys.stderr)
+        print(f"out of memory: continuing with tiles of {tile} pixels", file=sys.stderr)
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -102,9 +102,9 @@ def upscale_picture(
     precision: str = "fp32",
     progress: bool = False,
 ) -> images.Picture:
-    """Enlarge a decoded picture: RGB by the generator, alpha by bicubic. Gray stays gray; profile and metadata are kept.
+    """Enlarge a decoded picture: RGB with the generator, alpha with bicubic. Gray stays gray; profile and metadata are kept.
 
-    The arguments are those of `upscale`, which raises as this does.
+    Arguments and errors are those of `upscale`.
     """
     rgb = picture.rgb if picture.alpha is None else images.fill_transparent(picture.rgb, picture.alpha)
     sr = upscale(generator, rgb, tile, precision, progress)
@@ -136,16 +136,16 @@ def _upscale_tiles(generator, lr, tile, device, precision, progress) -> np.ndarr
 
 
 def _finite_result(generator: nn.Module, lr: Tensor, precision: str) -> Tensor:
-    """Return the generator's result, in fp32 where the precision asked for overflows; RunError where fp32 does too."""
+    """Return the generator's result, from fp32 if the requested precision overflows; raise RunError if fp32 overflows too."""
     for attempt in dict.fromkeys((precision, "fp32")):
         with autocast(lr.device, attempt):
             result = generator(lr)
-        if result.sum(dtype=torch.float32).isfinite():  # one pass: a NaN or an infinity makes the sum one
+        if result.sum(dtype=torch.float32).isfinite():  # in one pass: a NaN or an infinity spoils the sum
             return result
         if attempt != "fp32":
-            advice = "--precision fp32 skips the first attempt"
-            _say_once(f"{attempt} gives values that are not finite: computing such tiles again in fp32 ({advice})")
-    raise cli.RunError("the generator gives values that are not finite, in fp32 too: its weights are damaged or diverged")
+            advice = "--precision fp32 avoids the wasted attempt"
+            _say_once(f"{attempt} gives values that are not finite; computing these tiles again in fp32 ({advice})")
+    raise cli.RunError("the generator gives values that are not finite, even in fp32: its weights are damaged or diverged")
 
 
 @functools.cache
@@ -154,7 +154,7 @@ def _say_once(message: str) -> None:
 
 
 def _tile_for_memory(generator: nn.Module, free_bytes: int | None) -> int:
-    """Return the side of the largest tile whose activations fit half the free memory and the budget, or a few halos."""
+    """Return the side of the largest tile whose activations fit half the free memory and the budget; at least a few halos."""
     budget = _MEMORY_BUDGET if free_bytes is None else min(free_bytes / 2, _MEMORY_BUDGET)
     bytes_per_pixel = 64 * 4 * generator.upscale**2 * 4  # four float32 tensors of 64 channels at the output's size
     side = int((budget / bytes_per_pixel) ** 0.5) - 2 * generator.halo

@@ -1,6 +1,6 @@
-"""PSNR and SSIM on RGB, and on the Y channel as the super-resolution papers measure; LPIPS.
+"""PSNR and SSIM, on RGB and (as in the super-resolution papers) on the Y channel; LPIPS.
 
-All of them compute without TF32 and outside autocast, whatever the precision of the run.
+All are computed without TF32 and outside autocast, whatever the precision of the run.
 """
 
 import importlib.util
@@ -13,24 +13,24 @@ from utils import cli, compat, images
 from utils.device import true_fp32
 
 LARGEST_PSNR = 100.0
-LPIPS_LEAST_SIDE = 32  # pixels, below which AlexNet has no features
+LPIPS_LEAST_SIDE = 32  # pixels; AlexNet cannot take smaller images
 
 
 def psnr(sr: Tensor, hr: Tensor) -> Tensor:
     """Return the PSNR in dB of each image (N,), from images (N, C, H, W) in [0, 1].
 
-    It is 100 dB at most, so that two equal images do not make the mean over many infinite.
+    It is capped at 100 dB, so that a pair of equal images does not make the mean over many images infinite.
     """
     mse = (sr - hr).square().flatten(1).mean(1)
     return (-10 * torch.log10(mse)).clamp(max=LARGEST_PSNR)
 
 
 def ssim(sr: Tensor, hr: Tensor) -> Tensor:
-    """Return the SSIM of each image (N,), from images (N, C, H, W) in [0, 1] (Wang et al., 2004), the mean over channels.
+    """Return the SSIM of each image (N,), from images (N, C, H, W) in [0, 1] (Wang et al., 2004), averaged over channels.
 
-    The Gaussian window has 11 taps and a sigma of 1.5, fewer taps where the image is smaller than 11 pixels. It is applied as a
-    weighted sum of shifted images instead of a convolution, so that no device rounds it to TF32, in strips of rows that stay in
-    a processor's cache: ten times faster on a CPU.
+    The Gaussian window has a sigma of 1.5 and 11 taps, or fewer if the image is smaller than 11 pixels. It is applied as a
+    weighted sum of shifted images instead of a convolution, so that no device rounds it to TF32, and in strips of rows that
+    stay in the processor's cache, which is ten times faster on a CPU.
     """
     taps = min(11, *((side - 1) // 2 * 2 + 1 for side in sr.shape[-2:]))
     window = torch.exp(-((torch.arange(taps) - taps // 2) ** 2) / (2 * 1.5**2))
@@ -64,13 +64,13 @@ def _blur(image: Tensor, window: list[float]) -> Tensor:
 
 
 def psnr_ssim_rgb(sr: Tensor, hr: Tensor) -> tuple[float, float]:
-    """Return PSNR in dB and SSIM of one image (1, 3, H, W) uint8: RGB, every pixel."""
+    """Return the PSNR in dB and the SSIM of one image (1, 3, H, W) uint8, on RGB and over every pixel."""
     sr, hr = images.uint8_to_unit(sr), images.uint8_to_unit(hr)
     return psnr(sr, hr).item(), ssim(sr, hr).item()
 
 
 def rgb_to_y(image: Tensor) -> Tensor:
-    """Map RGB (N, 3, H, W) in [0, 1] to BT.601 studio-swing luma (N, 1, H, W), of 255: 16/255 to 235/255."""
+    """Map RGB (N, 3, H, W) in [0, 1] to BT.601 studio-swing luma (N, 1, H, W) in [16/255, 235/255]."""
     weights = image.new_tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1)
     return ((image * weights).sum(1, keepdim=True) + 16) / 255
 
@@ -81,7 +81,7 @@ def crop_border(image: Tensor, border: int) -> Tensor:
 
 
 def psnr_ssim_y(sr: Tensor, hr: Tensor, upscale: int) -> tuple[Tensor, Tensor]:
-    """Return Y-PSNR in dB and Y-SSIM of each image by the papers' protocol: a border of `upscale` pixels left out.
+    """Return Y-PSNR in dB and Y-SSIM of each image by the papers' protocol, which leaves out a border of `upscale` pixels.
 
     `sr` and `hr` are (N, 3, H, W) in [0, 1], already of 8-bit precision, with sides that are multiples of the scale.
     """
@@ -90,12 +90,12 @@ def psnr_ssim_y(sr: Tensor, hr: Tensor, upscale: int) -> tuple[Tensor, Tensor]:
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance (Zhang et al., 2018) by the `lpips` package, version 0.1 on AlexNet; lower is nearer.
+    """Learned perceptual distance (Zhang et al., 2018) from the `lpips` package, version 0.1 on AlexNet; lower is better.
 
     AlexNet's ImageNet weights are downloaded to PyTorch's hub folder if they are not there yet.
 
     Args:
-        random_backbone: use an untrained AlexNet; its distances mean nothing.
+        random_backbone: use an untrained AlexNet, whose distances are meaningless.
 
     Raises:
         UserError: the package is not installed, or AlexNet's weights cannot be downloaded.

@@ -50,11 +50,11 @@ class Generator(nn.Module):
     """SRResNet, the generator of SRGAN (section 2.1, figure 4).
 
     Args:
-        upscale: 2, 3, 4 or 8: one upsampling block for each factor of 2, a single one of factor 3 for x3.
+        upscale: 2, 3, 4 or 8; there is one upsampling block per factor of 2, or a single one of factor 3 for x3.
         blocks: number of residual blocks (16 in the paper).
 
     Raises:
-        ValueError: another scale, or less than one block.
+        ValueError: `upscale` has another value, or `blocks` is less than 1.
     """
 
     def __init__(self, upscale: int = 4, blocks: int = 8):
@@ -82,7 +82,7 @@ class Generator(nn.Module):
 
     @property
     def architecture(self) -> dict[str, str | int]:
-        """What a generator file says so that the network can be built again: its kind and the constructor's arguments."""
+        """What a generator file stores to rebuild the network: its kind and the constructor's arguments."""
         return {"generator": "srresnet", "upscale": self.upscale, "blocks": self.blocks}
 
     @property
@@ -100,13 +100,13 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The discriminator of SRGAN (section 2.1, figure 4): eight convolutions, strides 1 and 2 in turn, and a head.
+    """The discriminator of SRGAN (section 2.1, figure 4): eight convolutions with strides 1 and 2 in turn, and a head.
 
-    The head averages over the image and has 1x1 convolutions where the paper has dense layers, so that any size can be
-    judged. Batch normalisation follows every convolution but the first; `batch_norm=False` leaves it out.
+    The head averages over the image and uses 1x1 convolutions instead of the paper's dense layers, so it accepts images of
+    any size. Batch normalisation follows every convolution but the first; `batch_norm=False` leaves it out.
     """
 
-    minimum_crop = 32  # HR pixels in training; VGG16, which judges the same crops, halves them five times
+    minimum_crop = 32  # HR pixels in training: VGG16 sees the same crops and halves them five times
 
     def __init__(self, batch_norm: bool = True):
         super().__init__()
@@ -135,14 +135,14 @@ class Discriminator(nn.Module):
 class MultiScaleDiscriminator(nn.Module):
     """Three discriminators, for the image at full, half and quarter size (Wang et al., 2018, arXiv 1711.11585, section 3.2)."""
 
-    minimum_crop = 68  # HR pixels in training: 17 at quarter size, the least from which four halvings leave BN two pixels
+    minimum_crop = 68  # HR pixels in training: 17 at quarter size, so that BN still has 2x2 pixels after four halvings
 
     def __init__(self, batch_norm: bool = True):
         super().__init__()
         self.scales = nn.ModuleList(Discriminator(batch_norm) for _ in range(3))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) in [-1, 1] to scores (3N,), over which a mean loss is the mean of the three losses."""
+        """Map images (N, 3, H, W) in [-1, 1] to scores (3N,); a mean loss over them is the mean of the three losses."""
         scores = []
         for discriminator in self.scales:
             scores.append(discriminator.logits(x))
@@ -166,14 +166,14 @@ class Logits(nn.Module):
         return self.discriminator.logits(x)
 
 
-# --- what makes the generator fast, or starts it well ---------------------------------------------------------------
+# --- the generator's speed and initialisation -----------------------------------------------------------------------
 
 
 class TailConv(nn.Conv2d):
-    """A wide, odd-sized convolution to few channels, such as the 9x9 to RGB, at twice the speed on a CPU.
+    """A convolution with a wide, odd-sized kernel and few output channels, such as 9x9 to RGB, twice as fast on a CPU.
 
-    Three output channels fill only three of a vector unit's 8 or 16 lanes. Here each column of the kernel gets output
-    channels of its own (27 for 9x9 to RGB), and a second, mostly empty convolution shifts and adds them.
+    Three output channels fill only three of a vector unit's 8 or 16 lanes. Here each column of the kernel gets its
+    own output channels (27 for 9x9 to RGB), and a second convolution, whose kernel is mostly zero, shifts and adds them.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,11 +189,11 @@ class TailConv(nn.Conv2d):
 
 @torch.no_grad()
 def start_as_bilinear(generator: Generator) -> None:
-    """Initialise a generator as bilinear enlargement (before its tanh), so that it learns only what that lacks.
+    """Initialise a generator to enlarge bilinearly (before its tanh), so that it has to learn only the rest.
 
-    Residual branches start at zero (Goyal et al., 2017, arXiv 1706.02677, section 5.1). The colours are carried by
-    channels 0-2 and, negated, by 3-5: PReLU(c) - PReLU(-c) = 1.25 c at PReLU's initial slope of 0.25. All other filters
-    keep PyTorch's initialisation.
+    Residual branches start at zero (Goyal et al., 2017, arXiv 1706.02677, section 5.1). Channels 0-2
+    carry the colours and channels 3-5 their negatives: PReLU(c) - PReLU(-c) = 1.25 c at PReLU's initial slope of 0.25. All
+    other filters keep PyTorch's initialisation.
     """
     for norm in [*(block.bn2 for block in generator.trunk), generator.fusion[1]]:
         nn.init.zeros_(norm.weight)
@@ -230,5 +230,5 @@ def move_towards(averaged: nn.Module, network: nn.Module, weight: float) -> None
     floats = [mine.is_floating_point() for mine in ours]
     torch._foreach_lerp_(*([t for t, f in zip(tensors, floats) if f] for tensors in (ours, theirs)), weight)
     for mine, its, is_float in zip(ours, theirs, floats):
-        if not is_float:  # the count of batches
+        if not is_float:  # BN's count of batches
             mine.copy_(its)

@@ -1,4 +1,4 @@
-"""Draw a run's statistics.csv as one PNG: losses, scores, speed, and PSNR and SSIM beside bicubic's.
+"""Draw a run's statistics.csv as one PNG: losses, scores, speed, and PSNR and SSIM compared with bicubic.
 
 python plot_statistics.py results/srgan_x4/statistics.csv
 """
@@ -15,7 +15,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.ArgumentParser(prog="plot_statistics.py", description=__doc__)
     parser.add_argument("statistics", type=Path, metavar="STATISTICS_CSV", help="the CSV of a run")
-    parser.add_argument("--out", type=Path, help="the picture (default: beside the CSV, as .png)")
+    parser.add_argument("--out", type=Path, help="the PNG to write (default: beside the CSV)")
     return parser
 
 
@@ -59,7 +59,7 @@ def plot(table, path: Path) -> None:
 
 
 def _finish(axis, table) -> None:
-    """Give a panel its epoch axis, a shade over the pixel-only epochs, and a legend."""
+    """Add the epoch axis, a shade over the pixel-only epochs and a legend to a panel."""
     epochs, pixel_only = table["Epoch"], table["Loss_D"].isna()
     axis.set_xlabel("epoch")
     axis.grid(alpha=0.3)
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
     """Read the CSV and draw it."""
     path = args.out or args.statistics.with_suffix(".png")
     if path.resolve() == args.statistics.resolve():
-        raise cli.UserError(f"{path}: is the CSV itself; name the picture by --out")
+        raise cli.UserError(f"{path} is the CSV itself; name the picture with --out")
     table = run_log.read_statistics(args.statistics)
     plot(table, path)
     print(f"{path}: {run_log.describe_result(table.to_dict('records'))}")

@@ -53,22 +53,22 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(prog="prepare_data.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     div2k = commands.add_parser("div2k", help="download, check and unpack DIV2K")
-    div2k.add_argument("--parts", nargs="+", choices=DIV2K, default=["train_HR", "valid_HR"], help="archives to get")
-    div2k.add_argument("--url", default=DIV2K_URL, help="folder of the archives on a server, for a mirror")
-    demo = commands.add_parser("demo", help="lay out scikit-image's photographs")
+    div2k.add_argument("--parts", nargs="+", choices=DIV2K, default=["train_HR", "valid_HR"], help="archives to download")
+    div2k.add_argument("--url", default=DIV2K_URL, help="URL of the folder with the archives, to use a mirror")
+    demo = commands.add_parser("demo", help="copy scikit-image's photographs into two folders")
     for command in (div2k, demo):
-        command.add_argument("--data", type=Path, default=Path("data"), help="where the images go")
+        command.add_argument("--data", type=Path, default=Path("data"), help="folder for the images")
     smaller = commands.add_parser("smaller", help="write smaller copies of a folder of images")
-    smaller.add_argument("folder", type=Path, help="images, also in subfolders")
-    smaller.add_argument("--out", type=Path, required=True, help="folder of the copies, as PNG")
+    smaller.add_argument("folder", type=Path, help="folder of images; subfolders are included")
+    smaller.add_argument("--out", type=Path, required=True, help="folder for the copies, which are PNG files")
     smaller.add_argument(
-        "--factors", type=factor, nargs="+", default=[1, 0.7, 0.5], help="sizes of the copies, above 0 and up to 1"
+        "--factors", type=factor, nargs="+", default=[1, 0.7, 0.5], help="relative sizes of the copies, above 0 and up to 1"
     )
     return parser
 
 
 def factor(text: str) -> float:
-    """Parse a size between 0 and 1."""
+    """Parse a relative size, above 0 and up to 1."""
     value = cli.non_negative_float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
@@ -82,7 +82,7 @@ def prepare_div2k(data: Path, part: str, url: str) -> None:
     """Download, check and unpack one archive of DIV2K into `data`, unless it is there already.
 
     Raises:
-        UserError: the server does not answer, or what it serves is not the archive.
+        UserError: the server does not answer, or sends something other than the archive.
         OSError: the disk is full or cannot be written.
     """
     name = f"DIV2K_{part}"
@@ -92,21 +92,21 @@ def prepare_div2k(data: Path, part: str, url: str) -> None:
         return
     zip_path = data / f"{name}.zip"
     if zip_path.exists():
-        _check_archive(zip_path, archive, f"delete {zip_path}, and run this again")
+        _check_archive(zip_path, archive, f"delete {zip_path} and run this again")
     else:
-        files.check_free_space(data, 2 * archive.size, "name a folder on another disk by --data DIR")
+        files.check_free_space(data, 2 * archive.size, "name a folder on another disk with --data DIR")
         download(url.rstrip("/") + f"/{name}.zip", zip_path, archive)
-    files.check_free_space(data, archive.size, "name a folder on another disk by --data DIR")
+    files.check_free_space(data, archive.size, "name a folder on another disk with --data DIR")
     unpack(zip_path, folder)
     zip_path.unlink()
     print(f"{folder}: {len(images.list_images(folder))} images")
 
 
 def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_seconds: float = 2) -> None:
-    """Fetch a file to `path`, which appears only when its hash is right; resume from `path`.part if an earlier try stopped.
+    """Download to `path`, which appears only once its hash is verified; resume from `path`.part if an earlier try stopped.
 
     Raises:
-        UserError: no answer after `tries`, a URL that is not valid, or content of another size or SHA-256.
+        UserError: every one of the `tries` failed, the URL is not valid, or the size or the SHA-256 is wrong.
         OSError: the disk is full or cannot be written.
     """
     part = path.with_name(path.name + ".part")
@@ -117,11 +117,11 @@ def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_secon
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise cli.UserError(
-                    f"{url}: the server answers {error.code} {error.reason}; name another mirror by --url"
+                    f"{url}: the server answers {error.code} {error.reason}; name another mirror with --url"
                 ) from error
             problem: Exception = error
         except (OSError, EOFError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.filename:  # of the disk, not of the network
+            if isinstance(error, OSError) and error.filename:  # a disk error, not a network error
                 raise
             problem = error
         if attempt == tries:
@@ -131,7 +131,7 @@ def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_secon
         print(f"{url}: {problem}; trying again from {part.stat().st_size if part.exists() else 0:,} bytes")
         time.sleep(pause_seconds * attempt)
     try:
-        _check_archive(part, archive, f"what {url} has sent is removed")
+        _check_archive(part, archive, f"the file from {url} has been deleted")
     except cli.UserError:
         part.unlink()
         raise
@@ -141,12 +141,12 @@ def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_secon
 def _check_archive(path: Path, archive: Archive, advice: str) -> None:
     size, digest = path.stat().st_size, files.sha256(path)
     if (size, digest) != (archive.size, archive.sha256):
-        is_not = f"{size:,} bytes with SHA-256 {digest[:12]}… are not the archive ({archive.sha256[:12]}…)"
-        raise cli.UserError(f"{path}: {is_not}; {advice}")
+        found = f"{size:,} bytes with SHA-256 {digest[:12]}…, expected {archive.size:,} with {archive.sha256[:12]}…"
+        raise cli.UserError(f"{path}: not the archive ({found}); {advice}")
 
 
 def _fetch(url: str, part: Path, size: int) -> None:
-    """Append to `part` what it lacks; raise EOFError if the connection ends early."""
+    """Append the missing bytes to `part`; raise EOFError if the connection ends early."""
     done = part.stat().st_size if part.exists() else 0
     if done >= size:
         return
@@ -154,11 +154,13 @@ def _fetch(url: str, part: Path, size: int) -> None:
         request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
         response = urllib.request.urlopen(request, timeout=30)
     except (ValueError, http.client.InvalidURL) as error:
-        raise cli.UserError(f"{url}: not a valid address ({error}); give the folder of the archives by --url") from error
+        raise cli.UserError(f"{url}: not a valid address ({error}); give the URL of the archives' folder with --url") from error
     with response:
         if response.headers.get_content_type() == "text/html":
-            raise cli.UserError(f"{url}: a web page is served instead of the archive; open it in a browser, or name a --url")
-        if done and response.status != 206:  # a server that cannot resume
+            raise cli.UserError(
+                f"{url}: the server sent a web page instead of the archive; open it in a browser, or name a mirror with --url"
+            )
+        if done and response.status != 206:  # the server cannot resume
             done = 0
         with (
             open(part, "ab" if done else "wb") as file,
@@ -167,7 +169,7 @@ def _fetch(url: str, part: Path, size: int) -> None:
             while chunk := response.read(2**20):
                 done += len(chunk)
                 if done > size:
-                    raise cli.UserError(f"{url}: serves more than the archive's {size:,} bytes")
+                    raise cli.UserError(f"{url}: sent more than the archive's {size:,} bytes")
                 try:
                     file.write(chunk)
                     file.flush()
@@ -180,10 +182,10 @@ def _fetch(url: str, part: Path, size: int) -> None:
 
 
 def unpack(zip_path: Path, folder: Path) -> None:
-    """Unpack an archive whose hash has been checked to `folder`, which appears only when it is whole.
+    """Unpack an archive with a verified hash to `folder`, which appears only once it is complete.
 
     Raises:
-        UserError: a member's name leads outside the folder, or it is a link.
+        UserError: a member is a link or a device, or its name leads outside the folder.
         OSError: the disk is full or cannot be written.
     """
     with zipfile.ZipFile(zip_path) as archive, _temporary_folder(folder.parent) as temporary:
@@ -197,7 +199,7 @@ def unpack(zip_path: Path, folder: Path) -> None:
         if hasattr(os, "sync"):
             os.sync()
         files.put_in_place(temporary, folder)
-        os.mkdir(temporary)  # for the context to remove
+        os.mkdir(temporary)  # the context manager expects to remove it
     folder.chmod(0o755)
 
 
@@ -209,9 +211,9 @@ def _check_members(zip_path: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
         parts = Path(member.filename.replace("\\", "/")).parts
         if not parts or ".." in parts or Path(member.filename).is_absolute() or ":" in parts[0]:
-            raise cli.UserError(f"{zip_path}: holds {member.filename!r}, which leads outside the target; nothing was unpacked")
+            raise cli.UserError(f"{zip_path}: has {member.filename!r}, which leads outside the target; nothing was unpacked")
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise cli.UserError(f"{zip_path}: holds {member.filename!r}, a link or a device; nothing was unpacked")
+            raise cli.UserError(f"{zip_path}: has {member.filename!r}, a link or a device; nothing was unpacked")
 
 
 # --- the demo's photographs ---------------------------------------------------------------------------------------
@@ -237,17 +239,17 @@ def prepare_demo(data: Path) -> None:
 
 
 def prepare_smaller(folder: Path, out: Path, factors: list[float]) -> None:
-    """Write the images of a folder to `out` at several sizes (bicubic), as `<name>_<per cent>.png`.
+    """Write the images of a folder to `out` at several sizes (bicubic), as `<name>_<percent>.png`.
 
     A smaller copy has more detail per pixel, and less of the camera's blur, noise and compression.
 
     Raises:
-        UserError: no such folder, no image in it, one that cannot be read, or an `out` inside the folder.
+        UserError: the folder does not exist, has no image or one that cannot be read, or `out` lies inside it.
         OSError: the disk is full or cannot be written.
     """
     labels = [f"{size:.2%}".replace(".00%", "").replace(".", "_").replace("%", "") for size in factors]
     if out.resolve().is_relative_to(folder.resolve()):
-        raise cli.UserError(f"--out {out}: lies in {folder}, whose images are copied; name another folder")
+        raise cli.UserError(f"--out {out} lies inside {folder}, whose images are copied; name another folder")
     names = images.list_image_names(folder)
     files.make_folder(out)
     jobs = list(zip((folder / name for name in names), images.result_names(names), strict=True))

@@ -1,4 +1,4 @@
-"""Measure a generator, or images enlarged elsewhere, beside bicubic on a folder of HR images such as Set5 or BSD100.
+"""Compare a generator, or images enlarged elsewhere, with bicubic on a folder of HR images such as Set5 or BSD100.
 
 python test_benchmark.py --hr Set5/HR --lr Set5/LR
 python test_benchmark.py --hr Set5/HR --sr Set5/SR
@@ -19,7 +19,7 @@ from model import UPSCALES
 from utils import cli, files, images
 from utils.device import add_options, resolve_device, resolve_precision
 
-FIGURES = {"Y_PSNR": 2, "Y_SSIM": 4, "RGB_PSNR": 2, "LPIPS": 4}  # and their digits on screen
+FIGURES = {"Y_PSNR": 2, "Y_SSIM": 4, "RGB_PSNR": 2, "LPIPS": 4}  # and their decimals on screen
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -28,20 +28,22 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--hr", type=Path, required=True, help="folder of HR images")
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--lr", type=Path, help="folder of LR images, paired by name (default: bicubic from HR)")
-    given.add_argument("--sr", type=Path, help="folder of images enlarged elsewhere: NAME or NAME_x<scale>, of any suffix")
+    given.add_argument("--sr", type=Path, help="folder of images enlarged elsewhere, as NAME or NAME_x<scale>, any suffix")
     parser.add_argument(
         "--upscale", type=int, choices=UPSCALES, help="the scale (default: that of the generator file; 4 with --sr)"
     )
     inference.add_weights_option(parser)
-    parser.set_defaults(weights=None)  # to notice when it is given together with --sr
-    parser.add_argument("--out", type=Path, help="folder of the results (default: results/benchmark_<weights or sr>_<hr>)")
-    parser.add_argument("--lpips", action="store_true", help="also LPIPS: pip install lpips; downloads AlexNet's weights once")
+    parser.set_defaults(weights=None)  # to tell whether it was given together with --sr
+    parser.add_argument("--out", type=Path, help="folder for the results (default: results/benchmark_<weights or sr>_<hr>)")
+    parser.add_argument(
+        "--lpips", action="store_true", help="also measure LPIPS (pip install lpips; downloads AlexNet's weights once)"
+    )
     add_options(parser, precision="fp32")
     return parser
 
 
 def generated(generator: torch.nn.Module, precision: str, out: Path) -> Callable[[str, np.ndarray], np.ndarray]:
-    """Return the function of an image's name and its LR that enlarges it by a generator and writes the SR image to `out`."""
+    """Return a function (name, LR) -> SR that enlarges LR with the generator and writes the SR image to `out`."""
 
     def sr_of(name: str, lr: np.ndarray) -> np.ndarray:
         sr = inference.upscale(generator, lr, precision=precision)
@@ -52,10 +54,10 @@ def generated(generator: torch.nn.Module, precision: str, out: Path) -> Callable
 
 
 def made_elsewhere(folder: Path, names: list[str], upscale: int) -> Callable[[str, np.ndarray], np.ndarray]:
-    """Return the function of an image's name and its LR that reads the SR image of the name, cropped to the scale.
+    """Return a function (name, LR) -> SR that reads the SR image named `name`, cropped to a multiple of the scale.
 
     Raises:
-        UserError: an image has no SR image or several; from the function itself, one that is damaged or does not fit.
+        UserError: a name has no SR image or several; from the returned function: an SR image is damaged or does not fit.
     """
     found: dict[str, list[Path]] = {}
     for path in images.list_images(folder):
@@ -64,15 +66,15 @@ def made_elsewhere(folder: Path, names: list[str], upscale: int) -> Callable[[st
     for name, paths in partners.items():
         if len(paths) != 1:
             what = f"several SR images ({cli.listed(paths, most=3)})" if paths else "no SR image"
-            raise cli.UserError(f"{name}: {what} named {name} or {name}_x{upscale} (of any suffix) in {folder}")
+            raise cli.UserError(f"{name}: {what} named {name} or {name}_x{upscale} (with any suffix) in {folder}")
 
     def sr_of(name: str, lr: np.ndarray) -> np.ndarray:
         sr = images.crop_to_multiple(images.read_picture(partners[name][0]).rgb, upscale)
         expected = [side * upscale for side in lr.shape[:2]]
         if list(sr.shape[:2]) != expected:
             raise cli.UserError(
-                f"{partners[name][0]}: {sr.shape[1]}x{sr.shape[0]} pixels do not fit HR's {expected[1]}x{expected[0]}, "
-                f"both cropped to multiples of {upscale}; was it enlarged by another --upscale?"
+                f"{partners[name][0]}: {sr.shape[1]}x{sr.shape[0]} pixels do not fit HR's {expected[1]}x{expected[0]} "
+                f"(both cropped to multiples of {upscale}); was it enlarged with another --upscale?"
             )
         return sr
 
@@ -80,7 +82,7 @@ def made_elsewhere(folder: Path, names: list[str], upscale: int) -> Callable[[st
 
 
 def measure(image: torch.Tensor, hr: torch.Tensor, upscale: int, lpips: metrics.LPIPS | None) -> dict[str, float]:
-    """Return the values of `FIGURES` for one image (1, 3, H, W) uint8; LPIPS only if given, and large enough for it."""
+    """Return the values of `FIGURES` for one image (1, 3, H, W) uint8; LPIPS only if given and if the image is large enough."""
     y_psnr, y_ssim = metrics.psnr_ssim_y(images.uint8_to_unit(image), images.uint8_to_unit(hr), upscale)
     values = {"Y_PSNR": y_psnr.item(), "Y_SSIM": y_ssim.item(), "RGB_PSNR": metrics.psnr_ssim_rgb(image, hr)[0]}
     if lpips is not None and min(hr.shape[-2:]) >= metrics.LPIPS_LEAST_SIDE:
@@ -96,11 +98,11 @@ def measure_folder(
     device: torch.device,
     lpips: metrics.LPIPS | None,
 ) -> pandas.DataFrame:
-    """Return a row for each image with bicubic's and SR's values, and a last one with their means."""
+    """Return one row per image with the values of bicubic and SR, and a last row with their means."""
     rows = []
     for name, lr, hr in cli.progress_bar(dataset, total=len(dataset), desc="images", unit="image"):
         if min(hr.shape[-2:]) <= 2 * upscale:
-            raise cli.UserError(f"{name}: too small, the papers' protocol leaves out a border of {upscale} pixels")
+            raise cli.UserError(f"{name}: too small: the papers' protocol leaves out a border of {upscale} pixels")
         lr_array, row = images.to_array(lr), {"Image": name}
         pictures = {"Bicubic": images.upscale_bicubic(lr_array, upscale), "SR": sr_of(name, lr_array)}
         for what, picture in pictures.items():
@@ -113,7 +115,7 @@ def measure_folder(
 
 
 def print_table(table: pandas.DataFrame) -> None:
-    """Print bicubic beside SR, in the papers' number of digits."""
+    """Print bicubic beside SR, with as many decimals as the papers."""
     columns = [column for column in FIGURES if f"SR_{column}" in table]
     width = max(len(name) for name in table["Image"])
     print(" " * width + "".join(f"  {column:>17}" for column in columns))
@@ -126,7 +128,7 @@ def print_table(table: pandas.DataFrame) -> None:
 def main(args: argparse.Namespace) -> None:
     """Measure, print, and write."""
     if args.sr and args.weights:
-        raise cli.UserError("--weights does not go with --sr, which measures images that are already enlarged; leave one out")
+        raise cli.UserError("--weights cannot be combined with --sr, which measures images that are already enlarged")
     device = resolve_device(args.device)
     if args.sr:
         upscale, measured = args.upscale or 4, args.sr.resolve().name
@@ -135,7 +137,7 @@ def main(args: argparse.Namespace) -> None:
         generator = inference.open_generator(weights, device)
         upscale, measured = generator.upscale, weights.stem
         if args.upscale not in (None, upscale):
-            raise cli.UserError(f"--upscale {args.upscale}: {weights} holds a generator of x{upscale}")
+            raise cli.UserError(f"--upscale {args.upscale}: {weights} holds an x{upscale} generator")
     dataset = TestDatasetFromFolder(args.lr, args.hr, upscale)
     out = args.out or Path("results", f"benchmark_{measured}_{args.hr.resolve().name}")
     if args.sr:

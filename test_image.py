@@ -1,11 +1,11 @@
-"""Enlarge images by a generator file, whatever their size and mode.
+"""Enlarge images of any size and mode with a generator file.
 
 python test_image.py photo.jpg                            writes photo_x4.png beside it
 python test_image.py photo.jpg --weights srgan_x4 --out big.tif
 python test_image.py photos/ --out enlarged/ --recursive --skip-existing
 
 Results are 8-bit PNG files unless --out names a file of another format (.jpg .webp .tif .bmp). Gray stays gray; CMYK becomes
-sRGB; transparency, an RGB profile, EXIF, XMP and DPI are kept. Of several frames or pages only the first is enlarged.
+sRGB; transparency, an RGB profile, EXIF, XMP and DPI are kept. Of several frames or pages, only the first is enlarged.
 Images whose results would share a name, such as a.png and a.jpg, give a_png_x4.png and a_jpg_x4.png.
 """
 
@@ -26,19 +26,19 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="images, or folders of images")
     parser.add_argument("--recursive", action="store_true", help="also read subfolders, which --out then mirrors")
     inference.add_weights_option(parser)
-    parser.add_argument("--out", type=Path, help="file or folder of the results (default: beside each image)")
-    parser.add_argument(
-        "--suffix", type=name_suffix, help="what follows an image's name in its result's (default: _x and the scale, as in _x4)"
-    )
+    parser.add_argument("--out", type=Path, help="file or folder for the results (default: beside each image)")
+    parser.add_argument("--suffix", type=name_suffix, help="text to add to each name (default: _x and the scale, as in _x4)")
     parser.add_argument("--compare", action="store_true", help="also write bicubic | SR as <result>_compare.png")
     existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    existing.add_argument("--overwrite", action="store_true", help="replace existing results")
     existing.add_argument(
-        "--skip-existing", action="store_true", help="leave out images whose results exist: continue an interrupted folder"
+        "--skip-existing", action="store_true", help="skip images that already have a result, to continue an interrupted folder"
     )
-    parser.add_argument("--tile", type=tile, default="auto", metavar="auto|N|0", help="LR side of a tile; 0: no tiles")
+    parser.add_argument(
+        "--tile", type=tile, default="auto", metavar="auto|N|0", help="side of a tile in LR pixels; 0: no tiles"
+    )
     add_options(parser)
-    parser.add_argument("--max-pixels", type=cli.positive_int, default=images.MAX_PIXELS, help="refuse images of more pixels")
+    parser.add_argument("--max-pixels", type=cli.positive_int, default=images.MAX_PIXELS, help="refuse larger images")
     return parser
 
 
@@ -48,19 +48,19 @@ def tile(text: str) -> int | str:
 
 
 def name_suffix(text: str) -> str:
-    """Parse a part of a file name, short enough to leave room for the rest."""
+    """Parse a suffix for file names, short enough to leave room for the name itself."""
     if "/" in text or "\\" in text or len(os.fsencode(text)) > 50:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot have / or \\ or more than 50 bytes; name a folder by --out")
+        raise argparse.ArgumentTypeError(f"{text!r} must not contain / or \\ or exceed 50 bytes; name a folder with --out")
     return text
 
 
 def find_images(inputs: list[Path], out: Path | None, suffix: str, recursive: bool) -> list[tuple[Path, Path]]:
-    """Return every input image with the folder of its result; below `out`, the subfolders of an input folder are mirrored.
+    """Return every input image with the folder for its result; `out` mirrors the subfolders of an input folder.
 
     Results of earlier runs, recognised by their names, are left out, and so is an `out` inside an input folder.
 
     Raises:
-        ValueError: no such input, or a folder without images.
+        UserError: an input does not exist, or there is no image.
     """
     own = tuple(f"{ending}.png" for ending in (suffix, f"{suffix}_compare") if ending)
     found = []
@@ -76,7 +76,7 @@ def find_images(inputs: list[Path], out: Path | None, suffix: str, recursive: bo
         else:
             raise cli.UserError(f"{path}: no such image or folder")
     if not found:
-        raise cli.UserError(f"{inputs[0]}: no image in this folder that is not a result already")
+        raise cli.UserError(f"{inputs[0]}: no image in this folder, other than earlier results")
     return found
 
 
@@ -85,17 +85,17 @@ def plan_outputs(
 ) -> dict[Path, Path]:
     """Return the output path of every input image.
 
-    Names are compared without regard to case, as many file systems do. Where images would share a name, the results are
-    named after their formats too: `a_png_x4.png`, `a_jpg_x4.png`.
+    Names are compared without regard to case, as many file systems do. If results would share a name, their images'
+    formats are added: `a_png_x4.png`, `a_jpg_x4.png`.
 
     Raises:
-        ValueError: no such input, a folder without images, an output that is an input, or two inputs with one output.
+        UserError: an input does not exist, there is no image, an output is also an input, or two inputs share an output.
     """
     found = find_images(inputs, out, suffix, recursive)
     if out is not None and not out.is_dir() and out.suffix.lower() in images.SUFFIXES:
-        images.check_output_path(out)  # refuses kinds of images that are not written
+        images.check_output_path(out)  # refuses formats that cannot be written
         if len(found) > 1 or inputs[0].is_dir():
-            raise cli.UserError(f"--out {out}: one file cannot hold several results or a folder's; name a folder")
+            raise cli.UserError(f"--out {out}: one file cannot hold several results, or those of a folder; name a folder")
         plan = {found[0][0]: out}
     else:
         ending = f"{suffix}_compare.png"
@@ -113,22 +113,22 @@ def plan_outputs(
                 raise cli.UserError(f"{other} and {path} would both be written to {result}; enlarge them one by one")
     for path in plan:
         if as_compared(path) in taken:
-            raise cli.UserError(f"{path}: is an input and would be written over; name another --out or --suffix")
+            raise cli.UserError(f"{path} is an input and would be overwritten; choose another --out or --suffix")
     return plan
 
 
 def as_compared(path: Path) -> str:
-    """Return a path as text that is equal for two paths that a file system may treat as one."""
+    """Return a path as text that is equal for any two paths that a file system may treat as the same."""
     return str(path.resolve()).casefold()
 
 
 def results(target: Path, compare: bool) -> list[Path]:
-    """Return the files that are written for an image: the result and, where asked for, its comparison."""
+    """Return the files written for an image: the result and, with `compare`, the comparison."""
     return [target, target.with_name(f"{target.stem}_compare.png")] if compare else [target]
 
 
 def enlarge(generator, source: Path, target: Path, args: argparse.Namespace, precision: str) -> None:
-    """Read, enlarge and write one image, with its comparison where that is asked for."""
+    """Read, enlarge and write one image, and its comparison with `--compare`."""
     picture = images.read_picture(source, args.max_pixels)
     for note in picture.notes:
         print(f"{source}: {note}", file=sys.stderr)
@@ -145,7 +145,7 @@ def enlarge(generator, source: Path, target: Path, args: argparse.Namespace, pre
 
 
 def main(args: argparse.Namespace) -> int:
-    """Enlarge every input; report images that cannot be read or written, go on, and return 2 if there were any."""
+    """Enlarge every input; report those that cannot be read or written and continue; return 2 if there were any."""
     device = resolve_device(args.device)
     generator = inference.open_generator(args.weights, device)
     precision = resolve_precision(args.precision, device, generator)
@@ -158,7 +158,7 @@ def main(args: argparse.Namespace) -> int:
     for target in plan.values():
         for path in results(target, args.compare):
             if path.exists() and not args.overwrite and not args.skip_existing:
-                raise cli.UserError(f"{path}: exists already; pass --overwrite or --skip-existing, or name another --out")
+                raise cli.UserError(f"{path}: already exists; pass --overwrite or --skip-existing, or choose another --out")
         images.prepare_output(target)
     failed = 0
     for source, target in plan.items():

@@ -1,4 +1,4 @@
-"""Train SRGAN (Ledig et al., 2017): the alternating updates of a discriminator and a generator.
+"""Train SRGAN (Ledig et al., 2017) by updating a discriminator and a generator in turn.
 
 python train.py --upscale 4 --crop 88
 """
@@ -30,7 +30,7 @@ from validation import validate, validate_epoch
 
 
 class Models:
-    """The networks of a run, their optimisers and the generator's loss; `state` is what a checkpoint holds of them."""
+    """A run's networks, optimisers and generator loss; `state` is what a checkpoint stores of them."""
 
     def __init__(self, args: argparse.Namespace, init: Path | None = None):
         torch.manual_seed(args.seed)
@@ -45,25 +45,25 @@ class Models:
         self.optimizer_g, self.optimizer_d = (new_adam(network) for network in (self.generator, self.discriminator))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.accumulate, self.grad_clip, self.pixel_loss = args.accumulate, args.grad_clip, PIXEL_LOSSES[args.pixel_loss]
-        self.loss: GeneratorLoss | None = None  # made when the adversarial epochs are due
+        self.loss: GeneratorLoss | None = None  # created when the adversarial epochs begin
         size = -(-args.batch_size // distributed.world_size() // args.accumulate) if args.compile else None
         self.generate = compile_for(distributed.wrap(self.generator), size)
         self.discriminate = compile_for(distributed.wrap(Logits(self.discriminator)), size)
-        self.discriminate_frozen = compile_for(self.discriminator.logits, size)  # makes no gradients to average
+        self.discriminate_frozen = compile_for(self.discriminator.logits, size)  # not wrapped: D has no gradients here
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds, by name; each has `state_dict` and `load_state_dict`."""
+        """The objects that a checkpoint stores, by name; each has `state_dict` and `load_state_dict`."""
         names = ("generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "scaler")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def validated(self) -> nn.Module:
-        """The generator that is validated and saved: the averaged one, where there is one."""
+        """The generator that is validated and saved: the averaged one with `--ema`."""
         return self.ema.module if self.ema else self.generator
 
     def parts_of(self, lr: Tensor, hr: Tensor) -> list[tuple[Tensor, Tensor, float]]:
-        """Split a batch into the parts of `--accumulate`, each with its share of the batch."""
+        """Split a batch into `--accumulate` parts, each with its fraction of the batch."""
         pairs = zip(lr.chunk(self.accumulate), hr.chunk(self.accumulate), strict=True)
         return [(lr_part, hr_part, len(lr_part) / len(lr)) for lr_part, hr_part in pairs]
 
@@ -75,14 +75,14 @@ class Models:
         self.scaler.step(optimizer)
 
     def update_average(self) -> None:
-        """Move the averaged weights, batch statistics too, towards the generator's."""
-        weight = 1 - self.ema_decay if self.ema.n_averaged else 1.0  # the first update copies; the count is on the CPU
+        """Move the averaged weights and batch statistics towards the generator's."""
+        weight = 1 - self.ema_decay if self.ema.n_averaged else 1.0  # the first update copies; the counter is on the CPU
         move_towards(self.ema.module, self.generator, weight)
         self.ema.n_averaged += 1
 
 
 def new_adam(network: nn.Module) -> torch.optim.Adam:
-    """Return Adam with the seed's betas; the rate is set at every step."""
+    """Return Adam with betas (0.9, 0.999); the learning rate is set before every update."""
     return torch.optim.Adam(network.parameters(), betas=(0.9, 0.999))
 
 
@@ -94,7 +94,7 @@ def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> dict[str, Tensor
     models.optimizer_d.zero_grad(set_to_none=True)
     for lr, hr, share in parts:
         with autocast(models.device, models.precision):
-            with torch.set_grad_enabled(len(parts) == 1):  # G's step makes its own graph of each part
+            with torch.set_grad_enabled(len(parts) == 1):  # otherwise G's step computes each part again
                 fake = models.generate(lr)
             real_logits, fake_logits = models.discriminate(hr).float(), models.discriminate(fake.detach()).float()
         loss_d = discriminator_loss(real_logits, fake_logits)
@@ -108,7 +108,7 @@ def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> dict[str, Tensor
     models.discriminator.requires_grad_(False)
     for lr, hr, share in parts:
         with autocast(models.device, models.precision):
-            if len(parts) > 1:
+            if len(parts) > 1:  # computed again, to hold only one part's graph at a time
                 fake = models.generate(lr)
             sr, target = images.signed_to_unit(fake.float()), images.signed_to_unit(hr)
             loss_g, terms = models.loss(models.discriminate_frozen(fake), sr, target)
@@ -136,7 +136,7 @@ def pixel_step(models: Models, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
 
 
 def add_values(values: dict[str, Tensor], more: dict[str, Tensor], share: float) -> None:
-    """Add the losses and scores of a part of the batch to those of the others."""
+    """Add the losses and scores of one part of a batch, weighted by its share."""
     for name, value in more.items():
         values[name] = values.get(name, 0) + share * value.detach()
 
@@ -145,12 +145,12 @@ def add_values(values: dict[str, Tensor], more: dict[str, Tensor], share: float)
 
 
 def step_of(args: argparse.Namespace, epoch: int) -> Callable[[Models, Tensor, Tensor], dict[str, Tensor]]:
-    """Return the step of an epoch (from 1); the pixel-only epochs come first."""
+    """Return the training step for an epoch (counted from 1); the pixel-only epochs come first."""
     return pixel_step if epoch <= args.pretrain_epochs else adversarial_step
 
 
 def learning_rate_at(step: int, total_steps: int, peak: float, schedule: str, warmup_steps: int) -> float:
-    """Return the rate of update `step` (from 0) of a phase: a linear rise, then constant or half a cosine towards 0."""
+    """Return the rate for update `step` (from 0) of a phase: linear warm-up, then constant or half a cosine towards 0."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     if schedule == "constant":
@@ -159,7 +159,7 @@ def learning_rate_at(step: int, total_steps: int, peak: float, schedule: str, wa
 
 
 def set_learning_rates(args: argparse.Namespace, models: Models, progress: Progress, batches: int) -> None:
-    """Set both optimisers' rates for the update that is due; warm-up and cosine go over each phase's own epochs."""
+    """Set both optimisers' learning rates for the next update; warm-up and cosine start again in each phase."""
     pixel_only = progress.epoch <= args.pretrain_epochs
     first, epochs = (1, args.pretrain_epochs) if pixel_only else (args.pretrain_epochs + 1, args.epochs)
     step, total = (progress.epoch - first) * batches + progress.batch, epochs * batches
@@ -169,11 +169,11 @@ def set_learning_rates(args: argparse.Namespace, models: Models, progress: Progr
 
 
 def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, stop: cli.StopRequest) -> int | None:
-    """Make the epoch's updates that are still due; return the signal that stops the run, None where there is none."""
+    """Run the remaining updates of an epoch; return the signal that stops the run, or None."""
     set_switches(same_sizes=True)
     step, batches = step_of(args, progress.epoch), len(loader)
     loader.batch_sampler.epoch, loader.batch_sampler.first_batch = progress.epoch, progress.batch
-    stop_every = 8 if distributed.world_size() > 1 and args.device == "cuda" else 1  # to agree takes as long as a fast step
+    stop_every = 8 if distributed.world_size() > 1 and args.device == "cuda" else 1  # agreeing costs a fast step's time
     began, shown, before = time.monotonic(), time.monotonic(), progress.seconds
     title = f"epoch {progress.epoch}/{args.pretrain_epochs + args.epochs}{' pixel-only' if step is pixel_step else ''}"
     with cli.progress_bar(total=batches, initial=progress.batch, desc=title, unit="step") as bar:
@@ -199,13 +199,13 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
 
 
 def run(args: argparse.Namespace, out: Path) -> int:
-    """Train from where `out` stands to the last epoch; return the exit status."""
-    # Open the run, or go on with it
+    """Train to the last epoch, resuming if `out` holds a run; return the exit status."""
+    # Start or resume the run
     saved, last_epoch = None if args.dry_run else checkpoint.open_run(out), args.pretrain_epochs + args.epochs
     if saved:
         check_restart(args, saved)
         if saved["progress"]["epoch"] > last_epoch:
-            print(f"{out}: finished after {len(saved['rows'])} epochs; nothing to do (a larger --epochs goes on)")
+            print(f"{out}: finished after {len(saved['rows'])} epochs; nothing to do (pass a larger --epochs to continue)")
             return 0
 
     # Images
@@ -240,7 +240,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
 
 
 def begin_phase(args: argparse.Namespace, models: Models, progress: Progress) -> None:
-    """Begin a phase with a new optimiser of G and no best result; make the generator's loss when it is first due."""
+    """At the start of a phase, reset G's optimiser and the best PSNR; create the generator's loss when first needed."""
     if progress.batch == 0 and progress.epoch in (1, args.pretrain_epochs + 1):
         models.optimizer_g, progress.best_psnr = new_adam(models.generator), -math.inf
     if progress.epoch > args.pretrain_epochs and models.loss is None:
@@ -248,7 +248,7 @@ def begin_phase(args: argparse.Namespace, models: Models, progress: Progress) ->
 
 
 def finish_epoch(args, models: Models, progress: Progress, scores: dict[str, float], log) -> Progress:
-    """Log a whole epoch and write its generator files; return the progress with which the next one begins."""
+    """Log a finished epoch and write its generator files; return the initial progress of the next epoch."""
     log.add(progress, models.optimizer_g.param_groups[0]["lr"], scores)
     best = scores.get("PSNR", -math.inf) > progress.best_psnr
     kept = {"last": True, "best": best, "pretrained": progress.epoch == args.pretrain_epochs}
@@ -260,7 +260,7 @@ def finish_epoch(args, models: Models, progress: Progress, scores: dict[str, flo
 
 
 def dry_run(args: argparse.Namespace, models: Models, loader: DataLoader, val_set: ValDatasetFromFolder) -> int:
-    """Run a step of each phase and one validation image, print shapes and values, write nothing."""
+    """Run one step of each phase and validate one image; print shapes and values, and write nothing."""
     lr, hr = (images.uint8_to_signed(batch.to(models.device)) for batch in next(iter(loader)))
     print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {tuple(models.generate(lr).shape)}")
     for epoch in sorted({1, args.pretrain_epochs + 1} if args.epochs else {1}):
@@ -275,7 +275,7 @@ def dry_run(args: argparse.Namespace, models: Models, loader: DataLoader, val_se
 
 
 def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
-    """Return the generator's loss, with VGG16 loaded where its weight is not 0."""
+    """Return the generator's loss; load VGG16 if its weight is not 0."""
     vgg = VGG16Features(pretrained.vgg16_state_dict(args.vgg_weights)) if args.perceptual_weight else None
     weights = {name: value for name, value in vars(args).items() if name.endswith("_weight")}  # pixel_weight and so on
     loss = GeneratorLoss(vgg=vgg, pixel_loss=args.pixel_loss, **weights)
@@ -283,7 +283,7 @@ def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Train, or go on with the run in `--out`."""
+    """Start the run in `--out`, or resume it."""
     resolve(args)
     with distributed.processes(torch.device(args.device)), contextlib.ExitStack() as held:
         if distributed.rank() == 0 and not args.dry_run:
@@ -292,5 +292,5 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    advice = "a smaller --batch-size, --crop or --blocks needs less (in another --out), and so may --precision bf16"
+    advice = "reduce --batch-size, --crop or --blocks (with another --out), or try --precision bf16"
     cli.run_script(main, get_args_parser(__doc__), memory_advice=advice)

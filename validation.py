@@ -1,4 +1,4 @@
-"""The figures of a generator over whole validation images, and the pictures bicubic | HR | SR."""
+"""Measure a generator on whole validation images, and draw the pictures bicubic | HR | SR."""
 
 import argparse
 import operator
@@ -26,10 +26,10 @@ def validate_epoch(
     stop: cli.StopRequest,
     lpips: metrics.LPIPS | None,
 ) -> dict[str, float] | None:
-    """Validate an epoch of train.py where it is due: by `--val-every`, and at the end of each phase.
+    """Validate after an epoch of train.py if due: every `--val-every` epochs, and at the end of each phase.
 
     Returns:
-        The scores by CSV column, {} where the epoch is not due, None when stopped.
+        The scores by CSV column; {} if no validation is due; None if stopped.
     """
     if progress.epoch % args.val_every and progress.epoch not in (args.pretrain_epochs, args.pretrain_epochs + args.epochs):
         return {}
@@ -51,10 +51,10 @@ def validate(
     stop: cli.StopRequest,
     lpips: metrics.LPIPS | None = None,
 ) -> dict[str, float] | None:
-    """Return the mean scores of SR and of bicubic over whole 8-bit images, by CSV column; None when stopped.
+    """Return the mean scores of SR and of bicubic over whole 8-bit images, by CSV column; None if stopped.
 
-    One image is held at a time. The first `triplets` images are drawn as bicubic | HR | SR in `folder`. Bicubic's own
-    scores, which never change, are kept in `dataset.bicubic_scores` from one call to the next. Of several processes each
+    One image is held at a time. The first `triplets` images are drawn as bicubic | HR | SR in `folder`. Bicubic's
+    scores, which never change, are kept in `dataset.bicubic_scores` from one call to the next. With several processes, each
     takes its share of the images.
     """
     device, generator = next(generator.parameters()).device, inference.prepared(generator)
@@ -87,7 +87,7 @@ def validate(
 
 
 def triplet(bicubic: np.ndarray, hr: np.ndarray, sr: np.ndarray, scores: dict[str, float]) -> images.Picture:
-    """Set the centres of three pictures (H, W, 3) uint8 side by side, at most 400 pixels a side, with their PSNR."""
+    """Place the centres of three pictures (H, W, 3) uint8 side by side, each at most 400x400 pixels, with their PSNR."""
     labels = (f"bicubic {scores['Bicubic_PSNR']:.2f} dB", "HR", f"SR {scores['PSNR']:.2f} dB")
     centres = [images.crop_centre(picture, 400) for picture in (bicubic, hr, sr)]
     return images.Picture(images.side_by_side(zip(labels, centres, strict=True)))

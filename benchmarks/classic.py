@@ -1,8 +1,8 @@
-"""The classic SRGAN training loop, as most repositories have it: the reference that the benchmarks compare with.
+"""The classic SRGAN training loop, as most repositories have it: the reference for the benchmarks.
 
-fp32, contiguous tensors, a DataLoader that decodes a whole image for every crop, D's loss sent back through G too, D trainable
-in the G step, a second G and D forward pass for the log, validation that decodes and resizes every time. Networks and losses
-are the same as ours.
+fp32, contiguous tensors, a DataLoader that decodes a whole image for every crop, gradients of D's loss propagated back
+through G too, D trainable in the G step, a second G and D forward pass for the log, validation that decodes and resizes
+every time. Networks and losses are the same as ours.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's own limit, timing in turns, the table and its JSON, and pictures of DIV2K's size."""
+"""What the benchmarks share: the machine's limit, timing in turns, tables and JSON files, and pictures of DIV2K's size."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ compat.import_torchvision()
 
 
 def get_args_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Return the parser that every benchmark begins with."""
+    """Return the parser with the options of every benchmark."""
     parser = cli.ArgumentParser(prog=f"benchmarks/{name}.py", description=description)
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     add_options(parser)
@@ -47,13 +47,13 @@ def _cpu_info() -> list[str]:
 
 
 def wait(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
-    """Return the time of `work`, the mean of some repeats."""
+    """Return the mean time of `work` over the repeats."""
     wait(device)
     began = time.perf_counter()
     for _ in range(repeats):
@@ -63,7 +63,7 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 1) 
 
 
 def in_turns(works: dict[str, Callable[[], object]], device: torch.device, rounds: int, repeats: int = 1) -> dict[str, float]:
-    """Return the median time of each work, measured in turns so that a slow minute of the machine is shared by all."""
+    """Return the median time of each work, measured in turns so that a slow minute of the machine affects all."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
@@ -74,14 +74,14 @@ def in_turns(works: dict[str, Callable[[], object]], device: torch.device, round
 
 
 def matrix_product(device: torch.device, precision: str) -> tuple[Callable[[], object], int]:
-    """Return a large matrix product to be timed, and its floating-point operations."""
+    """Return a large matrix product to be timed, and its number of floating-point operations."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
     return lambda: a @ b, 2 * side**3
 
 
 def matrix_product_flops(device: torch.device, precision: str) -> float:
-    """Return the floating-point operations a second of this machine's fastest of several matrix products."""
+    """Return the floating-point operations per second of the fastest of several matrix products on this machine."""
     product, flops = matrix_product(device, precision)
     product()
     return flops / min(seconds(product, device) for _ in range(10))
@@ -95,7 +95,7 @@ def flops_of(work: Callable[[], object]) -> int:
 
 
 def write_pictures(folder: Path, count: int, height: int = 1404, width: int = 2040, seed: int = 0) -> None:
-    """Write PNG files of DIV2K's size and, about, compressibility: smooth shapes with a little noise."""
+    """Write PNG files with DIV2K's size and roughly its compressibility: smooth shapes with a little noise."""
     rng = np.random.default_rng(seed)
     files.make_folder(folder)
     for index in cli.progress_bar(range(count), desc="making pictures", unit="image"):
@@ -106,7 +106,7 @@ def write_pictures(folder: Path, count: int, height: int = 1404, width: int = 20
 
 
 def report(title: str, device: torch.device, rows: list[dict], result: dict, path: Path | None) -> None:
-    """Print the table, the ratio and the limit; write all of it as JSON where that is asked for."""
+    """Print the table, the ratio and the limit; write them as JSON if a path is given."""
     print(f"\n{title}\n{machine(device)}\n")
     print(pandas.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
     print(

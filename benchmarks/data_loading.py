@@ -1,8 +1,8 @@
-"""Samples per second through the DataLoader on 2040x1404 PNG files, against decoding a file for every sample.
+"""Samples per second through the DataLoader on 2040x1404 PNG files, compared with decoding a file for every sample.
 
 python benchmarks/data_loading.py
 
-Worker processes are what decoding needs; cutting crops from the cache is faster without them (see `dataloader.new_loader`).
+Decoding needs worker processes; cutting crops from the cache is faster without them (see `dataloader.new_loader`).
 """
 
 import tempfile
@@ -34,7 +34,7 @@ def samples_per_second(loader: DataLoader, samples: int) -> float:
 
 
 def copy_limit() -> float:
-    """Return the samples per second if every byte of LR and HR were copied once, in whole batches."""
+    """Return the samples per second if each byte of LR and HR were only copied once, in whole batches."""
     size = BATCH * 3 * (CROP**2 + (CROP // 4) ** 2)
     source, target = np.ones((64, size), np.uint8), np.empty(size, np.uint8)
     began, rounds = time.perf_counter(), 2000

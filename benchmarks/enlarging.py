@@ -1,4 +1,4 @@
-"""Time and peak memory of enlarging 510x340 and 2000x1500 pixels, whole and in tiles, against the plain eager generator.
+"""Time and peak memory of enlarging 510x340 and 2000x1500 pixels, whole and in tiles, compared with the plain eager generator.
 
 python benchmarks/enlarging.py
 """
@@ -20,8 +20,8 @@ from utils import checkpoint, cli, images
 from utils.device import resolve_device, resolve_precision
 
 SMALL, LARGE = (340, 510), (1500, 2000)  # LR height and width
-TILE = 464  # of the large image: what the default takes where memory is plenty
-LARGE_NEEDS = 45 * 2**30  # bytes that the eager generator takes for the large image
+TILE = 464  # of the large image: the default if there is plenty of memory
+LARGE_NEEDS = 45 * 2**30  # bytes that the eager generator needs for the large image
 
 
 def image_of(height: int, width: int) -> np.ndarray:
@@ -32,7 +32,7 @@ def image_of(height: int, width: int) -> np.ndarray:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the most memory that this process has had at once, on the device."""
+    """Return the peak memory of this process on the device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource
@@ -41,7 +41,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def measure(way: str, size: tuple[int, int], device: torch.device, precision: str, repeats: int) -> dict:
-    """Return the seconds of the fastest of some repeats, and the bytes that they took beyond those at the start."""
+    """Return the seconds of the fastest repeat, and the peak memory in bytes beyond that at the start."""
     generator = inference.open_generator(inference.WEIGHTS, device)
     lr = image_of(*size)
     if way == "eager":
@@ -71,7 +71,7 @@ def measure(way: str, size: tuple[int, int], device: torch.device, precision: st
 
 
 def in_a_process(way: str, size: tuple[int, int], args, repeats: int, folder: str) -> dict:
-    """Measure in a process of its own, so that its peak of memory is its own."""
+    """Measure in a separate process, which has its own memory peak."""
     words = [sys.executable, __file__, "--device", args.device, "--precision", args.precision]
     words += ["--measure", json.dumps([way, size, repeats])]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A whole epoch, training and validation, on images of DIV2K's size, against the classic loop.
+"""A whole epoch, training and validation, on images of DIV2K's size, compared with the classic loop.
 
 python benchmarks/epoch.py
 """
@@ -20,7 +20,7 @@ from utils.device import resolve_device
 
 
 def classic_epoch(training: classic.Training, loader: DataLoader, val_set, out: Path, device) -> dict[str, float]:
-    """Run an epoch of the classic loop; return its seconds of training and of validation."""
+    """Run an epoch of the classic loop; return the seconds of training and of validation."""
     began = time.perf_counter()
     for lr, hr in cli.progress_bar(loader, desc="classic", unit="step"):
         training.step(lr.to(device), hr.to(device))
@@ -30,7 +30,7 @@ def classic_epoch(training: classic.Training, loader: DataLoader, val_set, out: 
 
 
 def our_epoch(options, models, loader: DataLoader, val_set, out: Path, epoch: int) -> dict[str, float]:
-    """Run an epoch of train.py; return its seconds of training and of validation."""
+    """Run an epoch of train.py; return the seconds of training and of validation."""
     progress = Progress(epoch=epoch)
     began = time.perf_counter()
     with cli.StopRequest() as stop:
@@ -72,7 +72,7 @@ def main(args) -> int:
         {"epoch": name, "training s": times["training"], "validation s": times["validation"], "whole s": sum(times.values())}
         for name, times in (("classic", slow), ("ours, the first", first), ("ours, later ones", ours))
     ]
-    # The floor of an epoch: the network's own passes over the same pixels, at the speed of a matrix product.
+    # The least time for an epoch: the network's passes over the same pixels, at the speed of a matrix product.
     product = common.matrix_product_flops(device, options.precision)
     crop = torch.zeros(1, 3, options.crop, options.crop, device=device)
     lr = torch.zeros(1, 3, options.crop // 4, options.crop // 4, device=device)
@@ -96,7 +96,7 @@ def get_args_parser():
     parser = common.get_args_parser("epoch", __doc__)
     parser.add_argument("--images", type=cli.positive_int, default=16, help="training images (DIV2K has 800)")
     parser.add_argument("--val-images", type=cli.positive_int, default=2, help="validation images (DIV2K has 100)")
-    parser.add_argument("--batch-size", type=cli.positive_int, default=16, help="crops a step")
+    parser.add_argument("--batch-size", type=cli.positive_int, default=16, help="crops per step")
     return parser
 
 

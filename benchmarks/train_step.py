@@ -1,4 +1,4 @@
-"""Images a second of the full D and G step of train.py, against the classic loop's and against what the machine allows.
+"""Images per second in train.py's full D and G step, compared with the classic loop and with the machine's limit.
 
 python benchmarks/train_step.py
 """
@@ -29,7 +29,7 @@ def main(args) -> int:
     ours_lr, ours_hr = (image.contiguous(memory_format=torch.channels_last) for image in (lr, hr))  # as the loader gives them
 
     product, product_flops = common.matrix_product(device, options.precision)
-    products = 32  # about as long as a step, so that both meet the machine's fast and slow moments alike
+    products = 32  # about as long as a step, so that both see the machine's fast and slow moments
     works = {
         "classic": lambda: reference.step(lr, hr),
         "ours": lambda: train.adversarial_step(models, ours_lr, ours_hr),
@@ -63,9 +63,9 @@ def get_args_parser():
     """Return the parser of the command line."""
     parser = common.get_args_parser("train_step", __doc__)
     parser.add_argument("--crop", type=cli.positive_int, default=88, help="side of the HR crops in pixels")
-    parser.add_argument("--batch-size", type=cli.positive_int, help="crops a step (default: 16 on the CPU, 64 on a GPU)")
-    parser.add_argument("--rounds", type=cli.positive_int, default=5, help="timings of each; the median counts")
-    parser.add_argument("--compile", action="store_true", help="torch.compile our networks")
+    parser.add_argument("--batch-size", type=cli.positive_int, help="crops per step (default: 16 on the CPU, 64 on a GPU)")
+    parser.add_argument("--rounds", type=cli.positive_int, default=5, help="timings of each; the median is reported")
+    parser.add_argument("--compile", action="store_true", help="compile our networks with torch.compile")
     return parser
 
 

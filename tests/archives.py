@@ -1,4 +1,4 @@
-"""Archives as a stranger or a bad connection makes them, and a server of one file that misbehaves on demand."""
+"""Archives as an attacker or a bad connection makes them, and a server of one file that misbehaves on demand."""
 
 import contextlib
 import hashlib
@@ -44,7 +44,7 @@ def special(name: str, kind: int) -> zipfile.ZipInfo:
 
 
 def hostile() -> dict[str, bytes]:
-    """Archives that must be refused whole, by what is wrong with them; each also holds a good file."""
+    """Archives that must be refused as a whole, by what is wrong with them; each also holds a good file."""
     names = {
         "a parent folder": "../a.png",
         "a parent folder deep in the name": "x/../../a.png",
@@ -62,7 +62,7 @@ def hostile() -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def server() -> Iterator[ThreadingHTTPServer]:
-    """A server of `body`, which breaks off after `breaks` bytes, answers `statuses`, and knows `Range` or not."""
+    """A server that sends `body`, breaks off after `breaks` bytes, answers with `statuses`, and may understand `Range`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):

@@ -60,7 +60,7 @@ def run(script: str, *args, status: int | None = 0, cwd: Path | None = None) -> 
 
 
 def started_script(script: str, *args, cwd: Path | None = None, environment: dict | None = None):
-    """Start a script in a process of its own; return the function that waits for its end and returns what it left."""
+    """Start a script in a process of its own; return a function that waits for its end and returns its status and output."""
     arguments = [str(script), *map(str, args)]
     folder = tempfile.TemporaryDirectory()
     out, errors = (Path(folder.name, name) for name in ("out", "errors"))
@@ -93,7 +93,7 @@ def _run_script(arguments: list[str], streams: tuple[Path, Path], cwd: str, envi
 
 
 def tensors(path: Path) -> dict:
-    """Every tensor of a file of nested data, by its place in it."""
+    """Every tensor in a file of nested data, by its path in the data."""
     import torch
 
     found = {}

@@ -1,4 +1,4 @@
-"""Picture files as a stranger or a broken disk makes them: bits flipped, cut, headers and dimensions rewritten."""
+"""Picture files as an attacker or a broken disk makes them: bits flipped, cut, headers and dimensions rewritten."""
 
 import io
 import struct
@@ -57,7 +57,7 @@ def exif(order: str = "<", width: int = 24, height: int = 20, orientation: int =
 
 
 def described_options(suffix: str, **options) -> dict:
-    """Pillow's options that save EXIF, XMP and resolution in a file of a format, as far as Pillow can."""
+    """Pillow's options to save EXIF, XMP and resolution in a format, as far as Pillow can."""
     block = b"Exif\0\0" + exif(**options)
     if suffix == "png":
         info = PngImagePlugin.PngInfo()
@@ -100,7 +100,7 @@ def originals(seed: int = 0) -> list[tuple[str, bytes]]:
 
 
 def with_absurd_size(suffix: str, content: bytes, width: int, height: int) -> bytes:
-    """The file with other dimensions in its header (its checksum made to fit), where the format keeps them at a known place."""
+    """The file with other dimensions in its header (and a matching checksum), if the format has them at a known place."""
     data = bytearray(content)
     if suffix == "png":
         data[16:24] = struct.pack(">II", width, height)

@@ -1,4 +1,4 @@
-"""Steps of train.py in several processes on different data; fails where their parameters come to differ."""
+"""Steps of train.py in several processes on different data; fails if their parameters become different."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Print the bytes that enlarging an image of a million pixels times argv[1] takes at most, beyond those at the start."""
+"""Print the peak memory, in bytes beyond that at the start, of enlarging an image of argv[1] million pixels."""
 
 import resource
 import sys

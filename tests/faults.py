@@ -36,7 +36,7 @@ def train_with(fault: str, number: int, folder: Path, place: Path):
 
 
 def state_of(place: Path) -> dict:
-    """All that a finished run has to be equal in: every tensor of its checkpoint and generator files, and the CSV but its times."""
+    """What has to be equal after a run: every tensor in its checkpoint and generator files, and the CSV except for its times."""
     paths = [path for path in sorted((place / "out" / "checkpoints").glob("*.pth")) if path.name != "previous.pth"]
     found = {path.name + name: tensor for path in paths for name, tensor in tensors(path).items()}
     with open(place / "out" / "statistics.csv") as file:
@@ -54,7 +54,7 @@ def same(one: dict, other: dict) -> bool:
 
 
 def broken_files(place: Path) -> list[str]:
-    """Return the files of a run, however it ended, that are not whole; temporary ones are not files of the run."""
+    """Return the incomplete files of a run, however it ended; temporary files do not count."""
     wrong = []
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
         try:
@@ -79,7 +79,7 @@ def survives(fault: str, number: int, folder: Path, place: Path, expected: dict)
     else:
         lines = [line for line in done.stderr.splitlines() if "error: " in line]
         reason = {"full": "No space left", "broken": "Input/output error"}[fault]
-        kept = done.returncode == 0 and same(state_of(place), expected)  # it found another way: a copy where a link fails
+        kept = done.returncode == 0 and same(state_of(place), expected)  # it found another way: a copy if a link fails
         if not kept and (done.returncode != 2 or len(lines) != 1 or reason not in lines[0] or str(place) not in lines[0]):
             problems.append(f"status {done.returncode}, {done.stderr.strip()[-300:]}")
         problems += [f"{path.name} was left behind" for path in place.rglob(".srgan-*.tmp")]

@@ -2,7 +2,7 @@
 
 The events counted from 1 are what a run does to its disk (`write`, `flush`, `rename`, `link`) and what it computes (`work`:
 a training step, a validation image, a decoded image). At event NUMBER the process is killed by SIGKILL (FAULT `kill`), or a
-disk event fails with ENOSPC or EIO (`full`, `broken`; work is not counted then). NUMBER 0 only prints how many there were.
+disk event fails with ENOSPC or EIO (`full`, `broken`; work is then not counted). NUMBER 0 causes no fault and prints the events.
 """
 
 import errno
@@ -21,7 +21,7 @@ events: list[str] = []
 
 
 def event(name: str) -> None:
-    """Count an event, and let the fault happen when it is due."""
+    """Count an event, and cause the fault if its turn has come."""
     if FAULT != "kill" and name == "work":
         return
     events.append(name)
@@ -33,13 +33,13 @@ def event(name: str) -> None:
 
 
 class CountedFile:
-    """A file whose first write is an event, in the middle of which the data are half on the disk."""
+    """A file whose first write is an event, at which half of the data are already on the disk."""
 
     def __init__(self, file):
         self._file, self._begun = file, False
 
     def write(self, data) -> int:
-        """Write half, then meet the fault, then write the rest; later writes of the same file are let be."""
+        """Write half, cause the fault if it is due, then write the rest; later writes to the same file are left alone."""
         if self._begun:
             return self._file.write(data)
         self._begun = True

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing by atheris: python tests/fuzz.py {pictures,weights} FOLDER [options of libFuzzer].
 
-FOLDER, made if need be, is the workplace, and keeps the inputs that reach new code. An input that ends in anything but a
-good result or an error of one line that names the file stops the fuzzer, which writes it to a file and tells where.
+FOLDER, created if necessary, holds the working files and the inputs that reach new code. An input that ends in anything but a
+good result or an error of one line that names the file stops the fuzzer, which writes it to a file and says where.
 """
 
 import io
@@ -58,7 +58,7 @@ TARGETS = {
 
 
 def main() -> None:
-    """Fuzz one target until libFuzzer's options say that it is enough."""
+    """Fuzz one target until libFuzzer's options tell it to stop."""
     target, seeds = TARGETS[sys.argv[1]]
     folder = Path(sys.argv[2], "corpus")
     for place in (folder, WORKPLACE):

@@ -107,7 +107,7 @@ class Narrow(Generator):
         return {"generator": "narrow", "upscale": self.upscale, "blocks": self.blocks, "tail_channels": self.tail_channels}
 
 
-def test_a_new_argument_of_a_constructor_is_kept_in_files_and_files_from_before_it_have_its_default(tmp_path, monkeypatch):
+def test_a_new_constructor_argument_is_saved_and_older_files_get_its_default(tmp_path, monkeypatch):
     monkeypatch.setitem(checkpoint.GENERATORS, "narrow", Narrow)
     checkpoint.save_generator(tmp_path / "g.pth", Narrow(2, 1, 32))
     assert checkpoint.load_generator(tmp_path / "g.pth").architecture["tail_channels"] == 32
@@ -116,7 +116,7 @@ def test_a_new_argument_of_a_constructor_is_kept_in_files_and_files_from_before_
     assert checkpoint.load_generator(tmp_path / "old.pth").architecture["tail_channels"] == 64
 
 
-def test_a_fault_of_the_code_is_not_called_a_bad_file(tmp_path, monkeypatch, generator):
+def test_a_bug_is_not_reported_as_a_bad_file(tmp_path, monkeypatch, generator):
     checkpoint.save_generator(tmp_path / "g.pth", generator)
     monkeypatch.setattr(checkpoint, "_misfit", lambda *_: {}["typo"])
     with pytest.raises(KeyError, match="typo"):
@@ -129,7 +129,7 @@ def test_a_fault_of_the_code_is_not_called_a_bad_file(tmp_path, monkeypatch, gen
 
 def test_another_network_than_expected_is_refused(tmp_path, generator):
     checkpoint.save_generator(tmp_path / "g.pth", generator)
-    with pytest.raises(ValueError, match=r"holds generator srresnet, upscale 3, blocks 2, this run trains .* upscale 4"):
+    with pytest.raises(ValueError, match=r"holds generator srresnet, upscale 3, blocks 2, but this run trains .* upscale 4"):
         checkpoint.load_generator(tmp_path / "g.pth", expected={**generator.architecture, "upscale": 4})
 
 

@@ -76,7 +76,7 @@ def lines_of(done) -> list[str]:
         ("load(lambda _: open('/none/a.png'))", "[Errno 2] No such file or directory: '/none/a.png'"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line_and_status_2(script, body, message):
+def test_user_errors_are_one_line_and_status_2(script, body, message):
     line = the_error(script(body, 2))
     assert line.startswith("script.py: error: ") and message in line
 
@@ -95,7 +95,7 @@ def test_what_the_user_can_mend_is_one_line_and_status_2(script, body, message):
         ("cli.map_in_processes(be_killed, range(16), 2, 'images')", "another process of this run has ended"),
     ],
 )
-def test_what_the_run_fails_at_is_one_line_and_status_1(script, body, message):
+def test_run_failures_are_one_line_and_status_1(script, body, message):
     (line,) = lines_of(script(body, 1))
     assert line.startswith("script.py: error: ") and message in line and "Traceback" not in line
 
@@ -147,7 +147,7 @@ def test_a_wrong_option_is_one_line(tmp_path):
         ("The size of tensor a (2) must match the size of tensor b (3)", False),
     ],
 )
-def test_only_a_lost_process_is_called_so(text, dead):
+def test_only_a_lost_process_is_reported_as_one(text, dead):
     assert cli.is_dead_helper(RuntimeError(text)) is dead
     assert not cli.is_dead_helper(ValueError(text))
 
@@ -164,7 +164,7 @@ def test_numbers_of_options_are_in_range():
             parse(text)
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path):
+def test_a_closed_pipe_is_no_error(tmp_path):
     """As in `python prepare_data.py demo | head -n 1`."""
     script = tmp_path / "chatty.py"
     script.write_text(

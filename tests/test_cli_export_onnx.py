@@ -44,7 +44,7 @@ def test_the_file_gives_pytorchs_result_at_any_size(generator, tmp_path):
         assert np.abs(result - expected).max() <= 1e-4
 
 
-def test_the_weights_in_the_box_are_exported_without_options(tmp_path):
+def test_the_default_weights_are_exported_without_options(tmp_path):
     run("export_onnx.py", cwd=tmp_path)
     generator = checkpoint.load_generator(export_onnx.inference.WEIGHTS)
     result, expected = results(tmp_path / "srresnet_x4.onnx", generator, (1, 3, 30, 20))
@@ -70,7 +70,7 @@ def test_a_missing_package_is_named(package, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_places_are_one_line(tmp_path):
+def test_wrong_paths_are_one_line(tmp_path):
     checkpoint.save_generator(tmp_path / "generator.pth", Generator(2, 1))
     for arguments, reason in [
         (["--weights", tmp_path / "none.pth"], "no such generator file"),

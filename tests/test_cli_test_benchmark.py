@@ -13,7 +13,7 @@ from utils import checkpoint
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    """A hub folder without weights, and a proxy that is not there, so that no test downloads any."""
+    """An empty hub folder and a proxy that does not exist, so that no test downloads weights."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
 
@@ -38,7 +38,7 @@ def test_hr_alone_and_another_scale(photos, tmp_path):
     run("test_benchmark.py", *arguments, "--upscale", 3)
     assert Image.open(tmp_path / "out" / "image_0_x3.png").size == (102, 75)
     error = the_error(run("test_benchmark.py", *arguments, "--upscale", 4, status=None))
-    assert "--upscale 4" in error and "holds a generator of x3" in error
+    assert "--upscale 4" in error and "holds an x3 generator" in error
 
 
 def test_bf16_scores_what_fp32_does_and_is_no_default(photos, tmp_path):
@@ -102,9 +102,9 @@ def test_pictures_that_do_not_pair_or_fit_are_one_line(photos, tmp_path):
     arguments = ["test_benchmark.py", "--hr", photos[1], "--out", tmp_path / "out"]
     for options, reason in [
         (["--sr", same, "--lr", same], "--lr: not allowed with argument --sr"),
-        (["--sr", same, "--weights", "srresnet_x4"], "--weights does not go with --sr"),
+        (["--sr", same, "--weights", "srresnet_x4"], "--weights cannot be combined with --sr"),
         (["--sr", tmp_path / "none"], "none: no such folder"),
-        (["--sr", one], f"image_1: no SR image named image_1 or image_1_x4 (of any suffix) in {one}"),
+        (["--sr", one], f"image_1: no SR image named image_1 or image_1_x4 (with any suffix) in {one}"),
         (["--sr", same, "--upscale", 2], "image_1: no SR image named image_1 or image_1_x2"),
         (["--sr", half], f"{half / 'image_0.png'}: 48x36 pixels do not fit HR's 100x72"),
     ]:

@@ -45,7 +45,7 @@ def test_images_and_folders_of_every_mode(tmp_path, weights, astronaut):
     assert Image.open(folder / "alpha_x4.png").mode == "RGBA" and Image.open(folder / "gray_x4.png").mode == "L"
     before = sorted(os.listdir(folder))
     error = the_error(run("test_image.py", folder, "--weights", weights / "x4.pth", status=None))
-    assert "exists already; pass --overwrite" in error
+    assert "already exists; pass --overwrite" in error
     run("test_image.py", folder, "--weights", weights / "x4.pth", "--overwrite")
     assert sorted(os.listdir(folder)) == before  # its own results are not inputs
 
@@ -89,17 +89,17 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         ([tmp_path / "none.png", *good], "none.png: the file is empty"),
         ([tmp_path / "empty", *good], "no image"),
         ([tmp_path / "bomb.png", *good, "--max-pixels", 3_999_999], "more than 3,999,999 pixels"),
-        ([a, "--weights", tmp_path / "w.pth"], "w.pth: not read"),
+        ([a, "--weights", tmp_path / "w.pth"], "w.pth: refused"),
         ([a, "--weights", tmp_path / "evil.pth"], "would run code"),
         ([a, "--weights", tmp_path / "missing.pth"], "missing.pth: no such generator file"),
-        ([a, *good, "--out", a], "would be written over"),
-        ([tmp_path / "b_compare.png", *good, "--out", tmp_path / "b.png", "--compare", "--overwrite"], "would be written over"),
+        ([a, *good, "--out", a], "would be overwritten"),
+        ([tmp_path / "b_compare.png", *good, "--out", tmp_path / "b.png", "--compare", "--overwrite"], "would be overwritten"),
         ([a, *good, "--out", tmp_path / "x.gif"], "cannot write .gif"),
         ([a, *good, "--out", tmp_path / "w.pth" / "x.png"], "cannot be written"),
         ([a, tmp_path / "b.png", *good, "--out", tmp_path / "c.png"], "name a folder"),
         ([a, tmp_path / "other" / "A.png", *good, "--out", tmp_path / "folder"], "would both be written"),
-        ([wide, *good, "--out", tmp_path / "x.webp"], "WEBP holds at most 16383 pixels a side, this is 16404x4"),
-        ([a, *good, "--out", tmp_path / "A.PNG"], "would be written over"),
+        ([wide, *good, "--out", tmp_path / "x.webp"], "WEBP holds at most 16383 pixels per side, this is 16404x4"),
+        ([a, *good, "--out", tmp_path / "A.PNG"], "would be overwritten"),
     ]
     before = sorted(tmp_path.rglob("*"))
     for arguments, reason in cases:
@@ -110,12 +110,12 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--suffix", "_big/er"], "cannot have / or"),
-        (["--suffix", "x" * 51], "more than 50 bytes"),
+        (["--suffix", "_big/er"], "must not contain / or"),
+        (["--suffix", "x" * 51], "exceed 50 bytes"),
         (["--overwrite", "--skip-existing"], "not allowed with"),
     ],
 )
-def test_options_that_cannot_be_are_refused(capsys, options, reason):
+def test_invalid_options_are_refused(capsys, options, reason):
     with pytest.raises(SystemExit):
         test_image.get_args_parser().parse_args(["a.png", *options])
     assert reason in capsys.readouterr().err
@@ -173,7 +173,7 @@ def test_images_whose_results_would_share_a_name_are_kept_apart(tmp_path, weight
     assert sorted(os.listdir(tmp_path / "out")) == ["A_jpg_x4.png", "a_png_x4.png", "b_x4.png"]
 
 
-def test_frames_that_are_left_out_are_told(tmp_path, weights, astronaut):
+def test_left_out_frames_are_reported(tmp_path, weights, astronaut):
     frames = [Image.fromarray(astronaut[top : top + 8, :8]) for top in (0, 100, 200)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "b.png")
@@ -205,7 +205,7 @@ def test_gray_stays_gray_and_opaque_white_stays_white(tmp_path):
         assert np.asarray(on_white).min() >= 250, name
 
 
-def test_what_a_photo_says_of_itself_is_carried_over(tmp_path, weights, astronaut):
+def test_the_metadata_of_a_photo_are_carried_over(tmp_path, weights, astronaut):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     options = corpus.described_options("jpg", orientation=6, width=30)
     Image.fromarray(astronaut[:20, :30]).save(tmp_path / "a.jpg", icc_profile=profile, **options)
@@ -218,7 +218,7 @@ def test_what_a_photo_says_of_itself_is_carried_over(tmp_path, weights, astronau
             assert result.info["icc_profile"] == profile and round(result.info["dpi"][0]) == 300
 
 
-def test_the_weights_in_the_box_beat_bicubic_without_another_step(tmp_path):
+def test_the_default_weights_beat_bicubic(tmp_path):
     hr = images.crop_to_multiple(photograph("chelsea.png"), 4)
     Image.fromarray(images.downscale(hr, 4)).save(tmp_path / "chelsea.png")
     run("test_image.py", tmp_path / "chelsea.png")

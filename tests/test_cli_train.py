@@ -155,19 +155,19 @@ def test_the_same_command_says_that_the_run_is_finished_and_changes_nothing(whol
 
 
 def test_a_restart_continues_bit_for_bit_and_more_epochs_go_on(whole_run, tmp_path):
-    """Constant rate: one epoch and then two more are three at once."""
+    """At a constant rate, one epoch and then two more give the same result as three at once."""
     photos, *_ = whole_run
     options = ["--pretrain-epochs", 1, "--ema", 0.9]
     run("train.py", *command(photos, tmp_path / "a", "--epochs", 2, *options))
     run("train.py", *command(photos, tmp_path / "b", "--epochs", 1, *options))
     assert len(rows_of(tmp_path / "b")) == 2
     done = run("train.py", *command(photos, tmp_path / "b", "--epochs", 2, "--workers", 1, *options))
-    assert "going on with epoch 3" in done.stdout
+    assert "resuming at epoch 3" in done.stdout
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
 def started(arguments: list[str], until: Path) -> subprocess.Popen:
-    """A training in a process group of its own, that has come to write the file `until`."""
+    """A training run in its own process group, which has already written the file `until`."""
     process = subprocess.Popen(
         [sys.executable, ROOT / "train.py", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -187,7 +187,7 @@ def test_a_signal_in_the_middle_saves_and_the_restart_ends_the_same(whole_run, t
     os.killpg(process.pid, number)  # the whole group, as a terminal and a scheduler do
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number, errors
-    assert "run the same command to go on" in errors
+    assert "run the same command again to resume" in errors
     run("train.py", *arguments)
     assert_same_run(tmp_path / "out", whole)
 
@@ -209,7 +209,7 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing_half_written(whole_run,
     assert_same_run(out, whole)
 
 
-def test_memory_that_runs_out_is_one_line_that_says_what_needs_less(whole_run, tmp_path):
+def test_running_out_of_memory_is_one_line_with_advice(whole_run, tmp_path):
     photos, *_ = whole_run
     options = ["--batch-size", 512, "--crops-per-image", 128, "--crop", 72, "--pretrain-epochs", 1, "--epochs", 0]
     words = map(str, [sys.executable, ROOT / "train.py", *command(photos, tmp_path / "out", *options)])
@@ -230,14 +230,14 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(photos, tmp_path):
     assert process.returncode == 1 and "another process of this run has ended" in errors and "Traceback" not in errors
 
 
-def test_other_options_are_refused_by_name_and_other_places_are_not(whole_run):
+def test_changed_options_are_refused_by_name(whole_run):
     photos, out, _ = whole_run
     options = ["--epochs", 3, *EVERYTHING]
     error = the_error(run("train.py", *command(photos, out, *options, "--batch-size", 2, "--seed", 1), status=None))
     assert "--batch-size (was 3, is 2), --seed (was 0, is 1)" in error
 
 
-def test_a_run_from_before_an_option_was_goes_on_with_its_default(whole_run, tmp_path):
+def test_a_run_older_than_an_option_resumes_with_its_default(whole_run, tmp_path):
     photos, whole, _ = whole_run
     state = checkpoint.load_checkpoint(whole / "checkpoints")[0]
     del state["options"]["pixel_loss"]
@@ -249,8 +249,8 @@ def test_a_run_from_before_an_option_was_goes_on_with_its_default(whole_run, tmp
     assert "--pixel-loss (was mse, is l1)" in error
 
 
-def test_a_checkpoint_of_the_first_version_goes_on(whole_run, tmp_path):
-    """It kept the sums of an unfinished epoch as one tensor, and knew fewer options and facts."""
+def test_a_checkpoint_of_the_first_version_resumes(whole_run, tmp_path):
+    """It stored the sums of an unfinished epoch as one tensor, and had fewer options and facts."""
     photos, whole, _ = whole_run
     arguments = list(map(str, command(photos, tmp_path / "out", "--epochs", 2, *EVERYTHING)))
     process = started(arguments, tmp_path / "out" / "checkpoints" / "generator_pretrained.pth")
@@ -269,7 +269,7 @@ def test_a_checkpoint_of_the_first_version_goes_on(whole_run, tmp_path):
 
 
 def test_more_epochs_under_a_cosine(whole_run, tmp_path):
-    """A cosine that is under way would bend; a finished run may go on, and a line says what becomes of the rate."""
+    """`--epochs` cannot change during a cosine; a finished run may continue, and a line says what happens to the rate."""
     import shutil
 
     photos, whole, _ = whole_run
@@ -294,7 +294,7 @@ def test_a_replaced_perceptual_file_is_noticed(photos, tmp_path):
     state["0.bias"][0] = 1.0
     torch.save(state, path)
     error = the_error(run("train.py", *command(photos, tmp_path / "out", "--epochs", 2, "--vgg-weights", path), status=None))
-    assert "--vgg-weights: not the weights that the run began with" in error
+    assert "--vgg-weights: not the weights that the run started with" in error
 
 
 def test_a_run_that_does_without_its_adversarial_epochs_needs_no_perceptual_network(photos, tmp_path):
@@ -343,7 +343,7 @@ def test_clipping_accumulation_and_a_rate_of_its_own_for_d_are_trained_and_resum
     Generator(4, 1)  # drawn before D
     fresh = Discriminator().state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in fresh.items() if name.endswith("weight"))  # rate 0
-    assert "--accumulate 5 is more parts" in the_error(
+    assert "--accumulate 5 asks for more parts" in the_error(
         run("train.py", *command(photos, tmp_path / "c", "--batch-size", 4, "--accumulate", 5), status=None)
     )
 
@@ -356,7 +356,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole_run, tmp_path):
     last = tmp_path / "out" / "checkpoints" / "last.pth"
     last.write_bytes(last.read_bytes()[:-1000])
     done = run("train.py", *command(photos, tmp_path / "out", "--epochs", 2, *EVERYTHING))
-    assert "warning" in done.stderr and "last.pth" in done.stderr and "going on with epoch 3" in done.stdout
+    assert "warning" in done.stderr and "last.pth" in done.stderr and "resuming at epoch 3" in done.stdout
     assert_same_run(tmp_path / "out", whole)
 
 
@@ -386,7 +386,7 @@ def test_a_dry_run_writes_nothing(whole_run, tmp_path):
 
 
 def test_a_dry_run_reads_and_downloads_only_what_it_needs(photos, tmp_path, monkeypatch):
-    """A damaged image that it does not come to is not noticed; VGG16's weights are only said to be missing."""
+    """A damaged image that it does not reach goes unnoticed; that VGG16's weights are missing is only reported."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     (photos[1] / "image_9.png").write_bytes((photos[1] / "image_0.png").read_bytes()[:2000])
     arguments = command(photos, tmp_path / "out", "--dry-run", "--vgg-weights", "imagenet", "--learning-rate", 0)
@@ -406,7 +406,7 @@ def test_init_starts_from_a_generator_file(whole_run, tmp_path):
     ours, theirs = (tensors(path) for path in (tmp_path / "a" / "checkpoints" / "generator_last.pth", pretrained))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.endswith(("weight", "bias")))
     error = the_error(run("train.py", *command(photos, tmp_path / "b", "--blocks", 2, "--init", pretrained), status=None))
-    assert "blocks 1, this run trains generator srresnet, upscale 4, blocks 2" in error
+    assert "blocks 1, but this run trains generator srresnet, upscale 4, blocks 2" in error
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_file(whole_run, tmp_path):
@@ -437,13 +437,13 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
         (["--val-dir", tmp_path / "empty"], "no image in this folder"),
         (["--crop", 88], "use a smaller --crop"),
         (["--crop", 31], "--crop 28 is too small: the networks need at least 32"),
-        (["--init", tmp_path / "no.pth"], "no.pth: not read"),
-        (["--vgg-weights", tmp_path / "no.pth"], "no.pth: not read"),
+        (["--init", tmp_path / "no.pth"], "no.pth: refused"),
+        (["--vgg-weights", tmp_path / "no.pth"], "no.pth: refused"),
         (["--vgg-weights", tmp_path / "none.pth"], "none.pth: No such file"),
         (["--out", tmp_path / "file" / "out"], "cannot be written"),
         (["--ema", 1], "--ema 1.0 is not a decay"),
         (["--epochs", 0], "leaves nothing to do"),
-        (["--out", photos[0] / "out"], "lies in the image folder"),
+        (["--out", photos[0] / "out"], "is inside the image folder"),
         (["--seed", 2**63], "--seed 9223372036854775808 is too large"),
         (["--batch-size", 0], "--batch-size: '0' is not a whole number of at least 1"),
         (["--upscale", 5], "invalid choice"),
@@ -506,7 +506,7 @@ def test_bf16_resumes_bit_for_bit(photos, tmp_path):
 
 
 def test_an_adversarial_run_in_bf16_ends_where_one_in_fp32_does(photos, tmp_path):
-    """150 updates from one start: the same quality and the same balance of D and G, though not the same bits."""
+    """150 updates from the same start give the same quality and the same balance of D and G, though not the same bits."""
     training = ["--init", ROOT / "weights" / "srresnet_x4.pth", "--blocks", 8, "--batch-size", 4, "--crops-per-image", 25]
     training += ["--epochs", 6, "--val-every", 6, "--learning-rate", 1e-4, "--ema", 0.98, "--perceptual-weight", 0]
     last = {}

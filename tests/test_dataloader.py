@@ -65,7 +65,7 @@ def test_the_samples_of_an_epoch_are_those_that_earlier_versions_gave(tmp_path, 
 
 
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
-def test_a_plain_loader_crops_anew_in_every_pass_and_repeats_itself_after_the_same_seed(dataset, workers, persistent):
+def test_a_plain_loader_gives_new_crops_in_every_pass_and_the_same_ones_after_the_same_seed(dataset, workers, persistent):
     def passes():
         torch.manual_seed(1)
         loader = DataLoader(dataset, 4, shuffle=True, num_workers=workers, persistent_workers=persistent)
@@ -87,13 +87,13 @@ def test_a_sample_of_an_epoch_does_not_depend_on_the_global_generator(dataset):
     assert same([numbered], [other_numbered]) and not same([plain], [other_plain])
 
 
-def test_the_sampler_works_in_a_loader_of_ones_own(dataset):
+def test_the_sampler_works_in_a_plain_dataloader(dataset):
     sampler = EpochSampler(len(dataset), 3, seed=4)
     sampler.epoch = 5
     assert same(list(DataLoader(dataset, batch_sampler=sampler)), epoch_of(dataset, 5))
 
 
-def test_every_crop_is_a_turned_piece_of_its_image_on_the_grid_with_the_lr_of_the_whole(dataset, photos):
+def test_crops_start_on_the_grid_and_have_the_lr_of_the_whole_image_in_all_orientations(dataset, photos):
     image = images.crop_to_multiple(images.read_picture(photos[0] / "image_1.png").rgb, 4)
     lr_image = images.downscale(image, 4)
     places, turns = set(), set()
@@ -133,14 +133,14 @@ def test_an_image_narrower_than_the_scale_is_too_small_and_not_damaged(photos, t
 
 
 def test_more_processes_than_samples_are_refused():
-    with pytest.raises(ValueError, match="5 crops an epoch are too few for 8 processes"):
+    with pytest.raises(ValueError, match="5 crops per epoch are too few for 8 processes"):
         EpochSampler(5, 8, world_size=8)
 
 
 def test_small_images_are_left_out(photos):
     Image.new("RGB", (40, 30)).save(photos[0] / "small.png")
     assert TrainDatasetFromFolder(photos[0], 32, 4).too_small == ["small.png"]
-    with pytest.raises(ValueError, match=r"no image has 88x88 pixels \(the largest is .* of 100x72\)"):
+    with pytest.raises(ValueError, match=r"no image is as large as 88x88 \(the largest is .*, 100x72\)"):
         TrainDatasetFromFolder(photos[0], 88, 4)
     with pytest.raises(ValueError, match="multiple of the scale 4"):
         TrainDatasetFromFolder(photos[0], 33, 4)
@@ -158,7 +158,7 @@ def test_validation_gives_whole_images_cropped_to_the_scale(photos, tmp_path):
     assert len(ValDatasetFromFolder(photos[1], 4, count=1)) == 1
 
 
-def test_names_differ_where_upper_and_lower_case_do_not(photos):
+def test_names_are_unique_even_if_case_is_ignored(photos):
     image = Image.open(photos[1] / "image_0.png")
     for name in ("A.png", "a.jpg", "Sub/B.png", "sub_b.png"):
         (photos[1] / name).parent.mkdir(exist_ok=True)

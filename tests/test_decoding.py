@@ -1,5 +1,6 @@
-"""Which value of a gray image is white, and what a gray profile makes of it."""
+"""Which value of a gray image is white, and how gray profiles are applied."""
 
+import errno
 import struct
 
 import numpy as np
@@ -20,7 +21,7 @@ def saved(path, image, **options):
 
 
 def gray_profile() -> bytes:
-    """The least ICC profile of a gray space with linear tones."""
+    """The smallest ICC profile of a gray space with linear tones."""
     tags = {
         b"desc": b"desc" + struct.pack(">4xI", 2) + b"g\0" + bytes(79),
         b"wtpt": b"XYZ " + struct.pack(">4x3i", *(round(value * 65536) for value in (0.9642, 1, 0.8249))),
@@ -79,7 +80,7 @@ def test_the_range_of_integer_gray(tmp_path, values, dtype, white):
 
 def test_a_range_that_had_to_be_guessed_is_said(tmp_path):
     guessed = saved(tmp_path / "dark.png", (SMOOTH * 4000).astype(np.uint16))
-    assert images.read_picture(guessed).notes == ("its 16-bit values hardly exceed 4,095, which is taken for white",)
+    assert images.read_picture(guessed).notes == ("its 16-bit values hardly exceed 4,095, which is taken as white",)
     assert images.read_picture(saved(tmp_path / "bright.png", (SMOOTH * 65535).astype(np.uint16))).notes == ()
     assert images.read_picture(saved(tmp_path / "unit.tif", SMOOTH.astype(np.float32))).notes == ()
 
@@ -106,3 +107,15 @@ def test_a_gray_profile_is_applied_also_beside_alpha(tmp_path):
         picture = images.read_picture(saved(tmp_path / "a.png", image, icc_profile=gray_profile()))
         assert picture.gray and picture.icc_profile is None
         assert np.abs(picture.rgb[..., 0] - expected).max() <= 1, image.mode
+
+
+def test_a_failing_disk_is_not_taken_for_a_damaged_picture(tmp_path, monkeypatch):
+    path = saved(tmp_path / "a.png", (SMOOTH * 255).astype(np.uint8))
+
+    def load(_image):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(OSError, match="Input/output error") as failed:
+        images.read_picture(path)
+    assert failed.value.filename == str(path)

@@ -15,7 +15,7 @@ MEBI = 2**20
 
 @pytest.fixture(autouse=True)
 def switches():
-    """PyTorch's global switches as they are by default, before a test and after it."""
+    """Set PyTorch's global switches to their defaults before and after a test."""
 
     def reset():
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
@@ -38,7 +38,7 @@ def test_devices_and_precisions():
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_auto_means_bf16_where_the_generator_bears_it(monkeypatch, has_bf16):
+def test_auto_means_bf16_unless_the_generator_avoids_it(monkeypatch, has_bf16):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_bf16)
@@ -77,7 +77,7 @@ def test_fp32_is_fp32_inside_autocast_and_with_tf32_on():
 
 
 def system(folder: Path, files: dict[str, str | int]) -> dict[str, Path]:
-    """Write files under `proc` and `sys`, with 8000 MB of memory of which the page cache holds most, and name the two."""
+    """Write files under `proc` and `sys`, with 8000 MB of memory, mostly used by the page cache, and return the two folders."""
     meminfo = "MemTotal: 8192000 kB\nMemFree: 102400 kB\nMemAvailable: 6144000 kB\n"
     for name, text in {"proc/meminfo": meminfo, **files}.items():
         path = folder / name
@@ -96,20 +96,20 @@ def test_cached_files_count_as_free(tmp_path):
     assert device.free_system_memory(**system(tmp_path, {})) == 6000 * MEBI
 
 
-def test_the_limit_of_a_container_bounds_it(tmp_path):
+def test_free_memory_is_within_the_containers_limit(tmp_path):
     files = {"proc/self/cgroup": "0::/", **group("sys", 1000 * MEBI, 800 * MEBI, 300 * MEBI)}
     assert device.free_system_memory(**system(tmp_path, files)) == 500 * MEBI
 
 
 @pytest.mark.parametrize("inner", ["max", 900 * MEBI])
-def test_limits_of_the_groups_around_it_count_too(tmp_path, inner):
+def test_limits_of_parent_groups_count_too(tmp_path, inner):
     files = {"proc/self/cgroup": "0::/job.slice/step", **group("sys/job.slice/step", inner, 200 * MEBI, 0)}
     files |= group("sys/job.slice", 1000 * MEBI, 600 * MEBI, 50 * MEBI)
     assert device.free_system_memory(**system(tmp_path, files)) == 450 * MEBI
 
 
 @pytest.mark.parametrize("place", ["sys/memory/docker/abc", "sys/memory"])  # in the container the group is at the top
-def test_version_1_groups_bound_it(tmp_path, place):
+def test_free_memory_is_within_the_limits_of_version_1_groups(tmp_path, place):
     files = {"proc/self/cgroup": "5:cpuset:/\n4:cpu,memory:/docker/abc\n0::/other"}
     files |= {f"{place}/memory.limit_in_bytes": 700 * MEBI, f"{place}/memory.usage_in_bytes": 650 * MEBI}
     files |= {f"{place}/memory.stat": f"inactive_file 9\ntotal_inactive_file {40 * MEBI}"}

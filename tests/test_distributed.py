@@ -21,7 +21,7 @@ OPTIONS = ["--pretrain-epochs", 1, "--crops-per-image", 2, "--batch-size", 4, "-
 
 
 def launched(world_size: int, script: str, *arguments, folders: list | None = None) -> list[subprocess.CompletedProcess]:
-    """Run a script in as many processes as torchrun would, by the variables that it sets; each in its folder, where given."""
+    """Run a script in several processes with the variables that torchrun sets, each in its own folder if folders are given."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     shared = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
@@ -111,7 +111,7 @@ def test_one_process_of_torchrun_is_the_plain_run(two_processes, tmp_path, monke
     assert_same_run(tmp_path / "torchrun", tmp_path / "plain")
 
 
-def test_machines_that_do_not_see_one_out_are_refused_before_they_train_apart(two_processes, tmp_path):
+def test_machines_that_do_not_share_one_out_folder_are_refused(two_processes, tmp_path):
     photos, whole, *_ = two_processes
     shutil.copytree(whole, tmp_path / "a" / "out")
     (tmp_path / "b").mkdir()
@@ -120,7 +120,7 @@ def test_machines_that_do_not_see_one_out_are_refused_before_they_train_apart(tw
         assert done.returncode == 2 and "is not the same folder for all processes" in done.stderr, done.stderr
 
 
-def test_sigterm_to_the_launcher_saves_and_the_same_command_ends_the_same(two_processes, tmp_path):
+def test_sigterm_to_the_launcher_saves_and_the_same_command_resumes(two_processes, tmp_path):
     photos, whole, *_ = two_processes
     arguments = command(photos, tmp_path / "out", *OPTIONS, "--epochs", 2)
     launcher = torchrun(arguments)
@@ -129,7 +129,7 @@ def test_sigterm_to_the_launcher_saves_and_the_same_command_ends_the_same(two_pr
     for process in (launcher.pid, *workers_of(launcher)):  # as a scheduler does; the launcher passes it on once more
         os.kill(process, signal.SIGTERM)
     errors = launcher.communicate(timeout=60)[1]
-    assert launcher.returncode != 0 and errors.count("run the same command to go on") == 1, errors
+    assert launcher.returncode != 0 and errors.count("run the same command again to resume") == 1, errors
     for done in launched(2, "train.py", *arguments):
         assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "out", whole)
@@ -142,7 +142,7 @@ def test_a_killed_process_is_restarted_or_ends_the_job_and_the_same_command_carr
     wait_for(tmp_path / "out" / "checkpoints" / "last.pth", launcher)
     first = workers_of(launcher)
     os.kill(first[1], signal.SIGKILL)
-    while len(set(workers_of(launcher)) - set(first)) < 2:  # the launcher starts both anew
+    while len(set(workers_of(launcher)) - set(first)) < 2:  # the launcher restarts both
         time.sleep(0.01)
     wait_for(tmp_path / "out" / "validation" / "epoch_002" / "0.png", launcher)
     os.kill(workers_of(launcher)[0], signal.SIGKILL)
@@ -153,7 +153,7 @@ def test_a_killed_process_is_restarted_or_ends_the_job_and_the_same_command_carr
     assert_same_run(tmp_path / "out", whole)
 
 
-def test_shares_are_even_disjoint_and_what_is_left_out_is_said(two_processes, tmp_path):
+def test_shares_are_even_and_disjoint_and_left_out_samples_are_reported(two_processes, tmp_path):
     samplers = [EpochSampler(11, 4, 0, rank, 2) for rank in range(2)]
     shares = [list(sampler) for sampler in samplers]
     assert [len(batch) for share in shares for batch in share] == [2, 2, 1, 2, 2, 1] and samplers[0].left_out == 1
@@ -164,7 +164,7 @@ def test_shares_are_even_disjoint_and_what_is_left_out_is_said(two_processes, tm
         EpochSampler(11, 4, 0, 0, 3)
 
 
-def test_alone_nothing_is_changed():
+def test_a_single_process_changes_nothing():
     import torch
 
     values, network = torch.rand(3), torch.nn.Linear(1, 1)
@@ -179,6 +179,6 @@ def test_a_launcher_that_sets_less_than_torchrun_is_told_what_is_missing(monkeyp
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv(missing)  # as under srun and mpirun, which number processes by variables of their own
-    with pytest.raises(cli.UserError, match=f"not {missing}: start the processes by torchrun"):
+    with pytest.raises(cli.UserError, match=f"not {missing}: start the processes with torchrun"):
         with distributed.processes(torch.device("cpu")):
             pytest.fail("the processes cannot find each other")

@@ -1,4 +1,4 @@
-"""A few of the faults of `make torture`: kills and failing writes at moments spread over a run's life."""
+"""A few of the faults of `make torture`: kills and failing writes at moments spread over a run."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from utils import checkpoint
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The photographs, the state of an undisturbed run, and the events of its life."""
+    """The photographs, and the state and the events of an undisturbed run."""
     folder = tmp_path_factory.mktemp("faults")
     faults.make_photos(folder)
     done = faults.train_with("kill", 0, folder, folder / "whole")
@@ -19,14 +19,14 @@ def undisturbed(tmp_path_factory):
     return folder, faults.state_of(folder / "whole"), events
 
 
-def test_a_life_has_every_kind_of_event(undisturbed):
+def test_a_run_has_every_kind_of_event(undisturbed):
     events = undisturbed[2]
     assert {"write", "flush", "rename", "link", "work"} == set(events)
     assert len(events) > 60
 
 
 @pytest.mark.parametrize("moment", [0.04, 0.3, 0.55, 0.8, 0.97])
-def test_a_killed_run_goes_on_to_the_same_end(undisturbed, tmp_path, moment):
+def test_a_killed_run_resumes_to_the_same_result(undisturbed, tmp_path, moment):
     folder, expected, events = undisturbed
     assert faults.survives("kill", 1 + int(moment * len(events)), folder, tmp_path / "run", expected) == ""
 

@@ -21,7 +21,7 @@ class WouldRun:
         return (Path.touch, (Path(self.path),))
 
 
-def test_a_write_takes_the_place_of_the_older_file(tmp_path):
+def test_a_write_replaces_the_older_file(tmp_path):
     path = tmp_path / "a"
     files.write_text(path, "one")
     files.write_text(path, "two")
@@ -80,7 +80,7 @@ def test_tensors_survive_the_disk(tmp_path):
     [SystemExit(130), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("DataLoader worker (pid 1) was killed")],
     ids=["signal", "full disk", "dead worker"],
 )
-def test_what_breaks_into_writing_tensors_is_not_hidden_by_the_zip_writer(tmp_path, monkeypatch, cause):
+def test_the_zip_writer_does_not_hide_why_writing_tensors_failed(tmp_path, monkeypatch, cause):
     class Broken(io.FileIO):
         left = 0
 
@@ -139,7 +139,7 @@ def test_damage_is_noticed(tmp_path):
         (bytes(unnamed), "damaged"),
         (whole[: len(whole) // 2], "damaged"),
         (b"", "empty"),
-        (b"x" * 99, "not read"),
+        (b"x" * 99, "refused"),
     ):
         path.write_bytes(broken)
         with pytest.raises(ValueError, match=reason):
@@ -173,7 +173,7 @@ def test_tensors_that_would_take_more_memory_than_the_file_has_bytes_are_refused
     for old_format in (False, True):
         for what, value in hostile.items():
             torch.save({"a": value}, path, _use_new_zipfile_serialization=not old_format)
-            with pytest.raises(cli.UserError, match=r"t\.pth: not read, .*(bytes of tensors|without values|file of tensors)"):
+            with pytest.raises(cli.UserError, match=r"t\.pth: refused, .*(bytes of tensors|without values|file of tensors)"):
                 files.load_tensors(path)
                 pytest.fail(what)
 
@@ -211,7 +211,7 @@ class Zeros:
 @pytest.mark.parametrize("old_format", [False, True])
 def test_plain_data_that_would_fill_the_memory_are_refused(tmp_path, old_format):
     torch.save({"a": Zeros()}, tmp_path / "t.pth", _use_new_zipfile_serialization=not old_format)
-    with pytest.raises(cli.UserError, match=r"t\.pth: not read, it holds a bytearray"):
+    with pytest.raises(cli.UserError, match=r"t\.pth: refused, it holds a bytearray"):
         files.load_tensors(tmp_path / "t.pth")
 
 
@@ -229,7 +229,7 @@ def test_parts_that_overlap_are_refused(tmp_path):
         files.load_tensors(path)
 
 
-def test_memory_that_runs_out_is_not_called_damage(tmp_path, monkeypatch):
+def test_running_out_of_memory_is_not_reported_as_damage(tmp_path, monkeypatch):
     torch.save({"a": torch.ones(1)}, tmp_path / "t.pth")
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")):
         monkeypatch.setattr(torch, "load", lambda *_a, error=error, **_k: (_ for _ in ()).throw(error))

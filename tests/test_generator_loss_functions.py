@@ -90,7 +90,7 @@ def test_a_file_of_other_weights_is_refused(tmp_path):
         vgg16_state_dict(str(path))
 
 
-def test_no_network_gives_the_two_ways_on(tmp_path, monkeypatch):
+def test_without_network_the_error_names_two_alternatives(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def offline(*_args, **_options):
@@ -106,7 +106,7 @@ def test_a_damaged_file_in_the_hub_folder_is_found_at_the_start(tmp_path, monkey
     path = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(1000))
-    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth: .*; delete it, and it is downloaded again"):
+    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth: .*; delete it to download it again"):
         vgg16_state_dict("imagenet")
 
 

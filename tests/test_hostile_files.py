@@ -1,4 +1,4 @@
-"""Image, weight and dataset files of strangers: a clear refusal or a good result, in bounded time and memory."""
+"""Untrusted image, weight and dataset files give a good result or a clear refusal, in bounded time and memory."""
 
 import argparse
 import json
@@ -79,7 +79,7 @@ def test_mutated_images_in_a_dataset_are_left_out(broken, tmp_path):
     assert "good" in names and len(set(names)) == len(names)
 
 
-def test_a_sample_of_them_through_the_real_command(broken, tmp_path):
+def test_mutated_images_through_the_command_line(broken, tmp_path):
     shutil.copytree(broken, tmp_path / "some", ignore=lambda _, names: [name for name in names if int(name[:5]) % 12])
     Image.new("RGB", (24, 20)).save(tmp_path / "some" / "good.png")
     checkpoint.save_generator(tmp_path / "x2.pth", Generator(2, 1))
@@ -134,7 +134,7 @@ def safetensors_file(header: bytes, content: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header + content
 
 
-def test_nesting_without_end_is_one_line(tmp_path):
+def test_endless_nesting_is_refused_in_one_line(tmp_path):
     nested = "[" * 100_000
     one = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
     metadata = [{"x": nested}, {"format": '"srgan-generator-1"', "generator": '"srresnet"', "blocks": nested}]
@@ -158,7 +158,7 @@ def test_nesting_without_end_is_one_line(tmp_path):
 
 
 def save_nested(path, content: dict) -> None:
-    """Save in PyTorch's format what its pickler refuses to: a list nested without end, by lists that are closed one by one."""
+    """Save in PyTorch's format what its pickler cannot: a list nested too deeply, built from lists that are closed one by one."""
     torch.save({name: [] if isinstance(value, list) else value for name, value in content.items()}, path)
     with zipfile.ZipFile(path) as archive:
         members = {member: archive.read(member) for member in archive.namelist()}
@@ -171,7 +171,7 @@ def save_nested(path, content: dict) -> None:
 
 
 def test_expanded_tensors_take_no_memory(tmp_path):
-    """A network of many gigabytes in a file of a few kilobytes, by expanded tensors, and one of 150 MB by tied ones."""
+    """Networks of many gigabytes (from expanded tensors) and of 150 MB (from tied ones) in files of a few kilobytes."""
     architecture = {"generator": "rrdb", "upscale": 4, "blocks": 1, "features": 16384, "growth": 8192}
     with torch.device("meta"):
         wanted = RRDBGenerator(4, 1, 16384, 8192).state_dict()

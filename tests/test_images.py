@@ -112,7 +112,7 @@ def test_alpha_is_kept_apart(tmp_path, astronaut):
     assert images.read_picture(tmp_path / "flat.bmp").rgb[0, 1].tolist() == [255, 255, 255]
 
 
-def test_hidden_colours_are_those_of_the_nearest_pixel_that_is_seen(astronaut):
+def test_transparent_pixels_take_the_colour_of_the_nearest_visible_pixel(astronaut):
     rgb = np.zeros((5, 9, 3), np.uint8)
     alpha = np.zeros((5, 9), np.uint8)
     rgb[:, :2], alpha[:, :2] = (255, 0, 0), 255

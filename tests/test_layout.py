@@ -24,7 +24,7 @@ def imported(path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py")], ids=lambda path: path.stem)
-def test_root_imports_utils_and_utils_only_the_networks_and_no_script_a_script(path):
+def test_utils_import_only_the_networks_from_the_root_and_nothing_imports_a_script(path):
     of_root = imported(path) & {other.stem for other in ROOT.glob("*.py")}
     assert of_root <= NETWORKS if path.parent.name == "utils" else not of_root & SCRIPTS
 
@@ -56,7 +56,7 @@ def test_packages_come_from_the_index_that_is_configured(name):
     assert not re.search(r"://|--(default-|extra-)?index", (ROOT / name).read_text())
 
 
-def test_a_hangup_that_nohup_ignores_stays_ignored_and_an_echo_of_a_signal_is_no_second_one(monkeypatch):
+def test_sighup_under_nohup_stays_ignored_and_a_repeated_signal_counts_once(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         with cli.StopRequest() as stop:

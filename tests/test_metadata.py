@@ -1,4 +1,4 @@
-"""EXIF, XMP and resolution carried from one picture to another of another size."""
+"""EXIF, XMP and resolution are carried over to a picture of another size."""
 
 import corpus
 import numpy as np
@@ -55,7 +55,7 @@ def test_text_that_is_not_ascii_survives_in_a_tiff(tmp_path, astronaut):
         assert tags["Make"].value == "Maker" and tags["ExifTag"].value["PixelXDimension"] == 72
 
 
-def test_an_exif_block_stays_byte_for_byte_but_for_what_would_be_untrue(tmp_path, astronaut):
+def test_an_exif_block_changes_only_where_it_would_be_wrong(tmp_path, astronaut):
     block = corpus.exif(orientation=1)
     Image.fromarray(astronaut[:20, :24]).save(tmp_path / "a.jpg", exif=b"Exif\0\0" + block)
     written = enlarged(tmp_path / "a.jpg", tmp_path / "b.jpg").info["exif"][6:]
@@ -86,8 +86,8 @@ def test_damaged_metadata_count_as_none(tmp_path, exif):
     assert images.read_picture(tmp_path / "odd.png").metadata.dpi is None
 
 
-def test_the_pixels_of_a_jpeg_are_not_told_by_its_exif(tmp_path, astronaut):
-    """A block whose tags say where pixels lie, as in a TIFF, changes nothing in a TIFF made from it."""
+def test_tags_on_pixel_layout_in_a_jpegs_exif_are_ignored(tmp_path, astronaut):
+    """Tags that say where the pixels are, as in a TIFF, change nothing in a TIFF made from the JPEG."""
     lying = Image.Exif()
     lying[256], lying[273], lying[277] = 9999, 5, 7
     Image.fromarray(astronaut[:20, :24]).save(tmp_path / "a.jpg", exif=lying, quality=100)

@@ -63,7 +63,7 @@ def test_the_multiscale_discriminator_cannot_train_on_less_than_its_smallest_cro
 
 
 @pytest.mark.parametrize("arguments", [(5, 8), (4, 0)])
-def test_generator_refuses_what_it_cannot_be(arguments):
+def test_generator_refuses_invalid_arguments(arguments):
     with pytest.raises(ValueError, match=str(arguments[0] if arguments[0] == 5 else 0)):
         Generator(*arguments)
 

@@ -1,4 +1,4 @@
-"""Files and folders with names that few programs think of, and loops of links, through every script."""
+"""Every script with unusual names of files and folders, and with loops of links."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ if sys.platform == "linux":
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, astronaut):
-    """A folder of an odd name, with `train` and `valid` in it: the same odd names in each, and links that lead round."""
+    """A folder with an odd name that holds `train` and `valid`, each with the same odd names and with links in a loop."""
     place = tmp_path_factory.mktemp("names") / "a folder\nof übung 写真"
     for part in ("train", "valid"):
         (place / part).mkdir(parents=True)
@@ -31,7 +31,7 @@ def place(tmp_path_factory, astronaut):
 
 @pytest.fixture(scope="module")
 def weights(place):
-    """A generator that train.py has made of those folders; the run's own files are looked at here."""
+    """A generator trained on those folders; this also checks the run's own files."""
     options = ["--crop", 32, "--batch-size", 4, "--blocks", 1, "--pretrain-epochs", 1, "--epochs", 0, "--device", "cpu"]
     folders = ["--train-dir", place / "train", "--val-dir", place / "valid", "--out", place / "out\nput"]
     for _ in range(2):  # the second finds it finished

@@ -50,7 +50,7 @@ def test_a_damaged_cache_is_noticed_and_built_again(photos, tmp_path, capsys, da
     assert capsys.readouterr().err == ""
 
 
-def test_an_image_that_can_be_read_again_is_taken_up(photos, tmp_path, monkeypatch):
+def test_an_image_that_has_become_readable_is_added(photos, tmp_path, monkeypatch):
     def unreadable(path, *_):
         if "image_1" in str(path):
             raise PermissionError(13, "Permission denied", str(path))
@@ -122,7 +122,7 @@ def test_lr_files_in_subfolders_are_paired_by_place_and_never_guessed(photos, tm
     dataset = ValDatasetFromFolder(hr, 4, lr_folder=lr)
     assert [(image[1][0, 0, 0, 0].item(), image[3][0, 0, 0, 0].item()) for image in dataset] == [(2, 2), (0, 0), (1, 1)]
     (hr / "a.png").write_bytes((hr / "one" / "a.png").read_bytes())
-    with pytest.raises(ValueError, match=r"a.png: several LR images \(.*one/a.png, .*two/a.png\) a or ax4"):
+    with pytest.raises(ValueError, match=r"a.png: several LR images \(.*one/a.png, .*two/a.png\) named a or ax4"):
         ValDatasetFromFolder(hr, 4, lr_folder=lr)
     (lr / "a.png").symlink_to("nowhere")
     with pytest.raises(ValueError, match=r"a\.png: No such file"):
@@ -171,7 +171,7 @@ def test_the_other_processes_of_a_machine_check_all_but_the_pixels(photos, tmp_p
     assert path.read_bytes() == content
 
 
-def test_an_lr_file_is_never_that_of_two_images(tmp_path):
+def test_an_lr_file_is_never_paired_with_two_images(tmp_path):
     hr, lr = tmp_path / "hr", tmp_path / "lr"
     for place, side in (("hr/one/a.png", 64), ("hr/two/a.png", 64), ("hr/b.png", 64), ("hr/b.jpg", 64), ("hr/c.png", 64)):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)

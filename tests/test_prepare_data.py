@@ -24,7 +24,7 @@ def server():
 
 
 @pytest.mark.parametrize("resumes", [True, False])
-def test_a_download_goes_on_where_it_broke_off(server, tmp_path, resumes):
+def test_a_download_resumes_where_it_broke_off(server, tmp_path, resumes):
     server.body, server.breaks, server.resumes = bytes(range(256)) * 400, [30_000, 20_000 if resumes else 50_000], resumes
     path = tmp_path / "a.zip"
     prepare_data.download(server.url + "a.zip", path, archive_of(server.body), pause_seconds=0)
@@ -33,7 +33,7 @@ def test_a_download_goes_on_where_it_broke_off(server, tmp_path, resumes):
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
 
 
-def test_a_download_that_never_ends_well_is_no_file_and_can_go_on_later(server, tmp_path):
+def test_a_failed_download_leaves_no_archive_and_can_be_resumed(server, tmp_path):
     server.body, server.breaks = b"x" * 1000, [100] * 3
     with pytest.raises(ValueError, match=r"stopped after 3 tries.*again to resume"):
         prepare_data.download(server.url, tmp_path / "a.zip", archive_of(server.body), tries=3, pause_seconds=0)
@@ -43,7 +43,7 @@ def test_a_download_that_never_ends_well_is_no_file_and_can_go_on_later(server, 
 
 
 @pytest.mark.parametrize("served", [b"sorry", b"y" * 1000, b"x" * 1001])
-def test_what_is_not_the_archive_is_never_taken_for_it(server, tmp_path, served):
+def test_other_content_is_never_accepted_as_the_archive(server, tmp_path, served):
     server.body = served
     with pytest.raises(ValueError, match=server.url):
         prepare_data.download(server.url, tmp_path / "a.zip", archive_of(b"x" * 1000), tries=1)
@@ -57,12 +57,12 @@ def test_what_is_not_the_archive_is_never_taken_for_it(server, tmp_path, served)
 
 def test_a_web_page_is_named_and_not_kept(server, tmp_path):
     server.body, server.kind = b"<html>log in first</html>", "text/html; charset=utf-8"
-    with pytest.raises(ValueError, match="a web page is served instead of the archive"):
+    with pytest.raises(ValueError, match="the server sent a web page instead of the archive"):
         prepare_data.download(server.url, tmp_path / "a.zip", archive_of(b"x" * 1000))
     assert len(server.requests) == 1 and not list(tmp_path.iterdir())
 
 
-def test_a_server_that_fails_for_a_while_is_asked_again_and_one_without_the_archive_is_not(server, tmp_path):
+def test_server_errors_are_retried_and_a_missing_archive_is_not(server, tmp_path):
     server.body, server.statuses = b"x" * 1000, [503, 500]
     prepare_data.download(server.url, tmp_path / "a.zip", archive_of(server.body), pause_seconds=0)
     assert (tmp_path / "a.zip").read_bytes() == server.body and len(server.requests) == 3
@@ -72,7 +72,7 @@ def test_a_server_that_fails_for_a_while_is_asked_again_and_one_without_the_arch
     assert len(server.requests) == 4
 
 
-def test_an_address_that_is_none_and_an_answer_that_breaks_off_are_no_tracebacks(server, tmp_path, monkeypatch):
+def test_invalid_urls_and_broken_responses_give_no_traceback(server, tmp_path, monkeypatch):
     for url in ("http://127.0.0.1:9/my folder", "my_mirror/", "http://[::1/", "http://host:port/", f"http://{'a' * 70}.org/"):
         with pytest.raises(cli.UserError, match=re.escape(f"{url}: not a valid address")):
             prepare_data.download(url, tmp_path / "a.zip", archive_of(b"x"))
@@ -90,11 +90,11 @@ def test_an_address_that_is_none_and_an_answer_that_breaks_off_are_no_tracebacks
     assert (tmp_path / "a.zip").read_bytes() == server.body
 
 
-def test_a_zip_that_lies_there_is_checked_and_kept_where_it_is_another(tmp_path, monkeypatch):
+def test_an_existing_zip_is_checked_and_kept_if_it_is_another_file(tmp_path, monkeypatch):
     monkeypatch.setitem(prepare_data.DIV2K, "valid_HR", archive_of(b"the real one"))
     other = zipped({"0801.png": picture()})
     (tmp_path / "DIV2K_valid_HR.zip").write_bytes(other)
-    with pytest.raises(ValueError, match=r"DIV2K_valid_HR\.zip: .* are not the archive .*; delete"):
+    with pytest.raises(ValueError, match=r"DIV2K_valid_HR\.zip: not the archive .*; delete"):
         prepare_data.prepare_div2k(tmp_path, "valid_HR", "http://127.0.0.1:9/")
     assert (tmp_path / "DIV2K_valid_HR.zip").read_bytes() == other and len(list(tmp_path.iterdir())) == 1
 
@@ -163,7 +163,7 @@ def test_copies_that_cannot_be_made_are_one_line(photos, tmp_path):
         assert reason in the_error(run("prepare_data.py", "smaller", *arguments, status=None))
 
 
-def test_the_command_line_tells_of_a_server_without_the_archive(server, tmp_path):
+def test_the_command_line_reports_a_server_without_the_archive(server, tmp_path):
     server.statuses = [403]
     command = ["prepare_data.py", "div2k", "--data", tmp_path, "--url"]
     assert "403" in the_error(run(*command, server.url, status=None))

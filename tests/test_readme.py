@@ -28,8 +28,8 @@ NOT_RUN = (
     *DATA_SETS,
     "app.py",
     "export_onnx.py",
-)  # a page that is served until it is stopped; what takes long, and has its test
-SMALL = ["--dry-run", "--crop", "72", "--batch-size", "2"]  # an option that is repeated counts as it was last given
+)  # a page served until it is stopped; a long command with its own test
+SMALL = ["--dry-run", "--crop", "72", "--batch-size", "2"]  # the last value of a repeated option counts
 
 
 def commands(document) -> list[list[str]]:
@@ -47,7 +47,7 @@ def parse(words: list[str]) -> tuple[str, argparse.Namespace]:
 
 
 def kind(words: list[str]) -> tuple:
-    """What sets a command apart from others that need not be run as well."""
+    """What distinguishes a command from others; of equal ones, only the first is run."""
     script, args = parse(words)
     if script != "train" or "results/short" in words:  # others use the short run's files
         return tuple(words)

@@ -40,7 +40,7 @@ def test_the_default_network_has_esrgans_size():
     with torch.device("meta"):
         network = RRDBGenerator()
     assert sum(parameter.numel() for parameter in network.parameters()) == 16_697_987
-    with pytest.raises(ValueError, match="for 4 only"):
+    with pytest.raises(ValueError, match="supports only 4"):
         RRDBGenerator(2)
 
 

@@ -1,4 +1,4 @@
-"""The steps of train.py against the same updates written plainly."""
+"""The steps of train.py, compared with the same updates in plain code."""
 
 import copy
 
@@ -67,7 +67,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_the_step_is_the_plain_step():
-    """The median of three batches: in one, a value may round to the other side of a rectifier's kink, which counts for 0.5%."""
+    """Takes the median of three batches: in one, a value may round to the other side of a ReLU's kink, which changes 0.5%."""
     errors = []
     for seed in (1, 2, 3):
         models = models_of("fp32")
@@ -181,7 +181,7 @@ def test_the_pixel_step_is_a_step_of_adam_on_the_mse():
     assert torch.allclose(ours - plain, moved, atol=1e-7)
 
 
-def test_the_pixel_only_step_goes_down_the_loss_that_was_chosen():
+def test_the_pixel_step_reduces_the_chosen_loss():
     lr, hr = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
     for name, loss in {"mse": F.mse_loss, "l1": F.l1_loss}.items():
         args = train.get_args_parser().parse_args(["--pixel-loss", name, "--device", "cpu", "--precision", "fp32"])

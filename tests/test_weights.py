@@ -1,4 +1,4 @@
-"""The files in weights/: each is what its card says, in bytes, checksum and figures."""
+"""Each file in weights/ has the size, checksum and scores that its model card states."""
 
 import re
 

@@ -1,6 +1,6 @@
-"""Everything at once, and a table of it: python tests/torture.py [--kills 30] [--images 6000] [--weights 600] [--seed 0].
+"""Run all fault tests and print a table: python tests/torture.py [--kills 30] [--images 6000] [--weights 600] [--seed 0].
 
-Kills spread over the life of a training run, a failing disk at every event of it, mutated pictures and weight files,
+Kills spread over a whole training run, a disk failure at each of its disk events, mutated pictures and weight files,
 hostile archives, bad downloads, and what atheris finds.
 """
 
@@ -35,12 +35,12 @@ PATIENCE = 20  # seconds, after which a file counts as a hang
 
 
 class Hang(BaseException):
-    """A file took longer than `PATIENCE`; no Exception, which the code that is tried could take for its own."""
+    """A file took longer than `PATIENCE`; not an Exception, which the tested code might catch."""
 
 
 @contextlib.contextmanager
 def patience():
-    """Context that is left by `Hang` when it takes too long."""
+    """Context manager that raises `Hang` if the block takes too long."""
 
     def give_up(*_):
         raise Hang(f"took more than {PATIENCE} s")
@@ -91,7 +91,7 @@ def pictures(place: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
 
 
 def weight_files(place: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
-    """Return (kind, case, what went wrong) of damaged weight files: each has to be refused, or hold what it held."""
+    """Return (kind, case, what went wrong) of damaged weight files: each has to be refused, or hold the same values as before."""
     good, found = place / "good.pth", []
     checkpoint.save_generator(good, Generator(2, 1))
     content, expected = good.read_bytes(), files.load_tensors(good)["state_dict"]
@@ -113,7 +113,7 @@ def weight_files(place: Path, count: int, seed: int) -> list[tuple[str, str, str
 
 
 def hostile_archives(place: Path) -> list[tuple[str, str, str]]:
-    """Return (kind, case, what went wrong) of archives that have to be refused whole."""
+    """Return (kind, case, what went wrong) of archives that have to be refused as a whole."""
     found = []
     for what, content in archives.hostile().items():
         path, wrong = place / "a.zip", "was unpacked"
@@ -150,7 +150,7 @@ def bad_downloads(place: Path, seed: int) -> list[tuple[str, str, str]]:
         with archives.server() as server, contextlib.redirect_stdout(None):
             server.body = body
             vars(server).update(behaviour)
-            for _ in range(3):  # the last two from a server that is well again
+            for _ in range(3):  # the last two from a server that works again
                 try:
                     with patience():
                         prepare_data.download(server.url + "a.zip", path, wanted, tries=3, pause_seconds=0)
@@ -170,7 +170,7 @@ def bad_downloads(place: Path, seed: int) -> list[tuple[str, str, str]]:
 
 
 def fuzzed(place: Path, target: str, seconds: int) -> list[tuple[str, str, str]]:
-    """Return a row for every input that atheris, guided by coverage, has tried on a target in some seconds."""
+    """Return a row for every input that atheris, guided by coverage, tried on a target in `seconds`."""
     options = [f"-max_total_time={seconds}", f"-timeout={PATIENCE}", "-max_len=20000", "-print_final_stats=1"]
     words = [sys.executable, Path(__file__).with_name("fuzz.py"), target, place / target, *options]
     done = subprocess.run(words, capture_output=True, text=True, cwd=place, check=False)

@@ -1,4 +1,4 @@
-"""Generator files that describe themselves, and the exact state that a training run resumes from."""
+"""Generator files that describe themselves, and the exact state from which a training run resumes."""
 
 import inspect
 import json
@@ -44,13 +44,13 @@ def save_generator(path: str | Path, generator: nn.Module, **facts: Any) -> None
 
 
 def load_generator(path: str | Path, expected: dict[str, Any] | None = None) -> nn.Module:
-    """Read a generator file, ours or one of ESRGAN's, on the CPU and in evaluation mode; the file says what network it holds.
+    """Read a generator file, ours or ESRGAN's, and return the network that it describes, on the CPU and in evaluation mode.
 
-    With `expected`, the `architecture` of a network, a file that holds another one is refused.
+    With `expected`, the `architecture` of a network, a file with another architecture is refused.
 
     Raises:
         OSError: the file cannot be opened.
-        UserError: not a generator file, damaged, or weights that do not fit the network that the file names.
+        UserError: the file is not a generator file, is damaged, or has weights that do not fit the network that it names.
     """
     metadata, state = _read_generator_file(path)
     generator = _build_empty(path, metadata, len(state))
@@ -58,7 +58,7 @@ def load_generator(path: str | Path, expected: dict[str, Any] | None = None) -> 
     if problem := _misfit(state, wanted):
         raise cli.UserError(f"{path}: the weights do not fit the network that the file names ({problem})")
     if sum(tensor.numel() for tensor in wanted.values()) > Path(path).stat().st_size:
-        raise cli.UserError(f"{path}: too small for the network that it names; its tensors share their values")
+        raise cli.UserError(f"{path}: too small for the network that it names; its tensors share memory")
     state = {name: state[name].to(tensor.dtype) for name, tensor in wanted.items()}
     try:
         files.check_finite(state)
@@ -66,7 +66,7 @@ def load_generator(path: str | Path, expected: dict[str, Any] | None = None) -> 
         raise cli.UserError(f"{path}: {error}") from error
     generator.load_state_dict(state, assign=True)
     if expected is not None and generator.architecture != expected:
-        raise cli.UserError(f"{path}: holds {_listed(generator.architecture)}, this run trains {_listed(expected)}")
+        raise cli.UserError(f"{path}: holds {_listed(generator.architecture)}, but this run trains {_listed(expected)}")
     return generator.requires_grad_(True).eval()
 
 
@@ -75,7 +75,7 @@ def _listed(architecture: dict[str, Any]) -> str:
 
 
 def _read_generator_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a generator file's metadata and its state dict, whose values may be anything yet."""
+    """Return a generator file's metadata and its state dict, whose values are not yet checked."""
     loaded = files.load_tensors(path)
     if Path(path).suffix == ".safetensors":
         loaded = {name: _from_json(value) for name, value in loaded.items()}
@@ -94,32 +94,32 @@ def _read_generator_file(path: str | Path) -> tuple[dict[str, Any], dict[str, An
 def _from_json(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):  # text, or nested too deeply for any metadata of ours
+    except (ValueError, RecursionError):  # plain text, or nested more deeply than our metadata ever is
         return value
 
 
 def _build_empty(path: str | Path, metadata: dict[str, Any], tensors: int) -> nn.Module:
-    """Build the network that a file names, without memory for its weights; refuse more blocks than the file has tensors."""
+    """Build the network that a file names without allocating its weights; refuse more blocks than the file has tensors."""
     name = metadata.get("generator")
     if not isinstance(name, str) or name not in GENERATORS:
         raise cli.UserError(f"{path}: unknown generator {reprlib.repr(name)}")
-    names = inspect.signature(GENERATORS[name]).parameters  # everything else in a file is a fact about its training
+    names = inspect.signature(GENERATORS[name]).parameters  # everything else is a fact about the training
     arguments = {name: metadata[name] for name in names if name in metadata}
     for name, value in arguments.items():
         if not isinstance(value, (int, float, str)):
-            raise cli.UserError(f"{path}: {name} is {reprlib.repr(value)}, neither a number nor text")
+            raise cli.UserError(f"{path}: {name} is {reprlib.repr(value)}, which is neither a number nor text")
     blocks = arguments.get("blocks", 1)
     if not isinstance(blocks, int) or blocks > tensors:
         raise cli.UserError(f"{path}: {reprlib.repr(blocks)} blocks in a file of {tensors} tensors")
     try:
         with torch.device("meta"):
             return GENERATORS[metadata["generator"]](**arguments)
-    except (ValueError, TypeError, RuntimeError) as error:  # values that the network, or PyTorch, refuses
+    except (ValueError, TypeError, RuntimeError) as error:  # values that the network or PyTorch refuses
         raise cli.UserError(f"{path}: no network can be built from it ({cli.describe(error)})") from error
 
 
 def _misfit(state: dict[str, Any], wanted: dict[str, Tensor]) -> str:
-    """Return what is wrong with a state dict, empty where names and shapes are those of `wanted`."""
+    """Return what is wrong with a state dict; empty if its names and shapes are those of `wanted`."""
     for name, tensor in wanted.items():
         if name not in state:
             return f"{name} is missing"
@@ -132,7 +132,7 @@ def _misfit(state: dict[str, Any], wanted: dict[str, Tensor]) -> str:
 
 
 def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
-    """Write `last.pth` and keep the older one as `previous.pth`; at every moment one of them is whole.
+    """Write `last.pth` and keep the one before it as `previous.pth`; at any moment, one of them is intact.
 
     Raises:
         RunError: a tensor is not finite; nothing is written.
@@ -143,10 +143,10 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:
-    """Return the newest whole training state in a folder (None without any), and what is wrong with a newer one.
+    """Return the newest intact training state in a folder (None if there is none), and what is wrong with a newer one.
 
     Raises:
-        UserError: there are files, and none of them is whole.
+        UserError: there are checkpoints, but none of them is intact.
     """
     problems = []
     for path in (Path(folder, LAST), Path(folder, PREVIOUS)):
@@ -157,29 +157,29 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:
         except cli.UserError as error:
             problems.append(str(error))
             continue
-        if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:  # whole: not to be replaced
+        if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:  # intact, so it must not be replaced
             raise cli.UserError(f"{path}: not a training checkpoint of this version; use another --out")
         return state, "; ".join(problems)
     if problems:
-        raise cli.UserError("; ".join(problems) + ". Start afresh with another --out, or delete these files")
+        raise cli.UserError("; ".join(problems) + ". Start a new run with another --out, or delete these files")
     return None, ""
 
 
 def check_same_options(saved: dict[str, Any], current: dict[str, Any], may_differ: set[str]) -> None:
-    """Raise UserError naming every option that differs from the run's first start and would change its result."""
+    """Raise UserError naming every option that differs from the run's first start and affects the result."""
     differing = [
         f"--{name.replace('_', '-')} (was {saved.get(name)}, is {current.get(name)})"
         for name in sorted(saved.keys() | current.keys())
         if name not in may_differ and saved.get(name) != current.get(name)
     ]
     if differing:
-        raise cli.UserError(f"this run was begun with other options: {', '.join(differing)}; use those, or another --out")
+        raise cli.UserError(f"this run was started with other options: {', '.join(differing)}; use those, or another --out")
 
 
 def check_same_images(what: str, saved: list, current: list) -> None:
     """Raise UserError naming images that were added, removed or changed since a run began.
 
-    Both lists are of `ImageStore.fingerprint()`: (name, bytes, checksum), where a checksum of 0 is unknown.
+    Both lists come from `ImageStore.fingerprint()`: (name, bytes, checksum); a checksum of 0 means unknown.
     """
     before, now = ({name: (size, checksum) for name, size, checksum in images} for images in (saved, current))
     changes = [f"{name} is gone" for name in before if name not in now]
@@ -191,7 +191,7 @@ def check_same_images(what: str, saved: list, current: list) -> None:
     if changes:
         names = cli.listed(sorted(changes))
         raise cli.UserError(
-            f"the {what} images are not those that the run began with: {names}; restore them, or use another --out"
+            f"the {what} images are not those that the run started with: {names}; restore them, or use another --out"
         )
 
 
@@ -200,9 +200,9 @@ def check_same_images(what: str, saved: list, current: list) -> None:
 
 @dataclass
 class Progress:
-    """How far a run has come: the epoch that is due or under way, its batches done, and what they summed to.
+    """How far a run has got: the current epoch, the batches done in it, and their sums.
 
-    Of several processes each has its own `sums`; all else is of all together.
+    With several processes, each has its own `sums`; everything else is for all of them together.
     """
 
     epoch: int = 1  # from 1, the pixel-only epochs first
@@ -210,25 +210,25 @@ class Progress:
     samples: int = 0
     seconds: float = 0.0  # of training
     validation_seconds: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)  # of losses and scores by column, each batch times its samples
-    best_psnr: float = -math.inf  # of the phase
+    sums: dict[str, Tensor] = field(default_factory=dict)  # losses and scores by column, weighted by samples
+    best_psnr: float = -math.inf  # of the current phase
 
     def add(self, values: dict[str, Tensor], samples: int) -> None:
-        """Count a batch: its losses and scores, which stay on the device, and its samples."""
+        """Add a batch: its losses and scores, which stay on the device, and its number of samples."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value * samples
         self.batch += 1
         self.samples += samples
 
     def means(self) -> dict[str, float]:
-        """Return the epoch's means so far by column, which waits for the device; RunError where one is not finite."""
+        """Return the epoch's means so far, by column (this waits for the device); raise RunError if one is not finite."""
         stacked = torch.stack(list(self.sums.values())) / max(1, self.samples)
         means = dict(zip(self.sums, stacked.tolist(), strict=True))
         stop_unless_finite(means, self.epoch, self.batch)
         return means
 
     def check_weights(self, networks: dict[str, nn.Module]) -> None:
-        """Raise RunError where a network has a weight that is not finite."""
+        """Raise RunError if a network has a weight that is not finite."""
         sums = {
             f"weights of the {name}": sum(tensor.cpu().double().sum().item() for tensor in network.state_dict().values())
             for name, network in networks.items()
@@ -242,15 +242,15 @@ def stop_unless_finite(values: dict[str, float], epoch: int, step: int) -> None:
     if wrong:
         raise cli.RunError(
             f"{', '.join(wrong)} not finite in epoch {epoch}, by step {step}; the checkpoints are from before that. "
-            "Try a lower --learning-rate, --warmup-steps, or --precision fp32, with another --out"
+            "Try a lower --learning-rate, more --warmup-steps or --precision fp32, with another --out"
         )
 
 
 def open_run(out: Path) -> dict[str, Any] | None:
-    """Return the state that the run in `out` has come to, None where it has not begun; warn of a damaged file.
+    """Return the saved state of the run in `out`, or None if it has not started; warn about a damaged file.
 
     Raises:
-        UserError: the processes of the run do not see the same folder, or no checkpoint in it is whole.
+        UserError: the processes of the run do not see the same folder, or no checkpoint in it is intact.
     """
     folder, leader = out / "checkpoints", distributed.rank() == 0
     if leader:
@@ -258,46 +258,46 @@ def open_run(out: Path) -> dict[str, Any] | None:
     saved, problem = load_checkpoint(folder)
     place = saved and (saved["progress"]["epoch"], saved["progress"]["batch"])
     if set(distributed.gather(place)) != {place}:
-        raise cli.UserError(f"--out {out}: is not the same folder for all processes; put it where all machines see it")
+        raise cli.UserError(f"--out {out} is not the same folder for all processes; put it where all machines can see it")
     if problem and leader:
-        print(f"warning: {problem}; going on from {PREVIOUS}", file=sys.stderr)
-        (folder / LAST).unlink()  # it must not take the place of the whole one at the next save
+        print(f"warning: {problem}; resuming from {PREVIOUS}", file=sys.stderr)
+        (folder / LAST).unlink()  # or the next save would replace the intact one with it
     return saved
 
 
 def restore(
     saved: dict[str, Any], parts: dict[str, Any], facts: dict[str, Any], device: torch.device
 ) -> tuple[Progress, list[dict[str, Any]]]:
-    """Put a saved state into the networks and optimisers; return the progress and the rows of the finished epochs.
+    """Load a saved state into the networks and optimisers; return the progress and the rows of the finished epochs.
 
     Args:
         saved: from `open_run`.
-        parts: what has `load_state_dict`, by name.
-        facts: from `run_log.describe_run`, of this start.
+        parts: objects with `load_state_dict`, by name.
+        facts: from `run_log.describe_run`, for this start.
 
     Raises:
-        UserError: the images or the perceptual network are not those that the run began with.
+        UserError: the images or the perceptual network are not those that the run started with.
     """
     for what, seen in facts["images"].items():
         check_same_images(what, saved["images"][what], seen)
-    began_with = saved.get("perceptual")  # None: not needed then, or a checkpoint of the first version
-    if began_with and facts["perceptual"] and began_with != facts["perceptual"]:
-        raise cli.UserError("--vgg-weights: not the weights that the run began with; use those, or another --out")
+    started_with = saved.get("perceptual")  # None: not needed at that start, or saved by the first version
+    if started_with and facts["perceptual"] and started_with != facts["perceptual"]:
+        raise cli.UserError("--vgg-weights: not the weights that the run started with; use those, or another --out")
     for name, part in parts.items():
-        if saved["models"].get(name):  # empty for the scaler of a run that was not fp16
+        if saved["models"].get(name):  # the scaler's is empty if the run was not in fp16
             part.load_state_dict(saved["models"][name])
     progress = Progress(**saved["progress"])
     sums = _named_sums(progress.sums)
     same = facts["machine"]["processes"] == saved["machine"]["processes"]
     progress.sums = {name: (v[distributed.rank()] if same else v.mean(0)).to(device) for name, v in sums.items()}
-    print(f"going on with epoch {progress.epoch}, step {progress.batch + 1}")
+    print(f"resuming at epoch {progress.epoch}, step {progress.batch + 1}")
     if saved["machine"] != facts["machine"]:
-        print(f"bit-exactness with the earlier part ends here: {saved['machine']} became {facts['machine']}")
+        print(f"from here on, not bit-exact with the earlier part: {saved['machine']} became {facts['machine']}")
     return progress, saved["rows"]
 
 
 def _named_sums(sums: dict[str, Tensor] | Tensor | None) -> dict[str, Tensor]:
-    """Return the sums of an unfinished epoch by column, each (processes,); the first version kept (processes, columns)."""
+    """Return the sums of an unfinished epoch by column, each (processes,); the first version saved (processes, columns)."""
     if not isinstance(sums, Tensor):
         return sums or {}
     names = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
@@ -305,7 +305,7 @@ def _named_sums(sums: dict[str, Tensor] | Tensor | None) -> dict[str, Tensor]:
 
 
 def save_run(out: Path, parts: dict[str, Any], progress: Progress, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Write the state of a run, from which `open_run` and `restore` go on; of several processes the first one writes."""
+    """Save the state of a run for `open_run` and `restore`; with several processes, only the first one writes."""
     sums = {name: torch.stack(distributed.gather(value.cpu())) for name, value in progress.sums.items()}
     if distributed.rank() == 0:
         models = {name: part.state_dict() for name, part in parts.items()}

@@ -1,6 +1,6 @@
 """What every script shares: exit statuses, one-line errors, progress bars, and stopping on a signal.
 
-Exit status 0: done. 2: the user's input is wrong. 1: the run itself failed (loss not finite, memory, a fault of the code).
+Exit status 0: done. 2: the user's input is wrong. 1: the run itself failed (loss not finite, out of memory, a bug).
 128+n: stopped by signal n. Set SRGAN_TRACEBACK=1 to see the traceback behind a one-line error.
 """
 
@@ -22,7 +22,7 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class UserError(ValueError):
-    """An error that the user can mend; the message says what is wrong, where, and how to mend it. Exit status 2."""
+    """An error that the user can fix; the message says what is wrong, where, and how to fix it. Exit status 2."""
 
 
 class RunError(ArithmeticError):
@@ -30,7 +30,7 @@ class RunError(ArithmeticError):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help that keeps the description's lines and shows every default that says something."""
+    """Help that keeps the description's line breaks and shows every informative default."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.default in (None, False) or "default" in (action.help or ""):
@@ -39,29 +39,29 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser that shows a script's docstring as its help, and refuses a wrong option in one line."""
+    """A parser that shows a script's docstring as its help, and reports a wrong option in one line."""
 
     def __init__(self, **options):
         super().__init__(**{"formatter_class": HelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
-        """Leave with status 2 after one line."""
+        """Print one line and exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
 
 
 def heeded_signals() -> list[int]:
-    """Return the signals that stop a script: not a SIGHUP that `nohup` has it ignore."""
+    """Return the signals that stop a script; SIGHUP is not among them under `nohup`, which ignores it."""
     ignored = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in STOP_SIGNALS if not (ignored and number == signal.SIGHUP)]
 
 
-_ECHO_SECONDS = 2  # torchrun, `timeout` and schedulers signal a process and its group, which is one request
+_ECHO_SECONDS = 2  # torchrun, `timeout` and schedulers signal a process and then its group: one request
 
 
 class StopRequest:
-    """Context in which the first Ctrl-C, SIGTERM or SIGHUP only sets `number`, and a second one ends the process at once.
+    """Context manager in which the first Ctrl-C, SIGTERM or SIGHUP only sets `number`; a second one ends the process at once.
 
-    A signal that comes again within two seconds is the same request, except a Ctrl-C outside torchrun: a person's.
+    A signal repeated within two seconds is part of the same request, except a Ctrl-C outside torchrun: a person pressed it.
     """
 
     def __init__(self):
@@ -83,7 +83,7 @@ class StopRequest:
                 raise SystemExit(128 + number)
             return
         self.number, self._since = number, time.monotonic()
-        print(f"\n{signal.Signals(number).name}: saving after this step; again to stop at once", file=sys.stderr)
+        print(f"\n{signal.Signals(number).name}: saving after this step; send it again to stop at once", file=sys.stderr)
 
 
 def positive_int(text: str) -> int:
@@ -119,7 +119,7 @@ def listed(items: Sequence, separator: str = ", ", most: int = 10) -> str:
 
 
 def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
-    """Return a progress bar that appears after two seconds, and is redrawn only every ten where the output is a file."""
+    """Return a progress bar that appears after two seconds; if stderr is no terminal, it is redrawn only every ten seconds."""
     defaults = {"delay": 2, "leave": False, "dynamic_ncols": True, "mininterval": 0.2 if sys.stderr.isatty() else 10}
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes, but not the first
         defaults["disable"] = True
@@ -141,13 +141,13 @@ def map_in_processes(function: Callable, items: Sequence, processes: int | None,
 
 
 def ignore_signals(_worker: int | None = None) -> None:
-    """Leave Ctrl-C and SIGHUP, which reach a whole process group, to the main process; it ends its helpers by SIGTERM."""
+    """Ignore Ctrl-C and SIGHUP, which reach the whole process group; the main process ends its helpers with SIGTERM."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def outlive_signals(_worker: int | None = None) -> None:
-    """In a loader's worker, also survive a SIGTERM to the whole job for a minute, while the main process saves."""
+    """In a loader's worker, also survive SIGTERM for a minute, so that the main process can save if the whole job gets it."""
     ignore_signals()
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, 60))
@@ -172,13 +172,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _reported(error: BaseException) -> str:
-    """Return the last line of the traceback that a loader's worker sent with its own exception, empty for another error."""
+    """Return the last line of the traceback that a loader's worker sent with its exception; empty for other errors."""
     text = str(error).strip()
     return text.splitlines()[-1] if "Original Traceback" in text else ""
 
 
 def _names_a_file(error: BaseException) -> bool:
-    """Tell whether a system error is about a named file; one of a loader's worker has the name in its text only."""
+    """Tell whether a system error is about a named file; an error from a loader's worker has the name only in its text."""
     return isinstance(error, OSError) and (
         error.filename is not None or bool(re.search(r"\[Errno \d+\] .+: '", _reported(error)))
     )
@@ -200,10 +200,10 @@ def describe(error: BaseException) -> str:
 def run_script(
     main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, memory_advice: str = ""
 ) -> None:
-    """Parse the command line, run `main(args)`, and leave with the project's exit status.
+    """Parse the command line, run `main(args)`, and exit with the project's exit status.
 
-    `UserError` and a system error about a named file are one line and status 2; `RunError`, exhausted memory and a killed
-    helper process are one line and status 1. Anything else keeps its traceback: a shape error is not the user's input.
+    `UserError` and a system error about a named file give one line and status 2; `RunError`, exhausted memory and a killed
+    helper process give one line and status 1. Anything else keeps its traceback: a shape error is not the user's mistake.
     """
 
     def stop(number, _frame):
@@ -218,8 +218,8 @@ def run_script(
         status = main(args) or 0
         sys.stdout.flush()
         sys.exit(status)
-    except BrokenPipeError:  # the reader of a pipe has had enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when flushing
         sys.exit(128 + 13)
     except Exception as error:
         if os.environ.get("SRGAN_TRACEBACK") == "1":
@@ -230,7 +230,7 @@ def run_script(
             message, status = describe(error), 1
         elif is_dead_helper(error):
             reason = "killed, often because memory ran out"
-            advice = "run the same command again, with fewer --workers or processes if it comes back"
+            advice = "run the same command again, with fewer --workers or processes if it happens again"
             message, status = f"another process of this run has ended ({reason}); {advice}", 1
         elif isinstance(error, UserError) or _names_a_file(error):
             message, status = describe(error), 2

@@ -1,6 +1,6 @@
-"""Import torchvision beside a CPU-only torch, and limit how long a download waits.
+"""Import torchvision alongside a CPU-only torch, and limit how long a download waits.
 
-PyPI's torchvision is a CUDA build. Its compiled operators do not load beside a CPU build of torch, and importing it
+PyPI's torchvision is a CUDA build. Its compiled operators do not load with a CPU build of torch, and importing it
 fails with "operator torchvision::nms does not exist" (pytorch/vision issues 9077 and 9085). It suffices to declare the
 two operators that torchvision uses without checking for them.
 """
@@ -18,7 +18,7 @@ _declared = None  # keeps the library object alive, and with it the schemas
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision; where its compiled operators are absent, declare `nms` and `qnms` first."""
+    """Import torchvision; if its compiled operators are missing, declare `nms` and `qnms` first."""
     global _declared
     try:
         return importlib.import_module("torchvision")
@@ -35,7 +35,7 @@ def import_torchvision() -> ModuleType:
 
 @contextlib.contextmanager
 def network_timeout(seconds: float) -> Iterator[None]:
-    """Give downloads of PyTorch's hub, which have no timeout, one for each answer of the server."""
+    """Set a timeout for each response of the server in PyTorch hub downloads, which have none by default."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,5 +1,6 @@
-"""Opening picture files that may be damaged or hostile, and turning images of every mode and depth into 8-bit RGB."""
+"""Open picture files that may be damaged or hostile, and convert images of any mode and depth to 8-bit RGB."""
 
+import errno
 import io
 import os
 import stat
@@ -14,7 +15,7 @@ from utils import cli
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE, _SAMPLE_FORMAT, _S_MAX_SAMPLE = 258, 262, 281, 339, 341  # TIFF tags
 _SIGNED = 2
 
-# Formats with a signature and a decoder of their own; not EPS, which runs a program.
+# Formats with a signature and a built-in decoder. EPS is left out, because reading it runs an external program.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 
 
@@ -22,14 +23,14 @@ _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000
 
 
 class opened:
-    """Context in which Pillow has a file open, and in which whatever goes wrong becomes one clear ValueError."""
+    """Context manager that opens a file with Pillow and turns whatever goes wrong into one clear UserError."""
 
     def __init__(self, path: str | Path, max_pixels: int):
         self.path, self.max_pixels = path, max_pixels
 
     def __enter__(self) -> Image.Image:
         if not stat.S_ISREG(os.stat(self.path).st_mode) and not os.path.isdir(self.path):
-            raise cli.UserError(f"{self.path}: not a file, but a pipe, socket or device")  # opening it could wait for ever
+            raise cli.UserError(f"{self.path}: not a file, but a pipe, socket or device")  # opening it could block for ever
         self.file = open(self.path, "rb")
         self.warnings = warnings.catch_warnings()
         self.warnings.__enter__()
@@ -53,8 +54,10 @@ class opened:
         self.file.close()
         if error is None or isinstance(error, MemoryError) or not isinstance(error, Exception):
             return
+        if isinstance(error, OSError) and error.errno == errno.EIO:  # the disk is at fault, not the picture
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if isinstance(error, Image.DecompressionBombError):
-            reason = f"has more than {self.max_pixels:,} pixels; test_image.py takes larger ones by --max-pixels"
+            reason = f"has more than {self.max_pixels:,} pixels; test_image.py takes larger images with --max-pixels"
         elif empty:
             reason = "the file is empty"
         elif isinstance(error, Image.UnidentifiedImageError):
@@ -68,13 +71,13 @@ class opened:
 
 
 def to_8_bit(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """Scale a gray image of 16 bits, 32 bits or floating point to mode L, or LA where a value stands for transparency.
+    """Scale a 16-bit, 32-bit or floating-point gray image to mode L, or to LA if one of its values means transparent.
 
-    Images of other modes are returned as they are. `white_level` says which value becomes 255; where that is a guess that
-    brightens integers, a note says so.
+    Images of other modes are returned as they are. `white_level` says which value becomes 255; if that is a guess that
+    brightens the image, a note says so.
 
     Raises:
-        ValueError: a value is not finite.
+        UserError: a value is not finite.
     """
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         return image, ()
@@ -85,9 +88,9 @@ def to_8_bit(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     if not np.isfinite(values).all():
         raise cli.UserError("values that are not finite")
     white, guessed = white_level(image, values)
-    notes = (f"its {values.itemsize * 8}-bit values hardly exceed {white:,.0f}, which is taken for white",) if guessed else ()
+    notes = (f"its {values.itemsize * 8}-bit values hardly exceed {white:,.0f}, which is taken as white",) if guessed else ()
     scaled = values * (255 / white)
-    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow inverts only 8 bits
+    if tags.get(_PHOTOMETRIC) == 0:  # 0 means white; Pillow inverts only 8-bit images
         scaled = 255 - scaled
     gray = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
     gray.info = dict(image.info)
@@ -98,12 +101,13 @@ def to_8_bit(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
 
 
 def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, bool]:
-    """Return the value that stands for white in a gray image of more than 8 bits, and whether it is a guess that brightens.
+    """Return the value that stands for white in a gray image of more than 8 bits, and whether it is a guess.
 
     PGM and JPEG 2000 files state their depth, and Pillow has scaled them to 16 bits; a TIFF of less than 16 bits states it
-    too. Otherwise white is the first of these that is not below the values: the maximum sample value tags of a TIFF; 1; 255;
-    4095; 65,535; the largest value of the type. A few values may be larger, so that a hot pixel does not decide: one in
-    10,000, and one in any image of 16 pixels or more. Sharpening overshoots, so floating-point values may exceed white by half.
+    too. Otherwise white is the first of these levels that the values do not exceed: a TIFF's maximum sample value tags; 1;
+    255; 4095; 65,535; the largest value of the type. A few values may exceed it, so that a hot pixel does not decide: one in
+    10,000, and at least one in an image of 16 pixels or more. Floating-point values may exceed it by half, since sharpening
+    overshoots.
     """
     floating = image.mode == "F"
     if image.format in ("PPM", "JPEG2000") and not floating:
@@ -124,7 +128,7 @@ def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, bool]:
 
 
 def _number(value) -> float:
-    """Return the largest number in a tag's value, 0 where there is none."""
+    """Return the largest number in a tag's value, or 0 if there is none."""
     try:
         return float(np.max(value))
     except (TypeError, ValueError):
@@ -137,8 +141,8 @@ def _number(value) -> float:
 def to_rgb(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None, bytes | None]:
     """Return an 8-bit image as rgb (H, W, 3), alpha (H, W) or None, and the profile of its RGB (None: sRGB).
 
-    An RGB profile is kept; CMYK, Lab and gray images are converted to sRGB, by their profile where they have one. A gray
-    image in RGB counts as gray: it is written without colour channels, which an RGB profile would not fit.
+    An RGB profile is kept; CMYK, Lab and gray images are converted to sRGB, by their profile if they have one. An RGB image
+    with three equal channels counts as gray: it will be written with one channel, which an RGB profile would not fit.
     """
     profile = image.info.get("icc_profile")
     space = _colour_space(profile)
@@ -156,7 +160,7 @@ def to_rgb(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None, bytes | N
 
 
 def is_gray(rgb: np.ndarray) -> bool:
-    """Tell whether the three channels of an image (H, W, 3) are equal; a few pixels settle it for most others."""
+    """Tell whether the three channels of an image (H, W, 3) are equal; for most images, a few pixels are enough to tell."""
     return all(np.array_equal(rgb[::step, ::step, 0], rgb[::step, ::step, channel]) for step in (16, 1) for channel in (1, 2))
 
 
@@ -176,7 +180,7 @@ def _tones(profile: bytes, mode: str) -> np.ndarray:
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """Convert an image to sRGB by its profile; None when the profile does not fit."""
+    """Convert an image to sRGB by its profile; return None if the profile does not fit."""
     try:
         return _by_profile(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
     except (OSError, ImageCms.PyCMSError):

@@ -1,4 +1,4 @@
-"""Which device, which precision, how much memory is free."""
+"""Choose the device and the precision, and find out how much memory is free."""
 
 import argparse
 import contextlib
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser, precision: str = "auto") -> Non
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """Return the device called auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda or mps; UserError if it is absent."""
+    """Return the device called auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda or mps; raise UserError if absent."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
@@ -33,7 +33,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def move_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor to a device; without waiting only from pinned memory, since other memory could be freed under the copy."""
+    """Copy a tensor to a device, asynchronously only from pinned memory: other memory could be freed during the copy."""
     return tensor.to(device, non_blocking=tensor.is_pinned())
 
 
@@ -43,8 +43,8 @@ def move_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
 def resolve_precision(name: str, device: torch.device, generator: nn.Module | None = None) -> str:
     """Return fp32, bf16 or fp16.
 
-    `auto` means bf16 where the device computes it in hardware, else fp16 on CUDA, else fp32. A generator that is to enlarge
-    may have `avoid_bf16`; then it means fp16 on CUDA, else fp32.
+    `auto` means bf16 if the device has it in hardware, else fp16 on CUDA, else fp32. For a `generator` with `avoid_bf16`, it
+    means fp16 on CUDA, else fp32.
     """
     if name != "auto":
         if name == "fp16" and device.type == "cpu":
@@ -62,22 +62,22 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def set_switches(same_sizes: bool = False) -> None:
-    """Set PyTorch's global switches for a training run; call it again when the work changes.
+    """Set PyTorch's global switches; call this again when a run switches between training and validation.
 
-    TF32 is off, backward passes included: by default cuDNN rounds what fp32 convolutions are given to TF32's 10 bits.
+    TF32 is off, also in backward passes: by default, cuDNN rounds the inputs of fp32 convolutions to TF32's 10 bits.
 
     Args:
-        same_sizes: let cuDNN time its kernels at each new input size and keep the fastest. This pays in training steps;
-            in validation, where every image may have a size of its own, it costs more than it saves.
+        same_sizes: let cuDNN time its kernels at each new input size and keep the fastest. This pays off in
+            training steps; in validation, where every image may have its own size, it costs more than it saves.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = same_sizes
 
 
 def compile_for(function: Callable, batch_size: int | None) -> Callable:
-    """Return a function compiled for batches of one size, or as it is for None.
+    """Return a function compiled for batches of one size, or unchanged if the size is None.
 
-    Other sizes, such as an epoch's last batch, run uncompiled: compiling anew would take longer.
+    Other sizes, such as an epoch's last batch, run uncompiled: compiling again would take longer.
     """
     if batch_size is None:
         return function
@@ -86,13 +86,13 @@ def compile_for(function: Callable, batch_size: int | None) -> Callable:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Return the context in which a network's forward pass computes at a precision."""
+    """Return the context manager that runs a network's forward pass at a precision."""
     return true_fp32(device) if precision == "fp32" else torch.autocast(device.type, PRECISIONS[precision])
 
 
 @contextlib.contextmanager
 def true_fp32(device: torch.device) -> Iterator[None]:
-    """Compute in fp32, whatever the global switch for TF32 and an autocast around this context say."""
+    """Compute in fp32, regardless of the global TF32 switch and of any surrounding autocast."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -106,7 +106,7 @@ def true_fp32(device: torch.device) -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return how many bytes can still be taken on a device, None where the system does not say."""
+    """Return how many bytes can still be allocated on a device, or None if the system does not say."""
     if device.type == "cuda":
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own cache
         return torch.cuda.mem_get_info(device)[0] + reusable
@@ -114,9 +114,9 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def free_system_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the bytes that this process can still take: what Linux calls available, and what its containers' limits leave.
+    """Return the bytes that this process can still allocate: those that Linux calls available, within its containers' limits.
 
-    Pages of cached files that can be dropped count as free. None where there is no `/proc/meminfo`.
+    Pages of cached files that can be dropped count as free. The result is None if there is no `/proc/meminfo`.
     """
     available = _values(proc / "meminfo").get("MemAvailable:")
     if available is None:
@@ -125,7 +125,7 @@ def free_system_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs
 
 
 def _cgroup_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Yield what each memory limit of this process's control groups leaves: its own, those around it; version 1 or 2."""
+    """Yield the bytes left under each memory limit of this process's control groups and their parents (version 1 or 2)."""
     for line in _text(proc / "self" / "cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":
@@ -135,7 +135,7 @@ def _cgroup_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
             reclaimable = "total_inactive_file"
         else:
             continue
-        group = top / path.lstrip("/")  # in a container it may not be there, and then the container's group is at the top
+        group = top / path.lstrip("/")  # may not exist in a container, whose own group is then at the top
         for folder in (group, *group.parents):
             most, now = (_text(folder / name).strip() for name in (limit, used))
             if most.isdecimal() and now.isdecimal():  # "max": no limit
@@ -143,7 +143,7 @@ def _cgroup_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
 
 
 def _values(path: Path) -> dict[str, int]:
-    """Return the numbers of a file of lines `name number ...`; empty where there is no such file."""
+    """Return the numbers in a file of lines `name number ...`; empty if there is no such file."""
     words = (line.split() for line in _text(path).splitlines())
     return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdecimal()}
 

@@ -1,4 +1,4 @@
-"""Training in several processes that torchrun starts: one per GPU, or each on a share of the CPU's cores.
+"""Training in several processes started by torchrun: one per GPU, or each on a share of the CPU's cores.
 
 In a process that torchrun did not start, every function here does what is right for a single process.
 """
@@ -39,10 +39,10 @@ def world_size() -> int:
 
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[None]:
-    """Context in which the processes of a run can communicate; all but the first are silent on stdout.
+    """Context manager that connects the processes of a run, and silences stdout in all but the first.
 
     Raises:
-        UserError: fewer GPUs on this machine than processes, or a launcher that leaves out what torchrun sets.
+        UserError: this machine has fewer GPUs than processes, or the launcher does not set all that torchrun sets.
     """
     if not launched():
         yield
@@ -50,8 +50,8 @@ def processes(device: torch.device) -> Iterator[None]:
     missing = [name for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise cli.UserError(
-            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start the processes by torchrun, "
-            "or export these too, such as LOCAL_RANK=$SLURM_LOCALID in what srun starts"
+            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start the processes with torchrun, "
+            "or export these too, such as LOCAL_RANK=$SLURM_LOCALID under srun"
         )
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
@@ -61,7 +61,7 @@ def processes(device: torch.device) -> Iterator[None]:
     if device.type == "mps":
         raise cli.UserError("several processes cannot share an MPS device; run train.py without torchrun, or with --device cpu")
     store, number, count = next(rendezvous("env://", timeout=_PATIENCE))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun keeps one store over its restarts, with addresses of the dead
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun keeps one store across restarts, with dead addresses
         store = dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_PATIENCE)
@@ -75,13 +75,13 @@ def processes(device: torch.device) -> Iterator[None]:
 def wrap(network: nn.Module) -> nn.Module:
     """Return a network whose backward pass averages the gradients over all processes.
 
-    Each process keeps its own batch statistics: buffers that are broadcast at every forward pass would change under a
-    discriminator that sees real and fake images before a single backward pass.
+    Each process keeps its own batch statistics: broadcasting them in every forward pass would change them between the
+    discriminator's two forward passes, for real and fake images, and its single backward pass.
     """
     if not dist.is_initialized():
         return network
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch 2.13 has a new name for it, which 2.11 does not know
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch 2.13 has a new name for the option, which 2.11 does not know
         return DistributedDataParallel(network, broadcast_buffers=False)
 
 
@@ -92,7 +92,7 @@ def first_on_machine() -> bool:
 
 @contextlib.contextmanager
 def one_after_another() -> Iterator[None]:
-    """Context that the first process of each machine leaves before the others enter, for work that need not be repeated."""
+    """Context manager that the others on a machine enter only after its first process, for work that is then done already."""
     if not first_on_machine():
         dist.barrier()
     yield
@@ -107,7 +107,7 @@ def barrier() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Return the values of all processes, in order of rank, to each of them."""
+    """Return the values of all processes, in order of rank, in every process."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -116,7 +116,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def agree(stop: cli.StopRequest) -> int | None:
-    """Return the signal that any of the processes has received, the same in all of them, or None."""
+    """Return the signal that any process has received, or None; the result is the same in all of them."""
     if not dist.is_initialized():
         return stop.number
     number = torch.tensor(stop.number or 0)

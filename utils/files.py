@@ -1,4 +1,4 @@
-"""Files that are whole or absent, tensors loaded without executing code, checksums, locks, free-space checks."""
+"""Files written whole or not at all, tensors loaded without executing code, checksums, locks, free-space checks."""
 
 import contextlib
 import errno
@@ -23,8 +23,8 @@ TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".srgan-", ".tmp"
 def write_atomic(path: str | Path, backup: str | Path | None = None) -> Iterator[IO[bytes]]:
     """Yield a temporary binary file that replaces `path` when the block succeeds and is removed when it fails.
 
-    It lies in the same folder and is flushed to disk before it is renamed; the folder is flushed afterwards. With
-    `backup`, the file that it replaces is kept under that name.
+    It is in the same folder and is flushed to disk before it is renamed; the folder is flushed afterwards. With
+    `backup`, the replaced file is kept under that name.
 
     Raises:
         OSError: no such folder, no permission, no space; the file at `path` is then untouched.
@@ -36,7 +36,7 @@ def write_atomic(path: str | Path, backup: str | Path | None = None) -> Iterator
         raise cannot_be_written(path, error) from error
     os.close(handle)
     try:
-        with open(temporary, "w+b") as file:  # by its name, so that helper processes can open it too
+        with open(temporary, "w+b") as file:  # opened by name, so that helper processes can open it too
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -64,7 +64,7 @@ def _umask() -> int:
 
 
 def put_in_place(source: str | Path, target: str | Path) -> None:
-    """Rename a file or folder whose content is on disk already; flush the new name too, where the system allows it."""
+    """Rename a file or folder whose content is already on disk; flush the new name too, if the system allows it."""
     os.replace(source, target)
     with contextlib.suppress(PermissionError, IsADirectoryError):
         descriptor = os.open(Path(target).parent, os.O_RDONLY)
@@ -81,7 +81,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def keep_as(path: str | Path, backup: str | Path) -> None:
-    """Give the file at `path`, if there is one, the second name `backup`; at every moment one of the two is whole."""
+    """Keep the file at `path`, if there is one, under the name `backup` too; at any moment, one of the two is intact."""
     path, backup = Path(path), Path(backup)
     if not path.exists() or (backup.exists() and backup.samefile(path)):
         return
@@ -102,7 +102,7 @@ def keep_as(path: str | Path, backup: str | Path) -> None:
 
 
 def remove_leftovers(*folders: str | Path) -> None:
-    """Remove temporary files and folders that a killed process left behind; hold a lock that keeps other writers out."""
+    """Remove temporary files and folders that a killed process left behind; the caller must lock out other writers."""
     for folder in folders:
         for leftover in Path(folder).glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
             if leftover.is_dir():
@@ -128,10 +128,10 @@ def make_folder(folder: str | Path) -> Path:
 
 
 def check_free_space(folder: str | Path, needed_bytes: int, advice: str) -> None:
-    """Raise OSError (ENOSPC) with `advice` when `folder`'s disk has less than `needed_bytes` and 64 MiB free."""
+    """Raise OSError (ENOSPC) with `advice` if `folder`'s disk has less than `needed_bytes` plus 64 MiB free."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes + 64 * 2**20:
-        text = f"needs {needed_bytes / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free: {advice}"
+        text = f"needs {needed_bytes / 1e9:.2f} GB of disk space, but {free / 1e9:.2f} GB are free; {advice}"
         raise OSError(errno.ENOSPC, text, str(folder))
 
 
@@ -141,7 +141,7 @@ def lock(path: str | Path, wait: bool = False) -> Iterator[None]:
 
     Raises:
         UserError: another process holds it and `wait` is False.
-        OSError: the file system has no locks.
+        OSError: the file system does not support locks.
     """
     file = open(path, "a+b")  # noqa: SIM115 - stays open as long as the lock is held
     try:
@@ -150,7 +150,9 @@ def lock(path: str | Path, wait: bool = False) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
                 raise OSError(error.errno, f"cannot be locked ({error.strerror})", str(path)) from error
-            raise cli.UserError(f"{path}: another process is using this folder; wait for it or name another") from error
+            raise cli.UserError(
+                f"{path}: another process is using this folder; wait for it, or choose another folder"
+            ) from error
         yield
     finally:
         file.close()
@@ -190,7 +192,7 @@ def save_tensors(path: str | Path, value: Any, backup: str | Path | None = None)
         try:
             torch.save(value, file)
         except RuntimeError as error:
-            raise error.__context__ or error from None  # what broke in (full disk, signal, dead worker), not the zip writer's
+            raise error.__context__ or error from None  # the cause (full disk, signal, dead worker), not the zip writer's
 
 
 def check_finite(value: Any, name: str = "") -> None:
@@ -206,14 +208,14 @@ def check_finite(value: Any, name: str = "") -> None:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """Read nested plain data and tensors onto the CPU, without executing code that a file may carry.
+    """Read nested plain data and tensors onto the CPU, without executing any code in the file.
 
     A `.safetensors` file gives {"state_dict": tensors, **its metadata}. The checksums of a PyTorch file are verified first,
     since `torch.load` does not notice a flipped bit.
 
     Raises:
         OSError: the file cannot be opened.
-        UserError: not a file of tensors, damaged, one that would execute code, or one that needs more memory than its size.
+        UserError: the file does not hold tensors, is damaged, would execute code, or needs more memory than its size.
     """
     path = Path(path)
     with open(path, "rb") as file:
@@ -243,7 +245,7 @@ def _check_archive(path: Path, size: int) -> None:
             else:
                 return
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek to a place that the damage invents
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek to a place that does not exist
             raise
         damaged = cli.describe(error)
     raise cli.UserError(f"{path}: damaged ({damaged})")
@@ -251,22 +253,22 @@ def _check_archive(path: Path, size: int) -> None:
 
 def _torch_load(path: Path) -> Any:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(b"bytearray") >= 0:  # which PyTorch's unpickler makes as large as the file asks for
-            raise cli.UserError(f"{path}: not read, it holds a bytearray, which no file of weights does")
+        if content.find(b"bytearray") >= 0:  # PyTorch's unpickler would make it as large as the file asks
+            raise cli.UserError(f"{path}: refused, it holds a bytearray, which files of weights never do")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler fails in any way on a damaged or hostile file
+    except Exception as error:  # a damaged or hostile file can make the unpickler raise anything
         if cli.is_out_of_memory(error) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = "it is not a file of tensors, or would run code when loaded"
         else:
             reason = "it is cut short or not a file of tensors"
-        raise cli.UserError(f"{path}: not read, {reason}") from error
+        raise cli.UserError(f"{path}: refused, {reason}") from error
 
 
 def _check_memory(path: Path, loaded: Any, size: int) -> None:
-    """Refuse tensors that would take more memory than the file has bytes once they are copied, such as expanded ones."""
+    """Refuse tensors, such as expanded ones, that would take more memory than the file's size once they are copied."""
     needed: dict[int, int] = {}  # by storage, so that tied weights count once
     seen, waiting = set(), [loaded]
     while waiting:
@@ -280,11 +282,11 @@ def _check_memory(path: Path, loaded: Any, size: int) -> None:
             waiting += value
         elif isinstance(value, torch.Tensor):
             if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
-                raise cli.UserError(f"{path}: not read, it holds tensors that are sparse, quantized or without values")
+                raise cli.UserError(f"{path}: refused, it holds tensors that are sparse, quantized or without values")
             storage = value.untyped_storage().data_ptr()
             needed[storage] = max(needed.get(storage, 0), value.numel() * value.element_size())
     if sum(needed.values()) > size:
-        raise cli.UserError(f"{path}: not read, {size:,} bytes cannot hold its {sum(needed.values()):,} bytes of tensors")
+        raise cli.UserError(f"{path}: refused, {size:,} bytes cannot hold its {sum(needed.values()):,} bytes of tensors")
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Picture files to uint8 RGB and back, bicubic resizing, and the three value ranges of the project.
+"""Reading and writing picture files as uint8 RGB, bicubic resizing, and the project's three value ranges.
 
 files, cache, data loader     uint8 RGB
 networks                      float in [-1, 1]
@@ -45,10 +45,10 @@ class Picture:
     Attributes:
         rgb: (H, W, 3) uint8.
         alpha: (H, W) uint8, or None for an opaque picture.
-        icc_profile: the profile of its RGB; None: sRGB.
-        gray: the three channels are equal, and are written as one.
+        icc_profile: the ICC profile of its RGB values; None for sRGB.
+        gray: whether the three channels are equal; they are then written as one.
         metadata: EXIF, XMP and resolution.
-        notes: what its reader should know: frames that were left out, a range of gray that had to be guessed.
+        notes: what the user should know: frames that were left out, a gray range that had to be guessed.
     """
 
     rgb: np.ndarray
@@ -98,17 +98,17 @@ def to_array(image: Tensor) -> np.ndarray:
 
 
 def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
-    """Return the image files of a folder, as `list_image_names` does, with the folder before their names."""
+    """Return the paths of a folder's image files, the folder included; otherwise as `list_image_names`."""
     return [Path(folder, name) for name in list_image_names(folder, recursive)]
 
 
 def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
-    """Return the paths in a folder of its image files (by suffix, hidden ones left out), sorted, with / between the parts.
+    """Return the sorted paths of a folder's image files (by suffix, without hidden ones), relative to it and with /.
 
     Links to folders are followed, each folder once, so that a loop of links ends.
 
     Raises:
-        ValueError: no such folder, or no image in it.
+        UserError: the folder does not exist or has no image.
         OSError: a subfolder cannot be read.
     """
     if not Path(folder).is_dir():
@@ -135,9 +135,9 @@ def _raise(error: OSError) -> None:
 
 
 def result_names(names: Iterable[str]) -> list[str]:
-    """Return a file name without suffix for what is made of each image of a folder, given as its path in that folder.
+    """Return a file name without suffix for the result of each image, which is given by its path in the folder.
 
-    `a/b.png` becomes `a_b`; names that would be shared, or too long, end in a checksum of the path.
+    `a/b.png` becomes `a_b`; names that would be shared or too long end in a checksum of the path.
     """
     names = list(names)
     flat = [Path(name).with_suffix("").as_posix().replace("/", "_") for name in names]
@@ -164,25 +164,25 @@ def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
 
 
 def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode a picture file of any mode to 8-bit RGB, turned upright by its EXIF orientation; the first of several frames.
+    """Decode a picture file of any mode to 8-bit RGB, turned upright by its EXIF orientation; only the first of several frames.
 
-    More than 8 bits are scaled to 8, as `decoding.white_level` says. An RGB profile is kept; CMYK, gray and Lab are
-    converted to sRGB, by their profile where they have one.
+    Deeper pictures are scaled to 8 bits as `decoding.white_level` says. An RGB profile is kept; CMYK, gray and Lab are
+    converted to sRGB, by their profile if they have one.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: not an image, damaged, or of more than `max_pixels` pixels.
+        UserError: the file is not an image, is damaged, or has more than `max_pixels` pixels.
     """
     with decoding.opened(path, max_pixels) as file:
         file.load()
         described = read_metadata(file)
         image, notes = decoding.to_8_bit(file)
-        with contextlib.suppress(SyntaxError):  # broken EXIF data say nothing about the orientation
+        with contextlib.suppress(SyntaxError):  # broken EXIF data do not tell the orientation
             image = ImageOps.exif_transpose(image)
         rgb, alpha, profile = decoding.to_rgb(image)
         try:
             frames = getattr(file, "n_frames", 1)
-        except Exception:  # whatever a damaged later frame makes Pillow raise; the first one is whole
+        except Exception:  # a damaged later frame can make Pillow raise anything; the first is intact
             frames = 2
         if frames > 1:
             notes += (f"{frames} frames or pages, only the first is used",)
@@ -193,7 +193,7 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def check_output_path(path: str | Path, width: int = 0, height: int = 0, channels: int = 3) -> str:
-    """Return Pillow's format for an output path; ValueError if it is not supported or cannot hold the size."""
+    """Return Pillow's format for an output path; raise UserError if it is not supported or cannot hold the size."""
     suffix = Path(path).suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
         raise cli.UserError(
@@ -202,24 +202,24 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
     kind = OUTPUT_SUFFIXES[suffix]
     if max(width, height) > _LARGEST_SIDE.get(kind, 2**31 - 1):
         raise cli.UserError(
-            f"{path}: {kind} holds at most {_LARGEST_SIDE[kind]} pixels a side, this is {width}x{height}; use .png or .tif"
+            f"{path}: {kind} holds at most {_LARGEST_SIDE[kind]} pixels per side, this is {width}x{height}; use .png or .tif"
         )
     if kind == "BMP" and (width * channels + 3) // 4 * 4 * height > _LARGEST_FILE:
-        raise cli.UserError(f"{path}: BMP holds at most 4 GiB, {width}x{height} pixels are more; use .png or .tif")
+        raise cli.UserError(f"{path}: BMP holds at most 4 GiB, too little for {width}x{height} pixels; use .png or .tif")
     return kind
 
 
 def prepare_output(path: str | Path) -> None:
-    """Check early that a picture can be written to `path`, and make its folder; raises as writing would."""
+    """Check early that a picture can be written to `path`, and make its folder; raises the same errors as writing."""
     check_output_path(path)
     files.make_folder(Path(path).parent)
 
 
 def write_picture(path: str | Path, picture: Picture) -> None:
-    """Write a picture as the format of the path's suffix, whole or not at all; alpha is laid on white in JPEG and BMP.
+    """Write a picture in the format of the path's suffix, whole or not at all; JPEG and BMP get it on a white background.
 
     Raises:
-        ValueError: the format is not supported or cannot hold the size.
+        UserError: the format is not supported or cannot hold the size.
         OSError: the file cannot be written.
     """
     height, width = picture.rgb.shape[:2]
@@ -241,30 +241,30 @@ def write_picture(path: str | Path, picture: Picture) -> None:
 
 
 def _tiff_options(tags, row_bytes: int, height: int) -> dict[str, Any]:
-    """Return Pillow's options for a TIFF of any size: beyond 4 GiB a BigTIFF, in strips that begin at 64-bit offsets."""
+    """Return Pillow's options for a TIFF of any size: beyond 4 GiB, a BigTIFF in strips with 64-bit offsets."""
     if row_bytes * height <= _LARGEST_FILE:
         return {}
     tags[TiffImagePlugin.ROWSPERSTRIP] = max(1, 2**26 // row_bytes)
-    tags.tagtype[TiffImagePlugin.STRIPOFFSETS] = TiffTags.LONG8  # which Pillow does not choose by itself
+    tags.tagtype[TiffImagePlugin.STRIPOFFSETS] = TiffTags.LONG8  # Pillow does not choose this by itself
     tags[TiffImagePlugin.STRIPOFFSETS] = 0
     return {"big_tiff": True}
 
 
 def on_white(picture: Picture) -> np.ndarray:
-    """Return the RGB (H, W, 3) of a picture laid on white."""
+    """Return the RGB (H, W, 3) of a picture on a white background."""
     if picture.alpha is None:
         return picture.rgb
     image = Image.fromarray(picture.rgb)
     return np.asarray(Image.composite(image, Image.new("RGB", image.size, "white"), Image.fromarray(picture.alpha)))
 
 
-# --- what enlarging needs beside RGB ------------------------------------------------------------------------------
+# --- transparency and gray ----------------------------------------------------------------------------------------
 
 
 def fill_transparent(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Give pixels of (H, W, 3) that are almost transparent (alpha below 8) the colour of the nearest pixel that is not.
 
-    Their own colour is not seen, and often black; enlarged, it would bleed into the visible edge.
+    Their own colour is invisible and often black; after enlarging, it would bleed into the visible edge.
     """
     from scipy import ndimage
 
@@ -293,12 +293,12 @@ def to_gray(rgb: np.ndarray) -> np.ndarray:
 
 
 def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize uint8 (H, W, 3) or (H, W) by Pillow's bicubic, which low-pass filters when it makes smaller."""
+    """Resize uint8 (H, W, 3) or (H, W) with Pillow's bicubic, which low-pass filters when it shrinks an image."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def crop_to_multiple(image: np.ndarray, factor: int) -> np.ndarray:
-    """Crop (H, W, ...) at the bottom right to multiples of `factor`, as the papers do."""
+    """Crop (H, W, ...) at the bottom and right to multiples of `factor`, as the papers do."""
     height, width = (side - side % factor for side in image.shape[:2])
     return image[:height, :width]
 
@@ -309,7 +309,7 @@ def downscale(hr: np.ndarray, upscale: int) -> np.ndarray:
 
 
 def upscale_bicubic(lr: np.ndarray, upscale: int) -> np.ndarray:
-    """Enlarge an LR image (H, W, 3) or (H, W) uint8 by bicubic: the baseline that every network has to beat."""
+    """Enlarge an LR image (H, W, 3) or (H, W) uint8 with bicubic: the baseline that every network has to beat."""
     return resize_bicubic(lr, lr.shape[0] * upscale, lr.shape[1] * upscale)
 
 
@@ -320,7 +320,7 @@ def crop_centre(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def side_by_side(labelled: Iterable[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Set images (H, W, 3) uint8 of one size in a row, each under its label."""
+    """Place images (H, W, 3) uint8 of one size in a row, each under its label."""
     labels, panels = zip(*labelled, strict=True)
     height, width = panels[0].shape[:2]
     gap, strip, size = 4, 20, 14

@@ -1,7 +1,7 @@
 """EXIF, XMP and resolution of a picture file, carried over to a picture made from it.
 
-What would be wrong for the new picture is corrected: the orientation is 1, since its pixels are upright; the sizes are its
-own; thumbnails are dropped.
+Whatever would be wrong for the new picture is corrected: the orientation becomes 1, since its pixels are upright; the sizes
+become its own; thumbnails are dropped.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _JPEG_SEGMENT = 65_533
 
 @dataclass
 class Metadata:
-    """EXIF as a block that begins with its byte order, XMP as XML, and pixels an inch (x, y); None where there is none."""
+    """EXIF as a block that begins with its byte order, XMP as XML, and pixels per inch (x, y); each None if absent."""
 
     exif: bytes | None = None
     xmp: bytes | None = None
@@ -29,10 +29,10 @@ class Metadata:
 
 
 def read_metadata(image: Image.Image) -> Metadata:
-    """Return the metadata of an image opened by Pillow; damaged metadata count as none."""
+    """Return the metadata of an image opened by Pillow; damaged metadata count as absent."""
     exif, xmp = image.info.get("exif"), image.info.get("xmp")
     if exif is None:  # in a TIFF it is among the file's own tags
-        with contextlib.suppress(Exception):  # whatever a stranger's tags make Pillow raise
+        with contextlib.suppress(Exception):  # untrusted tags can make Pillow raise anything
             exif = _exif_of_tags(image.getexif())
     exif = exif.removeprefix(b"Exif\0\0") if exif else None
     try:
@@ -44,7 +44,7 @@ def read_metadata(image: Image.Image) -> Metadata:
 
 
 def save_options(metadata: Metadata, kind: str, height: int, width: int) -> dict[str, Any]:
-    """Return Pillow's options that write metadata into a picture of a size, as far as the format `kind` can hold them."""
+    """Return Pillow's options to write metadata into a picture of this size, as far as the format `kind` can hold them."""
     exif = fitted_exif(metadata.exif, height, width) if metadata.exif else None
     xmp = fitted_xmp(metadata.xmp, height, width) if metadata.xmp else None
     options: dict[str, Any] = {"dpi": metadata.dpi} if metadata.dpi and kind != "WEBP" else {}
@@ -62,7 +62,7 @@ def save_options(metadata: Metadata, kind: str, height: int, width: int) -> dict
 
 
 def fitted_exif(block: bytes, height: int, width: int) -> bytes | None:
-    """Return an EXIF block changed in place to fit an upright picture of a size; None when it is damaged.
+    """Return an EXIF block changed in place to fit an upright picture of this size, or None if it is damaged.
 
     Everything else stays byte for byte: text in any encoding, and maker notes, which hold offsets into the block.
     """
@@ -72,7 +72,7 @@ def fitted_exif(block: bytes, height: int, width: int) -> bytes | None:
         return None
 
     def entries(offset: int) -> tuple[dict[int, int], int]:
-        """Return the place of every tag's entry in a directory, and the place of the link to the next directory."""
+        """Return the offset of every tag's entry in a directory, and the offset of the link to the next directory."""
         (count,) = struct.unpack_from(f"{order}H", data, offset)
         places = range(offset + 2, offset + 2 + 12 * count, 12)
         return {struct.unpack_from(f"{order}H", data, place)[0]: place for place in places}, offset + 2 + 12 * count
@@ -97,7 +97,7 @@ def fitted_exif(block: bytes, height: int, width: int) -> bytes | None:
 
 
 def fitted_xmp(xmp: bytes, height: int, width: int) -> bytes:
-    """Return XMP changed to fit an upright picture of a size."""
+    """Return XMP changed to fit an upright picture of this size."""
     for prefix in (b"xmp", b"xap"):
         begin, end = xmp.find(b"<%s:Thumbnails" % prefix), xmp.rfind(b"</%s:Thumbnails>" % prefix)
         if 0 <= begin < end:
@@ -113,7 +113,7 @@ def fitted_xmp(xmp: bytes, height: int, width: int) -> bytes:
 
 
 def _exif_of_tags(tags: Image.Exif) -> bytes | None:
-    """Return the EXIF block of what describes the picture among the tags of a TIFF."""
+    """Return an EXIF block of those tags of a TIFF that describe the picture."""
     exif, described = Image.Exif(), _described(tags)
     for tag, value in described.items():
         if isinstance(value, dict):
@@ -124,10 +124,10 @@ def _exif_of_tags(tags: Image.Exif) -> bytes | None:
 
 
 def _tiff_tags(exif: bytes | None, xmp: bytes | None) -> TiffImagePlugin.ImageFileDirectory_v2:
-    """Return a TIFF's tags that hold an EXIF block, where Pillow can read it, and XMP."""
+    """Return TIFF tags that hold an EXIF block, if Pillow can read it, and XMP."""
     info = TiffImagePlugin.ImageFileDirectory_v2()
     if exif:
-        with contextlib.suppress(Exception):  # whatever a stranger's tags make Pillow raise
+        with contextlib.suppress(Exception):  # untrusted tags can make Pillow raise anything
             tags = Image.Exif()
             tags.load(exif)
             described = TiffImagePlugin.ImageFileDirectory_v2()
@@ -141,7 +141,7 @@ def _tiff_tags(exif: bytes | None, xmp: bytes | None) -> TiffImagePlugin.ImageFi
 
 
 def _described(tags: Image.Exif) -> dict[int, Any]:
-    """Return the descriptive tags, and the EXIF and GPS directories without what points to places in their old file."""
+    """Return the descriptive tags, and the EXIF and GPS directories without entries that point into the old file."""
     values = {tag: tags[tag] for tag in _DESCRIPTIVE if tag in tags}
     found = {tag: value.encode("latin-1", "replace") if isinstance(value, str) else value for tag, value in values.items()}
     for directory in (_EXIF_IFD, _GPS_IFD):

@@ -1,4 +1,4 @@
-"""The command line of train.py: its options, the defaults that depend on the machine, and what may change at a restart."""
+"""The command line of train.py: its options, the defaults that depend on the machine, and what may change between starts."""
 
 import argparse
 from importlib.util import find_spec
@@ -29,7 +29,7 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--upscale", type=int, default=4, choices=UPSCALES, help="how many times larger the result is")
     parser.add_argument("--crop", type=cli.positive_int, default=88, help="side of the HR training crops in pixels")
     data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, default=Path("data"), help="folder of DIV2K_train_HR/ and DIV2K_valid_HR/")
+    data.add_argument("--data", type=Path, default=Path("data"), help="folder that holds DIV2K_train_HR/ and DIV2K_valid_HR/")
     data.add_argument("--train-dir", type=Path, help="any folder of training images instead")
     data.add_argument("--val-dir", type=Path, help="any folder of validation images instead")
     data.add_argument("--train-lr-dir", type=Path, help="LR files of the training images, paired by name (default: bicubic)")
@@ -44,14 +44,14 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--workers", type=cli.non_negative_int,
-        help="loader processes; slower than none but with --no-cache (default: 0, with --no-cache on a GPU up to 4)",
+        help="data loader processes; they pay off only with --no-cache (default: 0; up to 4 with --no-cache on a GPU)",
     )  # fmt: skip
-    data.add_argument("--cache", type=Path, help="folder of decoded pixels (default: .srgan-cache in the image folder)")
+    data.add_argument("--cache", type=Path, help="folder for decoded pixels (default: .srgan-cache in the image folder)")
     data.add_argument("--no-cache", action="store_true", help="decode an image for every crop: slow, but needs no disk space")
     data.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
     model = parser.add_argument_group("model")
     defaults = ", ".join(f"{blocks} for {name}" for name, blocks in DEFAULT_BLOCKS.items())
-    model.add_argument("--generator", choices=GENERATORS, default="srresnet", help="SRGAN's, or ESRGAN's RRDB (x4)")
+    model.add_argument("--generator", choices=GENERATORS, default="srresnet", help="SRGAN's, or ESRGAN's RRDB (x4 only)")
     model.add_argument(
         "--discriminator",
         choices=DISCRIMINATORS,
@@ -74,21 +74,27 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
     )
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--epochs", type=cli.non_negative_int, default=100, help="adversarial epochs")
-    optim.add_argument("--pretrain-epochs", type=cli.non_negative_int, default=0, help="pixel-only epochs before them")
+    optim.add_argument(
+        "--pretrain-epochs", type=cli.non_negative_int, default=0, help="pixel-only epochs before the adversarial ones"
+    )
     optim.add_argument("--batch-size", type=cli.positive_int, default=64, help="crops per update")
     optim.add_argument("--accumulate", type=cli.positive_int, default=1, help="compute each batch in N parts, to save memory")
     optim.add_argument(
         "--learning-rate", type=cli.non_negative_float, default=1e-4, help="Adam's learning rate in adversarial epochs"
     )
-    optim.add_argument("--learning-rate-d", type=cli.non_negative_float, help="of the discriminator (default: --learning-rate)")
     optim.add_argument(
-        "--pretrain-learning-rate", type=cli.non_negative_float, help="in pixel-only epochs (default: --learning-rate)"
+        "--learning-rate-d", type=cli.non_negative_float, help="the discriminator's rate (default: --learning-rate)"
+    )
+    optim.add_argument(
+        "--pretrain-learning-rate",
+        type=cli.non_negative_float,
+        help="learning rate in pixel-only epochs (default: --learning-rate)",
     )
     optim.add_argument(
         "--lr-schedule",
         choices=("constant", "cosine"),
         default="constant",
-        help="of the learning rate in each phase; cosine falls to 0",
+        help="course of the learning rate in each phase; cosine falls to 0",
     )
     optim.add_argument(
         "--warmup-steps",
@@ -103,12 +109,17 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         "--ema", type=cli.non_negative_float, default=0.0, help="decay of the averaged weights, such as 0.999 (0: no averaging)"
     )
     optim.add_argument(
-        "--seed", type=cli.non_negative_int, default=0, help="of the initial weights, the order of the images and the crops"
+        "--seed",
+        type=cli.non_negative_int,
+        default=0,
+        help="seed of the initial weights, the order of the images and the crops",
     )
     optim.add_argument("--init", type=Path, help="start the generator from this generator file")
     speed = parser.add_argument_group("speed")
     device.add_options(speed)
-    speed.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks")
+    speed.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="compile the networks with torch.compile"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="folder of the run (default: results/srgan_x<upscale>)")
     output.add_argument(
@@ -127,10 +138,10 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
 
 
 def resolve(args: argparse.Namespace) -> None:
-    """Fill in the defaults that depend on the machine or on other options, and check them all.
+    """Fill in the defaults that depend on the machine or on other options, and check all options.
 
     Raises:
-        UserError: an option cannot work; the message says which.
+        UserError: an option cannot work; the message names it.
     """
     if args.crop % args.upscale:
         rounded = args.crop - args.crop % args.upscale
@@ -152,7 +163,7 @@ def resolve(args: argparse.Namespace) -> None:
         args.workers = min(4, torch.get_num_threads()) if chosen.type == "cuda" and args.no_cache else 0
     _check(args)
     if args.dry_run and needs_vgg(args) and (missing := pretrained.missing_download(args.vgg_weights)):
-        print(f"a real start would download {missing}; an untrained VGG16 stands in for this dry run")
+        print(f"a real run would download {missing}; this dry run uses an untrained VGG16 instead")
         args.vgg_weights = "random"
 
 
@@ -161,13 +172,13 @@ def _check(args: argparse.Namespace) -> None:
     if args.crop < least:
         raise cli.UserError(f"--crop {args.crop} is too small: the networks need at least {least}")
     if args.generator == "rrdb" and args.upscale != 4:
-        raise cli.UserError(f"--upscale {args.upscale}: --generator rrdb is for 4 only")
+        raise cli.UserError(f"--upscale {args.upscale}: --generator rrdb supports only 4")
     if args.seed >= 2**63:
-        raise cli.UserError(f"--seed {args.seed} is too large: it has to be below 2^63")
+        raise cli.UserError(f"--seed {args.seed} is too large: it must be below 2^63")
     if args.ema >= 1:
-        raise cli.UserError(f"--ema {args.ema} is not a decay: it has to be below 1, such as 0.999")
+        raise cli.UserError(f"--ema {args.ema} is not a decay: it must be below 1, such as 0.999")
     if args.accumulate > args.batch_size:
-        raise cli.UserError(f"--accumulate {args.accumulate} is more parts than --batch-size {args.batch_size} has crops")
+        raise cli.UserError(f"--accumulate {args.accumulate} asks for more parts than --batch-size {args.batch_size} has crops")
     for option, wanted in (("lpips", args.lpips), ("tensorboard", args.tensorboard)):
         if wanted and find_spec(option) is None:
             raise cli.UserError(f"--{option}: the package is missing; pip install {option}")
@@ -176,9 +187,12 @@ def _check(args: argparse.Namespace) -> None:
     out, train_dir, val_dir = (folder.resolve() for folder in (args.out, args.train_dir, args.val_dir))
     for folder in (train_dir, val_dir):
         if out.is_relative_to(folder):
-            raise cli.UserError(f"--out {args.out}: lies in the image folder {folder}, where its pictures would be trained on")
+            raise cli.UserError(
+                f"--out {args.out} is inside the image folder {folder}, so the run would use its own pictures as data; "
+                "choose another --out"
+            )
     if train_dir.is_relative_to(val_dir) or val_dir.is_relative_to(train_dir):
-        print(f"warning: {args.train_dir} and {args.val_dir} share images, so validation flatters: it sees trained images")
+        print(f"warning: {args.train_dir} and {args.val_dir} share images, so validation scores will be too optimistic")
 
 
 def plain_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -187,12 +201,12 @@ def plain_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def needs_vgg(args: argparse.Namespace) -> bool:
-    """Tell whether the run needs VGG16: pixel-only runs do not."""
+    """Tell whether the run needs VGG16; pixel-only runs do not."""
     return args.epochs > 0 and args.perceptual_weight > 0
 
 
 def check_restart(args: argparse.Namespace, saved: dict[str, Any]) -> None:
-    """Check that a run can go on with these options; a line says what more epochs mean under a cosine.
+    """Check that a run can resume with these options; print what more epochs mean for a cosine schedule.
 
     Args:
         saved: the run's checkpoint, of this version or an older one that lacks newer options.
@@ -210,7 +224,7 @@ def check_restart(args: argparse.Namespace, saved: dict[str, Any]) -> None:
         return
     if done < before:
         raise cli.UserError(
-            f"--epochs was {before}, is {now}: the cosine is under way, and would bend; finish with --epochs {before} first"
+            f"--epochs was {before}, is {now}: this would change the cosine midway; finish with --epochs {before} first"
         )
     if done < now:
         print(

@@ -1,12 +1,12 @@
-"""Images decoded once into a memory-mapped file, so that reading a crop is a slice.
+"""Images decoded once into a memory-mapped file, so that reading a crop means slicing an array.
 
 A cache file holds the pixels of every image of a folder, then an index as JSON, then the index's length, its CRC-32 and a
-magic word. Its name is a digest of all that decides its content: the folders, the scale, the names, sizes and times of the
-image files, and `LR_RECIPE`.
+magic word. Its name is a digest of everything that determines its content: the folders, the scale, the names, sizes and
+times of the image files, and `LR_RECIPE`.
 
-At every start each process checks the index and the size of the file, which takes no time. The checksum of every pixel is
-verified by the first process of a machine, while the others wait (`distributed.one_after_another`): for DIV2K that reads
-9 GB, once and not once per GPU.
+At every start, each process checks the index and the size of the file, which takes no time. The first process on a machine
+also verifies the checksums of all pixels, while the others wait (`distributed.one_after_another`). For DIV2K this reads
+9 GB, but once per machine rather than once per GPU.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ import numpy as np
 from utils import cli, distributed, files, images
 
 CACHE_FOLDER = ".srgan-cache"
-LR_RECIPE = "bicubic-1"  # Pillow's bicubic on whole images; raise the number when `Layout.decode` returns other pixels
+LR_RECIPE = "bicubic-1"  # Pillow's bicubic on whole images; raise the number when `Layout.decode` changes
 _MAGIC = b"srgan-cache-2\n\0\0"
-_TAIL = struct.Struct("<QI16s")  # of the file: the length of the index, its CRC-32, and the magic word
+_TAIL = struct.Struct("<QI16s")  # of a file: the index's length, its CRC-32 and the magic word
 
 
 @dataclass
 class Entry:
-    """One image: its path in the folder, size and time of its files, and where its pixels are in the cache."""
+    """One image: its path in the folder, the size and time of its files, and where its pixels are in the cache."""
 
     name: str
     file_bytes: int = 0  # of HR and, if it is read from a file, LR together
@@ -50,11 +50,11 @@ class Entry:
 
 @dataclass
 class Layout:
-    """What is decoded of every image: HR, LR and, for validation, LR enlarged by bicubic."""
+    """What is decoded for every image: HR, LR and, for validation, LR enlarged by bicubic."""
 
     folder: Path
     upscale: int
-    lr_folder: Path | None = None  # None: LR is made by bicubic
+    lr_folder: Path | None = None  # None: LR is made with bicubic
     bicubic: bool = False  # whether the enlarged LR is kept too
 
     def __post_init__(self):
@@ -104,7 +104,7 @@ class ImageStore:
         if self.bad and not skip_bad:
             named = cli.listed([f"{entry.name}: {entry.error}" for entry in self.bad], "; ")
             raise cli.UserError(
-                f"{layout.folder}: {len(self.bad)} image(s) cannot be read: {named}. Mend or remove them, or pass "
+                f"{layout.folder}: {len(self.bad)} image(s) cannot be read: {named}. Fix or remove them, or pass "
                 "--skip-bad-images"
             )
         self.entries = [entry for entry in entries if not entry.error]
@@ -114,9 +114,9 @@ class ImageStore:
     def open(
         cls, layout: Layout, cache_folder: Path | None, skip_bad=False, processes: int | None = None, headers_only=False
     ) -> "ImageStore":
-        """Open a folder of images through its cache in `cache_folder`; build that if it is missing or damaged.
+        """Open a folder of images through its cache in `cache_folder`; build the cache if it is missing or damaged.
 
-        Without a `cache_folder` images are decoded at each access, and once now to find damaged ones, unless `headers_only`.
+        Without `cache_folder`, images are decoded at each access, and once now to find damaged ones unless `headers_only`.
 
         Raises:
             UserError: no such folder, no image in it, or images that cannot be read or have no fitting LR image, unless
@@ -139,7 +139,7 @@ class ImageStore:
                         superseded.unlink()
                     cached = _build_cache(layout, entries, path, processes)
         store = cls(layout, cached, path, skip_bad)
-        store._map()  # at once: a later start with other images may remove the file, which a mapping outlives
+        store._map()  # now, since a later start with other images may delete the file; a mapping survives that
         return store
 
     def __len__(self) -> int:
@@ -168,12 +168,12 @@ class ImageStore:
         return {**self.__dict__, "_arrays": None}  # a worker process maps the file itself
 
     def fingerprint(self) -> list[tuple[str, int, int]]:
-        """Return (name, file bytes, pixel checksum or 0) of every image, which a resumed run compares."""
+        """Return (name, file bytes, pixel checksum or 0) of every image, for a resumed run to compare."""
         return [(entry.name, entry.file_bytes, entry.checksum) for entry in self.entries]
 
 
 def cache_folder_for(folder: str | Path, chosen: Path | None, fallback: Path) -> Path:
-    """Return the cache folder of an image folder: the chosen one, or one inside it if that can be written, or in `fallback`."""
+    """Return the cache folder of an image folder: the chosen one, else one inside it if writable, else one in `fallback`."""
     if chosen is not None:
         return chosen
     own = Path(folder, CACHE_FOLDER)
@@ -191,7 +191,7 @@ def _list_entries(layout: Layout) -> list[Entry]:
         paths = [os.path.join(layout.folder, entry.name)]
         if entry.lr_name is not None:
             paths.append(os.path.join(layout.lr_folder, entry.lr_name))
-        with contextlib.suppress(OSError):  # a link to nothing: to decode it will say so
+        with contextlib.suppress(OSError):  # a dangling link: decoding will report it
             states = [os.stat(path) for path in paths]
             entry.file_bytes, entry.mtime_ns = sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)
     return entries
@@ -200,7 +200,7 @@ def _list_entries(layout: Layout) -> list[Entry]:
 def _pair(layout: Layout, entries: list[Entry]) -> None:
     """Find the LR image of every HR image: `0801.png` has `0801.png` or `0801x4.png`, with any suffix.
 
-    One in the same subfolder is preferred to one elsewhere. An image without an LR image of its own gets an error.
+    One in the same subfolder is preferred. An image without an LR image of its own gets an error.
     """
     named: dict[Path | str, list[Path]] = {}  # by path and by name alone, both without suffix
     for path in map(Path, images.list_image_names(layout.lr_folder)):
@@ -218,7 +218,7 @@ def _pair(layout: Layout, entries: list[Entry]) -> None:
         if len(paths) != 1:
             listed = ", ".join(str(layout.lr_folder / path) for path in paths[:3])
             found, stem = f"several LR images ({listed})" if paths else "no LR image", Path(entry.name).stem
-            entry.error = f"{found} {stem} or {stem}x{layout.upscale} (of any suffix) in {layout.lr_folder}"
+            entry.error = f"{found} named {stem} or {stem}x{layout.upscale} (with any suffix) in {layout.lr_folder}"
         elif uses[paths[0]] > 1:
             entry.error = f"{layout.lr_folder / paths[0]} is the LR image of {uses[paths[0]]} HR images"
         else:
@@ -229,7 +229,7 @@ def _pair(layout: Layout, entries: list[Entry]) -> None:
 
 
 def _cache_name(layout: Layout, entries: list[Entry]) -> str:
-    """Name the cache file: what is before the last hyphen stays the same when the images or the recipe change."""
+    """Name the cache file: the part before the last hyphen stays the same when the images or the recipe change."""
     kind = f"x{layout.upscale}" + ("-validation" if layout.bicubic else "")
     place = _digest([str(layout.folder.resolve()), str(layout.lr_folder and layout.lr_folder.resolve())])
     states = [[entry.name, entry.lr_name, entry.file_bytes, entry.mtime_ns] for entry in entries]
@@ -241,7 +241,7 @@ def _digest(value) -> str:
 
 
 def _read_entries(layout: Layout, path: Path, tell: bool = False) -> list[Entry] | None:
-    """Return the entries of a cache file that can be used, None if it has to be built; `tell` why it is built again."""
+    """Return the entries of a usable cache file, or None if it has to be built; with `tell`, print why it is built again."""
     if not path.exists():
         return None
     try:
@@ -263,23 +263,23 @@ def _read_index(layout: Layout, path: Path) -> list[Entry]:
         tail = file.read()
         length, checksum, magic = _TAIL.unpack(tail) if len(tail) == _TAIL.size else (0, 0, b"")
         if magic != _MAGIC or length > end:
-            raise ValueError("cut short, or of another version")
+            raise ValueError("cut short or of another version")
         file.seek(end - length)
         index = file.read(length)
     if zlib.crc32(index) != checksum:
         raise ValueError("damaged index")
     entries = [Entry(**entry) for entry in json.loads(index)]
     if sum(map(layout.size, entries)) != end - length:
-        raise ValueError("not of the size that its index says")
+        raise ValueError("its size is not what its index says")
     return entries
 
 
 def _check_pixels(layout: Layout, entries: list[Entry], path: Path) -> None:
-    """Raise ValueError if a pixel of a cache file is not as it was written, or an image that it lacks can be read now."""
+    """Raise ValueError if a pixel of a cache file has changed, or if an image that it lacks can be read now."""
     for entry in entries:
         paired = entry.lr_name or not layout.lr_folder
         if entry.error and paired and not _decode_one(layout, None, replace(entry, error=None)).error:
-            raise ValueError(f"{entry.name} could not be read when it was made, and now can")
+            raise ValueError(f"{entry.name} could not be read when the cache was built, and now can")
     pixels = np.asarray(np.memmap(path, mode="r"))
 
     def is_whole(entry: Entry) -> bool:
@@ -290,7 +290,7 @@ def _check_pixels(layout: Layout, entries: list[Entry], path: Path) -> None:
         checked = cli.progress_bar(pool.map(is_whole, good), total=len(good), desc=f"checking {path.name}", unit="image")
         for entry, whole in zip(good, checked):
             if not whole:
-                raise ValueError(f"{entry.name} is not as it was written")
+                raise ValueError(f"{entry.name} has changed since it was written")
 
 
 def _build_cache(layout: Layout, entries: list[Entry], path: Path, processes: int | None) -> list[Entry]:
@@ -300,7 +300,7 @@ def _build_cache(layout: Layout, entries: list[Entry], path: Path, processes: in
     for entry in entries:
         entry.offset = total
         total += layout.size(entry)
-    files.check_free_space(path.parent, total, "name a folder on another disk by --cache DIR, or pass --no-cache")
+    files.check_free_space(path.parent, total, "name a folder on another disk with --cache DIR, or pass --no-cache")
     with files.write_atomic(path) as file:
         file.truncate(total)
         entries = _decode_all(layout, entries, file.name, processes)
@@ -311,7 +311,7 @@ def _build_cache(layout: Layout, entries: list[Entry], path: Path, processes: in
 
 
 def _measure_one(layout: Layout, entry: Entry) -> Entry:
-    """Fill in the size of an image from its header alone, which does not know whether EXIF turns its pixels by 90 degrees."""
+    """Fill in the size of an image from its header alone, before any rotation by EXIF."""
     if not entry.error:
         try:
             height, width = (side - side % layout.upscale for side in images.read_size(layout.folder / entry.name))
@@ -333,7 +333,7 @@ def _decode_one(layout: Layout, pixel_file: str | None, entry: Entry) -> Entry:
         arrays = layout.decode(entry)
         height, width = arrays[0].shape[:2] if arrays else (0, 0)
         if pixel_file is not None and {height, width} != {entry.height, entry.width}:
-            raise ValueError("its header tells another size than its pixels have")
+            raise ValueError("its header states another size than its pixels have")
     except (OSError, ValueError) as error:
         entry.error = _reason(layout, entry, error)
         return entry

@@ -1,4 +1,4 @@
-"""Where networks trained on ImageNet come from: torchvision's file in PyTorch's hub folder, or a file that the user names."""
+"""VGG16 trained on ImageNet: from torchvision's file in PyTorch's hub folder, or from a file that the user names."""
 
 import http.client
 from pathlib import Path
@@ -18,7 +18,7 @@ def vgg16_layers() -> nn.Sequential:
 
 
 def vgg16_state_dict(source: str) -> dict[str, Tensor]:
-    """Return the state dict of `vgg16_layers`: `imagenet` (torchvision's, downloaded once), `random`, or that of a file.
+    """Return the state dict of `vgg16_layers`: `imagenet` (torchvision's, downloaded once), `random`, or from a file.
 
     Raises:
         UserError: the weights cannot be downloaded or read; the message says what to do.
@@ -30,12 +30,12 @@ def vgg16_state_dict(source: str) -> dict[str, Tensor]:
     try:
         return _read_state_dict(path)
     except cli.UserError as error:
-        advice = "; delete it, and it is downloaded again" if source == "imagenet" else ""
+        advice = "; delete it to download it again" if source == "imagenet" else ""
         raise cli.UserError(f"{error}{advice}") from error
 
 
 def vgg16_file(source: str) -> Path:
-    """Return the file of a source other than `random`; download torchvision's to PyTorch's hub folder where it is missing."""
+    """Return the file of a source other than `random`; download torchvision's to PyTorch's hub folder if it is missing."""
     if source != "imagenet":
         return Path(source)
     url = compat.import_torchvision().models.VGG16_Weights.IMAGENET1K_V1.url
@@ -47,10 +47,11 @@ def vgg16_file(source: str) -> Path:
         with compat.network_timeout(30):
             digest = path.stem.rsplit("-", 1)[-1]  # the file name ends in the first digits of its SHA-256
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=True)
-    except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: another SHA-256
+    except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: wrong SHA-256
         raise cli.UserError(
-            f"the ImageNet weights of VGG16 could not be downloaded from {url} ({error}): give the file by "
-            f"--vgg-weights FILE (downloaded elsewhere), or train on untrained features by --vgg-weights random"
+            f"the ImageNet weights of VGG16 could not be downloaded from {url} ({error}): download it "
+            "elsewhere and pass --vgg-weights FILE, leave the loss out with --perceptual-weight 0, or use untrained features with "
+            "--vgg-weights random"
         ) from error
     return path
 
@@ -61,7 +62,7 @@ def hub_path(url: str) -> Path:
 
 
 def _random_state_dict() -> dict[str, Tensor]:
-    """Initialise as torchvision does VGG16 (He et al., 2015), always the same, without touching the global random state."""
+    """Initialise VGG16 as torchvision does (He et al., 2015), always the same and without using the global random state."""
     layers = vgg16_layers()
     generator = torch.Generator().manual_seed(0)
     for layer in layers:
@@ -89,11 +90,11 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def fingerprint(source: str) -> str:
-    """Return what tells one file of weights from another: its SHA-256, or the name `random`."""
+    """Return what identifies the weights: the SHA-256 of their file, or the name `random`."""
     return source if source == "random" else files.sha256(vgg16_file(source))
 
 
 def missing_download(source: str) -> str | None:
-    """Return the address and place of what `vgg16_file` would download, None where nothing is missing."""
+    """Return the URL and the path of what `vgg16_file` would download, or None if nothing is missing."""
     url = compat.import_torchvision().models.VGG16_Weights.IMAGENET1K_V1.url
     return None if source != "imagenet" or hub_path(url).exists() else f"{url} (528 MB) to {hub_path(url)}"

@@ -1,4 +1,4 @@
-"""What a training run records: its progress, the statistics CSV, the line of an epoch, and config.json."""
+"""What a training run records: a line per epoch, the statistics CSV, TensorBoard events and config.json."""
 
 import argparse
 import json
@@ -19,8 +19,8 @@ from utils import cli, distributed, files, images, pretrained
 from utils.checkpoint import Progress
 from utils.options import needs_vgg, plain_options
 
-# The CSV's columns in order, and the TensorBoard page that charts each. Losses, scores and metrics go by these names
-# everywhere. New columns are added at the end.
+# The CSV's columns in order, and the TensorBoard group that charts each. Losses, scores and metrics have these names
+# everywhere. Add new columns at the end.
 COLUMNS = {
     "Epoch": None,
     "Loss_D": "loss",
@@ -40,7 +40,7 @@ COLUMNS = {
     "Seconds": "run",
     "LPIPS": "validation",
 }
-_FIRST_VERSION = list(COLUMNS)[:16]  # what every CSV has, however old
+_FIRST_VERSION = list(COLUMNS)[:16]  # the columns of every CSV, however old
 _SHOWN = {"Loss_D": "Loss_D", "Loss_G": "Loss_G", "Score_D": "D(x)", "Score_G": "D(G(z))"}
 _WATCHED_EPOCHS = 3
 
@@ -48,7 +48,7 @@ _WATCHED_EPOCHS = 3
 def describe_plan(
     args: argparse.Namespace, generator: nn.Module, discriminator: nn.Module, train_set, val_set, loader: DataLoader
 ) -> str:
-    """Return every option and what is about to be done, as lines."""
+    """Return every option and the plan of the run, as lines."""
     batches, sampler = len(loader), loader.batch_sampler
     g, d = (sum(p.numel() for p in network.parameters()) for network in (generator, discriminator))
     total = batches * (args.pretrain_epochs + args.epochs)
@@ -57,22 +57,22 @@ def describe_plan(
         f"networks: generator {g:,} parameters, discriminator {d:,}; {args.device}, {args.precision}",
         f"images: {len(train_set.usable)} for training, {len(val_set)} for validation",
         f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of {batches:,} updates "
-        f"with {args.batch_size} crops of {args.crop}x{args.crop}: {total:,} updates",
+        f"with {args.batch_size} crops of {args.crop}x{args.crop}: {total:,} updates in total",
     ]
     if sampler.world_size > 1:
         lines.append(f"processes: {sampler.world_size}, each with its share of every batch")
     if sampler.left_out:
         lines.append(f"note: {sampler.left_out} samples of every epoch's last batch cannot be shared evenly and are left out")
     if needs_vgg(args) and args.vgg_weights == "random":
-        lines.append("note: --vgg-weights random: the perceptual loss compares features of an UNTRAINED VGG16, not ImageNet's")
+        lines.append("note: --vgg-weights random: the perceptual loss compares features of an UNTRAINED VGG16")
     return "\n".join(lines)
 
 
 def describe_run(args: argparse.Namespace, train_set, val_set) -> dict[str, Any]:
-    """Return what checkpoints carry so that a restart can compare: options, images, perceptual network and machine.
+    """Return what checkpoints store for a restart to compare: options, images, perceptual network and machine.
 
     Raises:
-        UserError: the perceptual network's weights cannot be had; better now than after the pixel-only epochs.
+        UserError: the perceptual network's weights are missing or damaged; fails early, before the pixel-only epochs.
     """
     if needs_vgg(args) and args.vgg_weights != "random":
         pretrained.vgg16_state_dict(args.vgg_weights)
@@ -86,14 +86,14 @@ def describe_run(args: argparse.Namespace, train_set, val_set) -> dict[str, Any]
 
 
 class RunLog:
-    """What a run records epoch by epoch: the lines on the screen, statistics.csv, and TensorBoard where that is asked for.
+    """Context manager that records each epoch: on the screen, in statistics.csv and, with `--tensorboard`, in TensorBoard.
 
-    A context; of several processes the first one writes.
+    With several processes, only the first one writes.
 
     Args:
         out: the run's folder; its subfolders are made and config.json is written.
         facts: from `describe_run`.
-        rows: of the epochs that are finished already; new ones are added to this list.
+        rows: the CSV rows of the finished epochs; new ones are added to this list.
 
     Raises:
         UserError: the package tensorboard is not installed.
@@ -127,13 +127,13 @@ class RunLog:
             self.board.write(self.rows[-1], self.out / "validation" / f"epoch_{progress.epoch:03d}")
 
     def close(self, progress: Progress, stopped: int | None) -> int:
-        """Say how the run has ended; return the exit status. `stopped` is the signal that ended it, None at its end."""
+        """Print how the run ended and return the exit status; `stopped` is the signal that stopped it, or None."""
         if not stopped:
-            print(f"finished: {describe_result(self.rows)}; all of it is in {self.out}")
+            print(f"finished: {describe_result(self.rows)}; everything is in {self.out}")
             return 0
         if self.leader:
             done = f"stopped in epoch {progress.epoch} after step {progress.batch}"
-            print(f"{done}; run the same command to go on", file=sys.stderr)
+            print(f"{done}; run the same command again to resume", file=sys.stderr)
         return 128 + stopped
 
 
@@ -160,11 +160,11 @@ def write_statistics(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_statistics(path: Path) -> pandas.DataFrame:
-    """Read the CSV of a run, also one of an older version.
+    """Read the CSV of a run, of this or an older version.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: not such a CSV, or one without epochs.
+        UserError: the file is not such a CSV, or has no epoch.
     """
     try:
         table = pandas.read_csv(path)
@@ -172,10 +172,10 @@ def read_statistics(path: Path) -> pandas.DataFrame:
         raise cli.UserError(f"{path}: not a CSV file ({' '.join(str(error).split())})") from error
     missing = [name for name in _FIRST_VERSION if name not in table]
     if missing:
-        raise cli.UserError(f"{path}: not the statistics of a run, no column {', '.join(missing)}")
+        raise cli.UserError(f"{path}: not the statistics of a run: no column {', '.join(missing)}")
     if table.empty:
         raise cli.UserError(f"{path}: no epoch is finished yet")
-    table = table.reindex(columns=list(COLUMNS))  # a column that is newer than the file is empty
+    table = table.reindex(columns=list(COLUMNS))  # columns newer than the file are empty
     text = [name for name in COLUMNS if not pandas.api.types.is_numeric_dtype(table[name])]
     if text:
         raise cli.UserError(f"{path}: column {text[0]} holds something that is not a number")
@@ -183,12 +183,12 @@ def read_statistics(path: Path) -> pandas.DataFrame:
 
 
 def describe_terms(means: dict[str, float]) -> str:
-    """Return the losses and scores that people watch, for the bar and the line of an epoch."""
+    """Return the main losses and scores as text, for the progress bar and the line of an epoch."""
     return "  ".join(f"{_SHOWN[name]} {mean:.4g}" for name, mean in means.items() if name in _SHOWN and mean is not None)
 
 
 def describe_epoch(rows: list[dict[str, Any]], total_epochs: int) -> str:
-    """Return the line of the newest epoch, and what a discriminator that has won or lost means."""
+    """Return the line of the newest epoch, with a note if the discriminator has won or collapsed."""
     row = rows[-1]
     parts = [f"epoch {row['Epoch']}/{total_epochs}", describe_terms(row)]
     if row["PSNR"] is not None:
@@ -198,16 +198,18 @@ def describe_epoch(rows: list[dict[str, Any]], total_epochs: int) -> str:
     text = "  ".join(parts)
     gaps = [row["Score_D"] - row["Score_G"] for row in rows[-_WATCHED_EPOCHS:] if row["Score_D"] is not None]
     if len(gaps) == _WATCHED_EPOCHS and min(gaps) > 0.99:
-        text += f"\nnote: D(x) - D(G(z)) above 0.99 for {_WATCHED_EPOCHS} epochs: D tells real from fake without fail, and G "
-        text += "learns little from it; more --pretrain-epochs or a lower --learning-rate help"
+        text += f"\nnote: D(x) - D(G(z)) above 0.99 for {_WATCHED_EPOCHS} epochs: D always tells real from fake, so G "
+        text += "learns little from it; use more --pretrain-epochs or a lower --learning-rate"
     if len(gaps) == _WATCHED_EPOCHS and max(gaps) < 0.01:
-        text += f"\nnote: D(x) - D(G(z)) below 0.01 for {_WATCHED_EPOCHS} epochs: D tells nothing apart, it has collapsed or G "
-        text += "has won; look at the triplets, and start again with a lower --learning-rate if they are poor"
+        text += (
+            f"\nnote: D(x) - D(G(z)) below 0.01 for {_WATCHED_EPOCHS} epochs: D cannot tell real from fake: it has collapsed, "
+        )
+        text += "or G has won; look at the validation pictures, and start again with a lower --learning-rate if they are poor"
     return text
 
 
 def describe_result(rows: list[dict[str, Any]]) -> str:
-    """Return the best epoch of a run beside bicubic."""
+    """Return the best epoch of a run as text, compared with bicubic."""
     validated = [row for row in rows if row["PSNR"] is not None and not math.isnan(row["PSNR"])]
     best = max(validated, key=lambda row: row["PSNR"], default=None)
     if best is None:
@@ -222,7 +224,7 @@ class TensorBoard:
     """The rows of the CSV and the triplets as TensorBoard events, in a folder of their own.
 
     Raises:
-        ValueError: the package tensorboard is not installed.
+        UserError: the package tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, epochs_done: int):
@@ -230,11 +232,11 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise cli.UserError("--tensorboard: the package is missing; pip install tensorboard") from error
-        # What a killed process wrote of epochs that are made again is not shown twice.
+        # Epochs that a killed process had logged and that are repeated now are not shown twice.
         self._writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
     def write(self, row: dict[str, Any], triplets: Path) -> None:
-        """Add a finished epoch: its row, and the pictures in the folder `triplets` where it is there."""
+        """Add a finished epoch: its row, and the pictures in the folder `triplets` if it exists."""
         for name, value in row.items():
             if name != "Epoch" and value is not None:
                 self._writer.add_scalar(f"{COLUMNS[name]}/{name}", value, row["Epoch"])
@@ -243,12 +245,12 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self) -> None:
-        """End the event file."""
+        """Close the event file."""
         self._writer.close()
 
 
 def write_config(path: Path, options: dict[str, Any], machine: dict[str, Any]) -> None:
-    """Write what tells how a run was made: every option, library versions, git commit, device."""
+    """Record how a run was made: every option, library versions, git commit, device."""
     gpu = machine["device"] == "cuda"
     name = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
     packages = ("torch", "torchvision", "numpy", "pillow", "pandas", "pytorch-msssim")
@@ -262,7 +264,7 @@ def write_config(path: Path, options: dict[str, Any], machine: dict[str, Any]) -
 
 
 def _git_state() -> dict[str, str | bool | None]:
-    """Return the commit of this repository, and whether the files differ from it; None where git cannot tell."""
+    """Return the commit of this repository, and whether the files differ from it; None if git cannot tell."""
 
     def git(*words: str) -> str | None:
         try:
