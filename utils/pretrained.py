@@ -49,8 +49,8 @@ def vgg16_file(source: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=True)
     except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: wrong SHA-256
         raise cli.UserError(
-            f"the ImageNet weights of VGG16 could not be downloaded from {url} ({error}): download it "
-            "elsewhere and pass --vgg-weights FILE, leave the loss out with --perceptual-weight 0, or use untrained features with "
+            f"the ImageNet weights of VGG16 could not be downloaded from {url} ({error}): download it elsewhere and pass "
+            "--vgg-weights FILE, leave the loss out with --perceptual-weight 0, or use untrained features with "
             "--vgg-weights random"
         ) from error
     return path
