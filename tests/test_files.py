@@ -342,3 +342,13 @@ def test_a_backup_that_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"Input/output error.*previous\.pth"):
         files.keep_as(tmp_path / "last.pth", tmp_path / "previous.pth")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"last.pth": b"new", "previous.pth": b"old"}
+
+
+def test_a_name_in_a_damaged_file_does_not_break_the_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("two\nlines", b"content")
+    content = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").write_bytes(content.replace(b"content", b"c0ntent"))
+    with pytest.raises(cli.UserError, match=r"checksum of 'two\\nlines' is wrong") as refused:
+        files.load_tensors(tmp_path / "a.pth")
+    assert "\n" not in str(refused.value)

@@ -241,7 +241,7 @@ def _check_archive(path: Path, size: int) -> None:
             if not stored or sum(member.file_size for member in members) > size:
                 damaged = "its parts are compressed or overlap, which PyTorch's never do"
             elif name := archive.testzip():
-                damaged = f"checksum of {name} is wrong"
+                damaged = f"checksum of {name!r} is wrong"
             else:
                 return
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError) as error:
