@@ -1,11 +1,13 @@
 """The networks of ESRGAN (Wang et al., 2018, arXiv 1809.00219), and the parameter names of its released files."""
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 # --- generator ------------------------------------------------------------------------------------------------------
 
@@ -91,6 +93,64 @@ class RRDBGenerator(nn.Module):
         for conv in (self.conv_up1, self.conv_up2):
             features = F.leaky_relu(conv(F.interpolate(features, scale_factor=2, mode="nearest")), 0.2)
         return 2 * self.conv_last(F.leaky_relu(self.conv_hr(features), 0.2)) - 1  # (N, 3, 4H, 4W)
+
+
+# --- discriminator --------------------------------------------------------------------------------------------------
+
+
+class SpectralConv(nn.Conv2d):
+    """A convolution whose weight is to be spectrally normalised, in fp32 whatever the precision of the run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (N, C, H, W) as `nn.Conv2d` does."""
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight  # a step of the power iteration
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class UNetDiscriminator(nn.Module):
+    """Real-ESRGAN's discriminator (Wang et al., 2021, arXiv 2107.10833, section 3.3): a U-Net that judges every pixel.
+
+    Three halvings and three bilinear doublings with skip connections; spectral normalisation (Miyato et al., 2018) on all
+    convolutions but the first and the last.
+
+    Args:
+        features: channels at full size.
+    """
+
+    minimum_crop = 32  # HR pixels in training
+
+    def __init__(self, features: int = 64):
+        super().__init__()
+        widths = [features, 2 * features, 4 * features, 8 * features]
+        self.first = nn.Conv2d(3, features, 3, padding=1)
+        self.down = nn.ModuleList(self._conv(*pair, 4, stride=2) for pair in pairwise(widths))
+        self.up = nn.ModuleList(self._conv(*pair, 3) for pair in pairwise(widths[::-1]))
+        self.last = nn.Sequential(
+            self._conv(features, features, 3), nn.LeakyReLU(0.2),
+            self._conv(features, features, 3), nn.LeakyReLU(0.2),
+            nn.Conv2d(features, 1, 3, padding=1),
+        )  # fmt: skip
+
+    @staticmethod
+    def _conv(inputs: int, outputs: int, side: int, stride: int = 1) -> nn.Module:
+        return spectral_norm(SpectralConv(inputs, outputs, side, stride, padding=1, bias=False))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1] to unbounded scores (N, 1, H, W), positive for "real"."""
+        seen = [F.leaky_relu(self.first(x), 0.2)]
+        for conv in self.down:
+            seen.append(F.leaky_relu(conv(seen[-1]), 0.2))
+        x = seen.pop()  # (N, 8C, H/8, W/8)
+        for conv in self.up:
+            skip = seen.pop()
+            x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear")
+            x = F.leaky_relu(conv(x), 0.2) + skip
+        return self.last(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1] to the probability (N, 1, H, W) that each pixel is of a real HR image."""
+        return torch.sigmoid(self.logits(x))
 
 
 # --- released files -------------------------------------------------------------------------------------------------

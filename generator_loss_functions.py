@@ -1,13 +1,129 @@
-"""The generator's loss: pixel + adversarial + VGG16 perceptual + total variation (Ledig et al., section 2.2)."""
+"""The losses: pixel + adversarial + perceptual + total variation (Ledig et al., section 2.2), and a penalty on grids."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.pretrained import vgg16_layers
+from utils.pretrained import squeezenet_layers, vgg16_layers
 
 PIXEL_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}  # SRGAN's, and ESRGAN's
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# --- adversarial --------------------------------------------------------------------------------------------------
+
+
+def bce(logits: Tensor, target: float) -> Tensor:
+    """Return the binary cross entropy between logits of any shape and one target for all, 0 or 1."""
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
+
+
+class AdversarialLoss:
+    """SRGAN's adversarial losses (Ledig et al., equations 2 and 6); logits have any shape."""
+
+    needs_real = False  # whether G's loss depends on D(x)
+
+    def relate(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits that decide: of HR being real, and of SR being real."""
+        return real, fake
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return BCE(D(x), 1) + BCE(D(G(z)), 0), which is 2 ln 2 if D only guesses, and the mean scores by CSV column."""
+        real, fake = self.relate(real.float(), fake.float())
+        scores = {"Score_D": torch.sigmoid(real).mean(), "Score_G": torch.sigmoid(fake).mean()}
+        return bce(real, 1) + bce(fake, 0), scores
+
+    def generator(self, real: Tensor | None, fake: Tensor) -> Tensor:
+        """Return -log D(G(z)), the mean over logits."""
+        return bce(fake.float(), 1)
+
+
+class RelativisticLoss(AdversarialLoss):
+    """ESRGAN's: D tells whether x is more real than the average G(z) (Jolicoeur-Martineau, 2018, arXiv 1807.00734)."""
+
+    needs_real = True
+
+    def relate(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of HR less the mean of SR's, and the reverse."""
+        return real - fake.mean(), fake - real.mean()
+
+    def generator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Return BCE(D(x), 0) + BCE(D(G(z)), 1) of the related logits (Wang et al., 2018, equation 2)."""
+        real, fake = self.relate(real.float(), fake.float())
+        return bce(real, 0) + bce(fake, 1)
+
+
+ADVERSARIAL_LOSSES = {"standard": AdversarialLoss, "relativistic": RelativisticLoss}
+
+# --- perceptual ---------------------------------------------------------------------------------------------------
+
+
+class Features(nn.Module):
+    """Frozen ImageNet features that compare images; torchvision's normalisation is applied first."""
+
+    def __init__(self, layers: nn.Sequential, state_dict: dict[str, Tensor]):
+        super().__init__()
+        layers.load_state_dict(state_dict, assign=True)
+        self.features = layers.eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1), persistent=False)
+
+
+class VGG16Features(Features):
+    """The output of VGG16's last pooling layer, compared by mean squared error (Ledig et al., equation 5).
+
+    Args:
+        state_dict: of `pretrained.vgg16_layers`.
+    """
+
+    def __init__(self, state_dict: dict[str, Tensor]):
+        super().__init__(vgg16_layers(), state_dict)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [0, 1], at least 32x32, to features (N, 512, H/32, W/32)."""
+        return self.features((x - self.mean) / self.std)
+
+    def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Return the MSE of the features of each pair (N,); only `sr` gets a gradient."""
+        with torch.no_grad():
+            target = self(hr).float()
+        return (self(sr).float() - target).square().flatten(1).mean(1)
+
+
+class SqueezeNetFeatures(Features):
+    """Seven stages of SqueezeNet 1.0 or 1.1, compared as in LPIPS without its calibration (Zhang et al., 2018, equation 1).
+
+    Args:
+        state_dict: of `pretrained.squeezenet_layers`; its first layer tells which version it is.
+    """
+
+    def __init__(self, state_dict: dict[str, Tensor]):
+        layers = squeezenet_layers(state_dict["0.weight"])
+        super().__init__(layers, state_dict)
+        # The first ReLU, the last module before each pooling, and every module after the last but one
+        self.stages = (1, 4, 7, 8, 9, 10, 12) if isinstance(layers[6], nn.MaxPool2d) else (1, 4, 7, 9, 10, 11, 12)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map images (N, 3, H, W) in [0, 1], at least 21x21, to features (N, C, h, w) with unit norm over the channels."""
+        x, stages = (x - self.mean) / self.std, []
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self.stages:
+                stages.append(F.normalize(x.float(), dim=1, eps=1e-10))
+        return stages
+
+    def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Return the distance of each pair (N,), with a gradient for `sr` only.
+
+        It is the squared difference of the features, summed over channels, averaged over positions and summed over stages.
+        """
+        with torch.no_grad():
+            targets = self(hr)
+        return sum((x - target).square().sum(1).mean((1, 2)) for x, target in zip(self(sr), targets, strict=True))
+
+
+PERCEPTUAL_NETWORKS = {"vgg16": VGG16Features, "squeezenet": SqueezeNetFeatures}
+
+# --- regularisation -----------------------------------------------------------------------------------------------
 
 
 class TVLoss(nn.Module):
@@ -20,39 +136,34 @@ class TVLoss(nn.Module):
         return 2 * (down + across)
 
 
-class VGG16Features(nn.Module):
-    """The frozen features of VGG16 that the perceptual loss compares."""
+def grid_loss(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
+    """Return how much of SR - HR repeats every `upscale` pixels, which is what pixel shuffle prints when G overshoots.
 
-    def __init__(self, state_dict: dict[str, Tensor]):
-        super().__init__()
-        self.features = vgg16_layers()
-        self.features.load_state_dict(state_dict)
-        self.features.eval().requires_grad_(False)
-        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+    The difference, less its 5x5 mean (reflected at the border), is averaged over all places with the same row and column
+    modulo `upscale`, for each image and channel; the result is the mean square of these averages.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) in [0, 1], at least 32x32, to features (N, 512, H/32, W/32)."""
-        return self.features((x - self.mean) / self.std)
-
-
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Return BCE(D(x), 1) + BCE(D(G(z)), 0) for logits of any shape; it is 2 ln 2 if the discriminator only guesses."""
-    real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
-    return real + F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+    Args:
+        sr, hr: images (N, C, H, W) in [0, 1], with sides that are multiples of the scale.
+    """
+    difference = sr - hr
+    fine = difference - F.avg_pool2d(F.pad(difference, (2, 2, 2, 2), "reflect"), 5, 1)
+    cells = fine.unflatten(3, (-1, upscale)).unflatten(2, (-1, upscale))  # (N, C, H/s, s, W/s, s)
+    return cells.mean((2, 4)).square().mean()
 
 
-def adversarial_loss(fake_logits: Tensor) -> Tensor:
-    """Return -log D(G(z)), the mean over logits of any shape (Ledig et al., equation 6)."""
-    return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
+# --- all together -------------------------------------------------------------------------------------------------
 
 
 class GeneratorLoss(nn.Module):
-    """The weighted sum of the pixel, adversarial, perceptual and total variation losses; train.py's options set the weights.
+    """The weighted sum of the terms above; train.py's options set the weights.
 
     Args:
-        vgg: the frozen features; may be None if the perceptual weight is 0.
+        network: the perceptual network; may be None if its weight is 0.
+        perceptual_shift: how many pixels SR and HR are at most shifted (cropped) before the perceptual network, together
+            and by a new draw for every update: the network's strides, always at the same places, print squares on SR.
         pixel_loss: one of `PIXEL_LOSSES`.
+        adversarial_loss: one of `ADVERSARIAL_LOSSES`.
+        upscale: the scale, which is the period of the grid.
     """
 
     def __init__(
@@ -62,36 +173,53 @@ class GeneratorLoss(nn.Module):
         adversarial_weight: float,
         perceptual_weight: float,
         tv_weight: float,
-        vgg: VGG16Features | None = None,
+        grid_weight: float = 0.0,
+        network: VGG16Features | SqueezeNetFeatures | None = None,
+        perceptual_shift: int = 0,
         pixel_loss: str = "mse",
+        adversarial_loss: str = "standard",
+        upscale: int = 4,
     ):
         super().__init__()
-        if vgg is None and perceptual_weight:
-            raise ValueError(f"perceptual weight {perceptual_weight} needs VGG16 features")
+        if network is None and perceptual_weight:
+            raise ValueError(f"perceptual weight {perceptual_weight} needs a perceptual network")
         self.weights = {
             "Loss_Pixel": pixel_weight,
             "Loss_Adversarial": adversarial_weight,
             "Loss_Perceptual": perceptual_weight,
             "Loss_TV": tv_weight,
+            "Loss_Grid": grid_weight,
         }
-        self.vgg = vgg if perceptual_weight else None
+        self.network = network if perceptual_weight else None
+        self.perceptual_shift, self.offset, self.upscale = perceptual_shift, (0, 0), upscale
         self.pixel_loss, self.tv_loss = PIXEL_LOSSES[pixel_loss], TVLoss()
+        self.adversarial = ADVERSARIAL_LOSSES[adversarial_loss]()
 
-    def forward(self, fake_logits: Tensor, sr: Tensor, hr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def draw_shift(self, rng: np.random.Generator) -> None:
+        """Draw how far the next update's images are shifted before the perceptual network."""
+        self.offset = tuple(rng.integers(0, self.perceptual_shift + 1, 2).tolist())
+
+    def forward(
+        self, sr: Tensor, hr: Tensor, fake_logits: Tensor, real_logits: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted total and the unweighted terms, by CSV column.
 
         Args:
-            fake_logits: the discriminator's logits for `sr`, any shape.
             sr, hr: images (N, 3, H, W) in [0, 1].
+            fake_logits, real_logits: the discriminator's logits for `sr` and `hr`, any shape; the latter only if
+                `adversarial.needs_real`.
         """
-        terms = {"Loss_Pixel": self.pixel_loss(sr.float(), hr), "Loss_Adversarial": adversarial_loss(fake_logits.float())}
-        if self.vgg is not None:
-            terms["Loss_Perceptual"] = self.perceptual(sr, hr)
+        terms = {
+            "Loss_Pixel": self.pixel_loss(sr.float(), hr),
+            "Loss_Adversarial": self.adversarial.generator(real_logits, fake_logits),
+        }
+        if self.network is not None:
+            terms["Loss_Perceptual"] = self.network.distance(self.shifted(sr), self.shifted(hr)).mean()
         terms["Loss_TV"] = self.tv_loss(sr.float())
-        return sum(self.weights[name] * term for name, term in terms.items()), terms
+        terms["Loss_Grid"] = grid_loss(sr.float(), hr, self.upscale)
+        return sum(self.weights[name] * term for name, term in terms.items() if self.weights[name]), terms
 
-    def perceptual(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Return the MSE between the VGG16 features of images (N, 3, H, W) in [0, 1]."""
-        with torch.no_grad():
-            target = self.vgg(hr)
-        return F.mse_loss(self.vgg(sr).float(), target.float())
+    def shifted(self, image: Tensor) -> Tensor:
+        """Return the part of (N, C, H, W) that the perceptual network sees: smaller by the largest shift, at the offset."""
+        (top, left), (height, width) = self.offset, (side - self.perceptual_shift for side in image.shape[-2:])
+        return image[..., top : top + height, left : left + width]

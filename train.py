@@ -8,9 +8,11 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader
 
 import metrics
 from dataloader import ValDatasetFromFolder, new_loader, open_datasets, workers_of
-from generator_loss_functions import PIXEL_LOSSES, GeneratorLoss, VGG16Features, discriminator_loss
+from generator_loss_functions import PERCEPTUAL_NETWORKS, PIXEL_LOSSES, GeneratorLoss
 from model import Logits, move_towards
 from utils import checkpoint, cli, distributed, files, images, pretrained, run_log
 from utils.checkpoint import Progress
@@ -96,22 +98,22 @@ def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> dict[str, Tensor
         with autocast(models.device, models.precision):
             with torch.set_grad_enabled(len(parts) == 1):  # otherwise G's step computes each part again
                 fake = models.generate(lr)
-            real_logits, fake_logits = models.discriminate(hr).float(), models.discriminate(fake.detach()).float()
-        loss_d = discriminator_loss(real_logits, fake_logits)
+            real_logits, fake_logits = models.discriminate(hr), models.discriminate(fake.detach())
+        loss_d, scores = models.loss.adversarial.discriminator(real_logits, fake_logits)
         scaler.scale(share * loss_d).backward()
-        scores = {"Score_D": torch.sigmoid(real_logits).mean(), "Score_G": torch.sigmoid(fake_logits).mean()}
         add_values(values, {"Loss_D": loss_d, **scores}, share)
     models.update(models.optimizer_d)
 
-    # (2) Update G: minimise pixel + 0.001 BCE(D(G(z)), 1) + 0.006 VGG + 2e-8 TV
+    # (2) Update G: minimise pixel + 0.001 BCE(D(G(z)), 1) + 0.006 perceptual + 2e-8 TV
     models.optimizer_g.zero_grad(set_to_none=True)
     models.discriminator.requires_grad_(False)
     for lr, hr, share in parts:
         with autocast(models.device, models.precision):
             if len(parts) > 1:  # computed again, to hold only one part's graph at a time
                 fake = models.generate(lr)
+            real_logits = models.discriminate_frozen(hr) if models.loss.adversarial.needs_real else None
             sr, target = images.signed_to_unit(fake.float()), images.signed_to_unit(hr)
-            loss_g, terms = models.loss(models.discriminate_frozen(fake), sr, target)
+            loss_g, terms = models.loss(sr, target, models.discriminate_frozen(fake), real_logits)
         scaler.scale(share * loss_g).backward()
         add_values(values, {"Loss_G": loss_g, **terms}, share)
     models.discriminator.requires_grad_(True)
@@ -158,14 +160,16 @@ def learning_rate_at(step: int, total_steps: int, peak: float, schedule: str, wa
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
-def set_learning_rates(args: argparse.Namespace, models: Models, progress: Progress, batches: int) -> None:
-    """Set both optimisers' learning rates for the next update; warm-up and cosine start again in each phase."""
+def begin_update(args: argparse.Namespace, models: Models, progress: Progress, batches: int) -> None:
+    """Set the learning rates, whose warm-up and cosine start again in each phase, and draw what is random in the loss."""
     pixel_only = progress.epoch <= args.pretrain_epochs
     first, epochs = (1, args.pretrain_epochs) if pixel_only else (args.pretrain_epochs + 1, args.epochs)
     step, total = (progress.epoch - first) * batches + progress.batch, epochs * batches
     peak_g, peak_d = (args.pretrain_learning_rate,) * 2 if pixel_only else (args.learning_rate, args.learning_rate_d)
     for optimizer, peak in ((models.optimizer_g, peak_g), (models.optimizer_d, peak_d)):
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, total, peak, args.lr_schedule, args.warmup_steps)
+    if models.loss:
+        models.loss.draw_shift(np.random.default_rng([args.seed, progress.epoch, progress.batch, 2]))  # so resume is exact
 
 
 def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, stop: cli.StopRequest) -> int | None:
@@ -178,7 +182,7 @@ def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, st
     title = f"epoch {progress.epoch}/{args.pretrain_epochs + args.epochs}{' pixel-only' if step is pixel_step else ''}"
     with cli.progress_bar(total=batches, initial=progress.batch, desc=title, unit="step") as bar:
         for lr, hr in loader:
-            set_learning_rates(args, models, progress, batches)
+            begin_update(args, models, progress, batches)
             lr, hr = (images.uint8_to_signed(move_to(models.device, batch)) for batch in (lr, hr))
             progress.add(step(models, lr, hr), len(lr) * distributed.world_size())
             if models.ema:
@@ -265,21 +269,22 @@ def dry_run(args: argparse.Namespace, models: Models, loader: DataLoader, val_se
     print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {tuple(models.generate(lr).shape)}")
     for epoch in sorted({1, args.pretrain_epochs + 1} if args.epochs else {1}):
         begin_phase(args, models, Progress(epoch))
-        set_learning_rates(args, models, Progress(epoch), len(loader))
+        begin_update(args, models, Progress(epoch), len(loader))
         values = step_of(args, epoch)(models, lr, hr)
         print(f"step of epoch {epoch}:", {name: value.item() for name, value in values.items()})
     val_set.usable = val_set.usable[:1]
-    print("validation image:", validate(models.validated, val_set, args.precision, None, 0, cli.StopRequest()))
-    print("dry run: nothing was written")
+    scores = validate(models.validated, val_set, args.precision, None, 0, cli.StopRequest())
+    print(f"validation image: {scores}\ndry run: nothing was written")
     return 0
 
 
 def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
-    """Return the generator's loss; load VGG16 if its weight is not 0."""
-    vgg = VGG16Features(pretrained.vgg16_state_dict(args.vgg_weights)) if args.perceptual_weight else None
-    weights = {name: value for name, value in vars(args).items() if name.endswith("_weight")}  # pixel_weight and so on
-    loss = GeneratorLoss(vgg=vgg, pixel_loss=args.pixel_loss, **weights)
-    return loss.to(device=device, memory_format=torch.channels_last)
+    """Return the generator's loss; load the perceptual network if its weight is not 0."""
+    network = None
+    if args.perceptual_weight:
+        network = PERCEPTUAL_NETWORKS[args.perceptual](pretrained.state_dict(args.perceptual, args.perceptual_weights))
+    options = {name: value for name, value in vars(args).items() if name in signature(GeneratorLoss).parameters}
+    return GeneratorLoss(network=network, **options).to(device=device, memory_format=torch.channels_last)
 
 
 def main(args: argparse.Namespace) -> int:

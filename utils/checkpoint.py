@@ -282,7 +282,7 @@ def restore(
         check_same_images(what, saved["images"][what], seen)
     started_with = saved.get("perceptual")  # None: not needed at that start, or saved by the first version
     if started_with and facts["perceptual"] and started_with != facts["perceptual"]:
-        raise cli.UserError("--vgg-weights: not the weights that the run started with; use those, or another --out")
+        raise cli.UserError("--perceptual-weights: not the weights that the run started with; use those, or another --out")
     for name, part in parts.items():
         if saved["models"].get(name):  # the scaler's is empty if the run was not in fp16
             part.load_state_dict(saved["models"][name])

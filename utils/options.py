@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 
+from esrgan import UNetDiscriminator
 from model import UPSCALES, Discriminator, MultiScaleDiscriminator
 from utils import cli, device, pretrained
 from utils.checkpoint import GENERATORS, check_same_options
 
-DISCRIMINATORS = {"vgg": Discriminator, "multiscale": MultiScaleDiscriminator}
+DISCRIMINATORS = {"vgg": Discriminator, "multiscale": MultiScaleDiscriminator, "unet": UNetDiscriminator}
+DEFAULT_PERCEPTUAL = {
+    "vgg16": {"perceptual_weight": 6e-3, "perceptual_shift": 0},
+    "squeezenet": {"perceptual_weight": 0.1, "perceptual_shift": 7},
+}
 DEFAULT_BLOCKS = {name: signature(network).parameters["blocks"].default for name, network in GENERATORS.items()}
 # Options that may change at a restart: they do not affect the result, or (last line) only its last bits.
 FREE_OPTIONS = {
@@ -56,7 +61,7 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         "--discriminator",
         choices=DISCRIMINATORS,
         default="vgg",
-        help="SRGAN's, or three of them: at full, half and quarter size",
+        help="SRGAN's; three of them: at full, half and quarter size; or Real-ESRGAN's U-Net, which judges every pixel",
     )
     model.add_argument("--blocks", type=cli.positive_int, help=f"residual blocks (default: {defaults})")
     loss = parser.add_argument_group("loss")
@@ -67,10 +72,35 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         "--pixel-weight", type=cli.non_negative_float, default=1.0, help="weight of the pixel loss in adversarial epochs"
     )
     loss.add_argument("--adversarial-weight", type=cli.non_negative_float, default=1e-3, help="weight of -log D(G(z))")
-    loss.add_argument("--perceptual-weight", type=cli.non_negative_float, default=6e-3, help="weight of the VGG16 loss")
+    loss.add_argument(
+        "--adversarial-loss",
+        choices=("standard", "relativistic"),
+        default="standard",
+        help="relativistic is ESRGAN's: D tells whether HR is more real than SR",
+    )
+    loss.add_argument(
+        "--perceptual",
+        choices=("vgg16", "squeezenet"),
+        default="vgg16",
+        help="network whose features are compared; squeezenet costs a hundredth and is a download of 5 MB, not 528",
+    )
+    loss.add_argument(
+        "--perceptual-weights", "--vgg-weights",
+        default="imagenet", metavar="imagenet|random|FILE", help="where the perceptual network's weights come from",
+    )  # fmt: skip
+    loss.add_argument(
+        "--perceptual-weight",
+        type=cli.non_negative_float,
+        help="weight of the perceptual loss (default: 6e-3 for vgg16, 0.1 for squeezenet)",
+    )
+    loss.add_argument(
+        "--perceptual-shift",
+        type=cli.non_negative_int,
+        help="largest random shift in pixels before that network, whose strides print squares (default: 7 for squeezenet)",
+    )
     loss.add_argument("--tv-weight", type=cli.non_negative_float, default=2e-8, help="weight of the total variation")
     loss.add_argument(
-        "--vgg-weights", default="imagenet", metavar="imagenet|random|FILE", help="where VGG16's weights come from"
+        "--grid-weight", type=cli.non_negative_float, default=0.0, help="weight of the penalty on a grid, such as 1000"
     )
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--epochs", type=cli.non_negative_int, default=100, help="adversarial epochs")
@@ -157,20 +187,30 @@ def resolve(args: argparse.Namespace) -> None:
         args.pretrain_learning_rate = args.learning_rate
     if args.learning_rate_d is None:
         args.learning_rate_d = args.learning_rate
+    for name, value in DEFAULT_PERCEPTUAL[args.perceptual].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     if args.blocks is None:
         args.blocks = DEFAULT_BLOCKS[args.generator]
     if args.workers is None:
         args.workers = min(4, torch.get_num_threads()) if chosen.type == "cuda" and args.no_cache else 0
     _check(args)
-    if args.dry_run and needs_vgg(args) and (missing := pretrained.missing_download(args.vgg_weights)):
-        print(f"a real run would download {missing}; this dry run uses an untrained VGG16 instead")
-        args.vgg_weights = "random"
+    missing = pretrained.missing_download(args.perceptual, args.perceptual_weights) if needs_perceptual(args) else None
+    if args.dry_run and missing:
+        print(f"a real run would download {missing}; this dry run uses untrained features instead")
+        args.perceptual_weights = "random"
 
 
 def _check(args: argparse.Namespace) -> None:
-    least = DISCRIMINATORS[args.discriminator].minimum_crop
+    least = max(32, DISCRIMINATORS[args.discriminator].minimum_crop)
     if args.crop < least:
         raise cli.UserError(f"--crop {args.crop} is too small: the networks need at least {least}")
+    least = args.perceptual_shift + pretrained.LEAST_SIDES[args.perceptual]
+    if needs_perceptual(args) and args.crop < least:
+        raise cli.UserError(
+            f"--crop {args.crop} is too small: with --perceptual-shift {args.perceptual_shift}, --perceptual {args.perceptual} "
+            f"needs at least {least}"
+        )
     if args.generator == "rrdb" and args.upscale != 4:
         raise cli.UserError(f"--upscale {args.upscale}: --generator rrdb supports only 4")
     if args.seed >= 2**63:
@@ -200,8 +240,8 @@ def plain_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
-def needs_vgg(args: argparse.Namespace) -> bool:
-    """Tell whether the run needs VGG16; pixel-only runs do not."""
+def needs_perceptual(args: argparse.Namespace) -> bool:
+    """Tell whether the run needs a perceptual network; pixel-only runs do not."""
     return args.epochs > 0 and args.perceptual_weight > 0
 
 
@@ -215,8 +255,10 @@ def check_restart(args: argparse.Namespace, saved: dict[str, Any]) -> None:
         UserError: an option differs that would change the result; the message names it.
     """
     current = plain_options(args)
-    begun_with = plain_options(get_args_parser().parse_args([])) | {"learning_rate_d": saved["options"]["learning_rate"]}
-    begun_with |= saved["options"]
+    begun_with = plain_options(get_args_parser().parse_args([]))
+    begun_with |= {"learning_rate_d": saved["options"]["learning_rate"], **DEFAULT_PERCEPTUAL["vgg16"], **saved["options"]}
+    if "vgg_weights" in begun_with:  # the option's name before there were other networks
+        begun_with["perceptual_weights"] = begun_with.pop("vgg_weights")
     check_same_options(begun_with, current, FREE_OPTIONS)
     before, now, pixel_only = begun_with["epochs"], args.epochs, args.pretrain_epochs
     done = saved["progress"]["epoch"] - 1 - pixel_only  # adversarial epochs

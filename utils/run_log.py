@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from utils import cli, distributed, files, images, pretrained
 from utils.checkpoint import Progress
-from utils.options import needs_vgg, plain_options
+from utils.options import needs_perceptual, plain_options
 
 # The CSV's columns in order, and the TensorBoard group that charts each. Losses, scores and metrics have these names
 # everywhere. Add new columns at the end.
@@ -39,6 +39,7 @@ COLUMNS = {
     "Images_Per_Second": "run",
     "Seconds": "run",
     "LPIPS": "validation",
+    "Loss_Grid": "loss",
 }
 _FIRST_VERSION = list(COLUMNS)[:16]  # the columns of every CSV, however old
 _SHOWN = {"Loss_D": "Loss_D", "Loss_G": "Loss_G", "Score_D": "D(x)", "Score_G": "D(G(z))"}
@@ -63,8 +64,8 @@ def describe_plan(
         lines.append(f"processes: {sampler.world_size}, each with its share of every batch")
     if sampler.left_out:
         lines.append(f"note: {sampler.left_out} samples of every epoch's last batch cannot be shared evenly and are left out")
-    if needs_vgg(args) and args.vgg_weights == "random":
-        lines.append("note: --vgg-weights random: the perceptual loss compares features of an UNTRAINED VGG16")
+    if needs_perceptual(args) and args.perceptual_weights == "random":
+        lines.append("note: --perceptual-weights random: the perceptual loss compares features of an UNTRAINED network")
     return "\n".join(lines)
 
 
@@ -74,13 +75,13 @@ def describe_run(args: argparse.Namespace, train_set, val_set) -> dict[str, Any]
     Raises:
         UserError: the perceptual network's weights are missing or damaged; fails early, before the pixel-only epochs.
     """
-    if needs_vgg(args) and args.vgg_weights != "random":
-        pretrained.vgg16_state_dict(args.vgg_weights)
+    if needs_perceptual(args) and args.perceptual_weights != "random":
+        pretrained.state_dict(args.perceptual, args.perceptual_weights)
     machine = {name: getattr(args, name) for name in ("device", "precision", "compile")}
     return {
         "options": plain_options(args),
         "images": {"training": train_set.store.fingerprint(), "validation": val_set.store.fingerprint()},
-        "perceptual": pretrained.fingerprint(args.vgg_weights) if needs_vgg(args) else None,
+        "perceptual": pretrained.fingerprint(args.perceptual, args.perceptual_weights) if needs_perceptual(args) else None,
         "machine": machine | {"threads": torch.get_num_threads(), "processes": distributed.world_size()},
     }
 
