@@ -1,5 +1,7 @@
 """The losses: pixel + adversarial + perceptual + total variation (Ledig et al., section 2.2), and a penalty on grids."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -102,23 +104,21 @@ class SqueezeNetFeatures(Features):
         # The first ReLU, the last module before each pooling, and every module after the last but one
         self.stages = (1, 4, 7, 8, 9, 10, 12) if isinstance(layers[6], nn.MaxPool2d) else (1, 4, 7, 9, 10, 11, 12)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Map images (N, 3, H, W) in [0, 1], at least 21x21, to features (N, C, h, w) with unit norm over the channels."""
-        x, stages = (x - self.mean) / self.std, []
+    def forward(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield, stage by stage, the features (N, C, h, w) of images (N, 3, H, W) in [0, 1], with unit norm over channels."""
+        x = (x - self.mean) / self.std
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in self.stages:
-                stages.append(F.normalize(x.float(), dim=1, eps=1e-10))
-        return stages
+                yield F.normalize(x.float(), dim=1, eps=1e-10)
 
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Return the distance of each pair (N,), with a gradient for `sr` only.
+        """Return the distance of each pair (N,), from images at least 21x21; only `sr` gets a gradient.
 
         It is the squared difference of the features, summed over channels, averaged over positions and summed over stages.
         """
-        with torch.no_grad():
-            targets = self(hr)
-        return sum((x - target).square().sum(1).mean((1, 2)) for x, target in zip(self(sr), targets, strict=True))
+        pairs = zip(self(sr), self(hr.detach()), strict=True)
+        return sum((x - target).square().sum(1).mean((1, 2)) for x, target in pairs)
 
 
 PERCEPTUAL_NETWORKS = {"vgg16": VGG16Features, "squeezenet": SqueezeNetFeatures}
