@@ -1,19 +1,29 @@
-"""PSNR and SSIM, on RGB and (as in the super-resolution papers) on the Y channel; LPIPS.
+"""PSNR and SSIM, on RGB and (as in the super-resolution papers) on the Y channel, and what they cannot see.
 
+PSNR and SSIM prefer a soft result to one with texture. Beside them stand four figures of texture (how far away the features
+of a network trained on ImageNet are; how much fine detail and how much colour noise there is; how visible a grid is) and LPIPS.
 All are computed without TF32 and outside autocast, whatever the precision of the run.
 """
 
 import importlib.util
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from utils import cli, compat, images
+from generator_loss_functions import SqueezeNetFeatures
+from utils import cli, compat, images, pretrained
 from utils.device import true_fp32
 
 LARGEST_PSNR = 100.0
-LPIPS_LEAST_SIDE = 32  # pixels; AlexNet cannot take smaller images
+LARGEST_PART = 2048  # pixels; features of this side need 2 GB
+LEAST_DETAIL = 0.01 / 255  # where HR has less, it is flat: a share of it would be noise
+
+# BT.601: Y, Cb and Cr of (R, G, B), in 255ths, less their offsets
+_YCC = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
+
+# --- PSNR and SSIM ------------------------------------------------------------------------------------------------
 
 
 def psnr(sr: Tensor, hr: Tensor) -> Tensor:
@@ -36,12 +46,15 @@ def ssim(sr: Tensor, hr: Tensor) -> Tensor:
     window = torch.exp(-((torch.arange(taps) - taps // 2) ** 2) / (2 * 1.5**2))
     window = (window / window.sum()).tolist()
     rows, columns = (side - taps + 1 for side in sr.shape[-2:])
-    strip_rows = 48 if sr.device.type == "cpu" else 1024
     sums = []
-    for top in range(0, rows, strip_rows):
+    for top in range(0, rows, strip_rows := _strip_rows(sr.device)):
         strips = (image[..., top : top + strip_rows + taps - 1, :] for image in (sr, hr))
         sums.append(_ssim_map(*strips, window).flatten(1).sum(1))
     return torch.stack(sums).sum(0) / (sr.shape[1] * rows * columns)
+
+
+def _strip_rows(device: torch.device) -> int:
+    return 48 if device.type == "cpu" else 1024
 
 
 def _ssim_map(x: Tensor, y: Tensor, window: list[float]) -> Tensor:
@@ -71,7 +84,7 @@ def psnr_ssim_rgb(sr: Tensor, hr: Tensor) -> tuple[float, float]:
 
 def rgb_to_y(image: Tensor) -> Tensor:
     """Map RGB (N, 3, H, W) in [0, 1] to BT.601 studio-swing luma (N, 1, H, W) in [16/255, 235/255]."""
-    weights = image.new_tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1)
+    weights = image.new_tensor(_YCC[0]).view(1, 3, 1, 1)
     return ((image * weights).sum(1, keepdim=True) + 16) / 255
 
 
@@ -89,6 +102,138 @@ def psnr_ssim_y(sr: Tensor, hr: Tensor, upscale: int) -> tuple[Tensor, Tensor]:
     return psnr(sr, hr), ssim(sr, hr)
 
 
+# --- what PSNR cannot see -----------------------------------------------------------------------------------------
+
+
+def perceptual(sr: Tensor, hr: Tensor, upscale: int, networks: nn.ModuleDict) -> dict[str, float]:
+    """Return what PSNR cannot see of one image (1, 3, H, W) uint8, by CSV column: `texture`, and a distance per network.
+
+    Args:
+        networks: of `open_networks`; one whose `least_side` is larger than the image is left out.
+    """
+    sr, hr, least = images.uint8_to_unit(sr), images.uint8_to_unit(hr), min(hr.shape[-2:])
+    distances = {name: network(sr, hr).item() for name, network in networks.items() if least >= network.least_side}
+    return distances | texture(sr, hr, upscale)
+
+
+def texture(sr: Tensor, hr: Tensor, upscale: int) -> dict[str, float]:
+    """Return how much texture one image has, by CSV column; fine detail is what a Gaussian blur of 1.5 pixels takes away.
+
+    * Detail: the mean size of SR's fine luma detail as a share of HR's. 1 is as much as the original has; more is noise or
+      ringing.
+    * Colour: the same for chroma. Far above Detail, it means coloured noise.
+    * Grid: the RMS, in levels of 255, of what repeats every `upscale` pixels in SR's fine detail where HR is flat. It is about
+      0.05 for photographs; a grid is visible from about 0.4.
+
+    Detail and Colour are left out if HR is flat everywhere.
+
+    Args:
+        sr, hr: image (1, 3, H, W) in [0, 1], with sides that are multiples of the scale.
+    """
+    sr, hr = _fine_detail(sr), _fine_detail(hr)
+    (luma, *chroma), (hr_luma, *hr_chroma) = (detail.abs().mean((0, 2, 3)).tolist() for detail in (sr, hr))
+    values = {}
+    if hr_luma >= LEAST_DETAIL:  # a tenth of luma's, so that gray images have a value too
+        values = {"Detail": luma / hr_luma, "Colour": sum(chroma) / (sum(hr_chroma) + 0.1 * hr_luma)}
+    return values | {"Grid": 255 * _grid(sr[:, :1], hr[:, :1], upscale).item()}
+
+
+def _fine_detail(image: Tensor) -> Tensor:
+    """Return Y, Cb and Cr of an RGB image less their blurred copies, (1, 3, H, W)."""
+    red, green, blue = image.unbind(1)
+    planes = torch.stack([(r * red + g * green + b * blue) / 255 for r, g, b in _YCC], 1)
+    window = torch.exp(-(torch.arange(-6, 7) ** 2) / (2 * 1.5**2))  # four sigmas on either side
+    return planes.sub_(_smoothed(planes, (window / window.sum()).tolist()))
+
+
+def _grid(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
+    """Return the RMS of what repeats in SR's fine detail on the 30% of the pixels around which HR has the least.
+
+    It is the mean over each phase, the place modulo the scale. `sr` and `hr` are fine luma detail (1, 1, H, W).
+    """
+    busy = _smoothed(hr.abs(), [1 / 9] * 9)
+    flat = busy <= busy.flatten().kthvalue(int(0.3 * (busy.numel() - 1)) + 1).values
+    flat_detail = torch.where(flat, sr - sr[flat].mean(), 0)
+    cells = (x.unflatten(3, (-1, upscale)).unflatten(2, (-1, upscale)) for x in (flat_detail, flat))  # (1, 1, H/s, s, W/s, s)
+    sums, counts = (x.sum((2, 4)) for x in cells)
+    return ((sums.square() / counts.clamp(min=1)).sum() / counts.sum()).sqrt()
+
+
+def _smoothed(planes: Tensor, window: list[float]) -> Tensor:
+    """Apply a window to the rows and columns of (N, C, H, W); at the border, the image is mirrored with its edge repeated."""
+    radius, strip_rows = len(window) // 2, _strip_rows(planes.device)
+    rows, columns = (_mirrored(side, radius).to(planes.device) for side in planes.shape[-2:])
+    smoothed = torch.empty_like(planes)
+    for top in range(0, planes.shape[-2], strip_rows):
+        strip = planes.index_select(-2, rows[top : top + strip_rows + 2 * radius])
+        left, right = (strip.index_select(-1, beyond) for beyond in (columns[:radius], columns[-radius:]))
+        smoothed[..., top : top + strip_rows, :] = _blur(torch.cat([left, strip, right], -1), window)
+    return smoothed
+
+
+def _mirrored(side: int, radius: int) -> Tensor:
+    """Return the indices c b a | a b c d | d c b of a side and `radius` places beyond either end."""
+    index = torch.arange(-radius, side + radius) % (2 * side)
+    return torch.minimum(index, 2 * side - 1 - index)
+
+
+def open_networks(lpips: bool = False, squeezenet: str | None = None) -> nn.ModuleDict:
+    """Return the networks of LPIPS, if wanted, and of Distance, if there are weights for it, by CSV column.
+
+    Args:
+        squeezenet: SqueezeNet's weights: `imagenet` (downloaded if missing) or a file; None means torchvision's file if it is
+            in PyTorch's hub folder already.
+
+    Raises:
+        UserError: the weights cannot be read or downloaded, or the package of LPIPS is not installed.
+        OSError: the file cannot be opened.
+    """
+    networks = nn.ModuleDict()
+    if squeezenet is None and _has_squeezenet():
+        squeezenet = "imagenet"
+    if squeezenet is not None:
+        networks["Distance"] = FeatureDistance(pretrained.state_dict("squeezenet", squeezenet))
+    if lpips:
+        networks["LPIPS"] = LPIPS()
+    return networks
+
+
+def _has_squeezenet() -> bool:
+    checkpoints = Path(torch.hub.get_dir(), "checkpoints")
+    if not any(checkpoints.glob("squeezenet*")):  # spares importing torchvision, which takes a second
+        return False
+    return not pretrained.missing_download("squeezenet", "imagenet")
+
+
+class FeatureDistance(nn.Module):
+    """Distance between ImageNet features of SqueezeNet: LPIPS without its calibration; lower is nearer.
+
+    Args:
+        state_dict: SqueezeNet's, of `pretrained.state_dict`.
+    """
+
+    least_side = pretrained.LEAST_SIDES["squeezenet"]
+
+    def __init__(self, state_dict: dict[str, Tensor]):
+        super().__init__()
+        self.network = SqueezeNetFeatures(state_dict)
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Return the distance (N,) of images (N, 3, H, W) in [0, 1], at least 21x21.
+
+        It is that of whole images up to 2048x2048 pixels. Larger ones are compared in parts, to bound the memory.
+        """
+        with true_fp32(sr.device):
+            parts = zip(_parts(sr), _parts(hr), strict=True)
+            return sum(self.network.distance(x, y) * x[0, 0].numel() for x, y in parts) / sr[0, 0].numel()
+
+
+def _parts(image: Tensor) -> list[Tensor]:
+    """Split (N, C, H, W) into parts of nearly equal size, with sides of at most `LARGEST_PART`."""
+    counts = [-(-side // LARGEST_PART) for side in image.shape[-2:]]
+    return [part for rows in image.tensor_split(counts[0], 2) for part in rows.tensor_split(counts[1], 3)]
+
+
 class LPIPS(nn.Module):
     """Learned perceptual distance (Zhang et al., 2018) from the `lpips` package, version 0.1 on AlexNet; lower is better.
 
@@ -100,6 +245,8 @@ class LPIPS(nn.Module):
     Raises:
         UserError: the package is not installed, or AlexNet's weights cannot be downloaded.
     """
+
+    least_side = 32  # AlexNet cannot take smaller images
 
     def __init__(self, random_backbone: bool = False):
         super().__init__()
@@ -120,6 +267,6 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Return the distance (N,) of images (N, 3, H, W) in [-1, 1], at least 32x32."""
+        """Return the distance (N,) of images (N, 3, H, W) in [0, 1], at least 32x32."""
         with true_fp32(sr.device):
-            return self.network(sr, hr).flatten()
+            return self.network(sr, hr, normalize=True).flatten()

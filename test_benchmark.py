@@ -5,6 +5,7 @@ python test_benchmark.py --hr Set5/HR --sr Set5/SR
 """
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from model import UPSCALES
 from utils import cli, files, images
 from utils.device import add_options, resolve_device, resolve_precision
 
-FIGURES = {"Y_PSNR": 2, "Y_SSIM": 4, "RGB_PSNR": 2, "LPIPS": 4}  # and their decimals on screen
+# The figures and their decimals on screen; some need a network or a larger image
+FIGURES = {"Y_PSNR": 2, "Y_SSIM": 4, "RGB_PSNR": 2, "LPIPS": 4, "Distance": 3, "Detail": 2, "Colour": 2, "Grid": 2}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -35,6 +37,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     inference.add_weights_option(parser)
     parser.set_defaults(weights=None)  # to tell whether it was given together with --sr
     parser.add_argument("--out", type=Path, help="folder for the results (default: results/benchmark_<weights or sr>_<hr>)")
+    parser.add_argument(
+        "--perceptual-weights", metavar="imagenet|FILE",
+        help="SqueezeNet's weights, with whose features Distance is measured; imagenet downloads torchvision's once, 5 MB "
+        "(default: those if they are there already, else no Distance)",
+    )  # fmt: skip
     parser.add_argument(
         "--lpips", action="store_true", help="also measure LPIPS (pip install lpips; downloads AlexNet's weights once)"
     )
@@ -81,13 +88,11 @@ def made_elsewhere(folder: Path, names: list[str], upscale: int) -> Callable[[st
     return sr_of
 
 
-def measure(image: torch.Tensor, hr: torch.Tensor, upscale: int, lpips: metrics.LPIPS | None) -> dict[str, float]:
-    """Return the values of `FIGURES` for one image (1, 3, H, W) uint8; LPIPS only if given and if the image is large enough."""
+def measure(image: torch.Tensor, hr: torch.Tensor, upscale: int, networks: torch.nn.ModuleDict) -> dict[str, float]:
+    """Return the values of `FIGURES` that one image (1, 3, H, W) uint8 has with these networks (see `metrics.perceptual`)."""
     y_psnr, y_ssim = metrics.psnr_ssim_y(images.uint8_to_unit(image), images.uint8_to_unit(hr), upscale)
     values = {"Y_PSNR": y_psnr.item(), "Y_SSIM": y_ssim.item(), "RGB_PSNR": metrics.psnr_ssim_rgb(image, hr)[0]}
-    if lpips is not None and min(hr.shape[-2:]) >= metrics.LPIPS_LEAST_SIDE:
-        values["LPIPS"] = lpips(images.uint8_to_signed(image), images.uint8_to_signed(hr)).item()
-    return values
+    return values | metrics.perceptual(image, hr, upscale, networks)
 
 
 @torch.inference_mode()
@@ -96,7 +101,7 @@ def measure_folder(
     sr_of: Callable[[str, np.ndarray], np.ndarray],
     upscale: int,
     device: torch.device,
-    lpips: metrics.LPIPS | None,
+    networks: torch.nn.ModuleDict,
 ) -> pandas.DataFrame:
     """Return one row per image with the values of bicubic and SR, and a last row with their means."""
     rows = []
@@ -106,7 +111,7 @@ def measure_folder(
         lr_array, row = images.to_array(lr), {"Image": name}
         pictures = {"Bicubic": images.upscale_bicubic(lr_array, upscale), "SR": sr_of(name, lr_array)}
         for what, picture in pictures.items():
-            values = measure(images.to_tensor(picture).to(device), hr.to(device), upscale, lpips)
+            values = measure(images.to_tensor(picture).to(device), hr.to(device), upscale, networks)
             row |= {f"{what}_{column}": value for column, value in values.items()}
         rows.append(row)
     table = pandas.DataFrame(rows)
@@ -115,20 +120,23 @@ def measure_folder(
 
 
 def print_table(table: pandas.DataFrame) -> None:
-    """Print bicubic beside SR, with as many decimals as the papers."""
+    """Print SR below bicubic, with as many decimals as the papers, and a dash for what an image does not have."""
     columns = [column for column in FIGURES if f"SR_{column}" in table]
     width = max(len(name) for name in table["Image"])
-    print(" " * width + "".join(f"  {column:>17}" for column in columns))
-    print(" " * width + "  {:>8} {:>8}".format("bicubic", "SR") * len(columns))
+    print(f"{'':{width}}  {'':7}" + "".join(f"  {column:>8}" for column in columns))
     for _, row in table.iterrows():
-        cells = (f"  {row[f'Bicubic_{c}']:8.{FIGURES[c]}f} {row[f'SR_{c}']:8.{FIGURES[c]}f}" for c in columns)
-        print(f"{row['Image']:<{width}}" + "".join(cells))
+        for name, what in ((row["Image"], "Bicubic"), ("", "SR")):
+            values = [(row[f"{what}_{column}"], FIGURES[column]) for column in columns]
+            cells = ["-" if math.isnan(value) else f"{value:.{decimals}f}" for value, decimals in values]
+            print(f"{name:{width}}  {what:7}" + "".join(f"  {cell:>8}" for cell in cells))
 
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print, and write."""
     if args.sr and args.weights:
         raise cli.UserError("--weights cannot be combined with --sr, which measures images that are already enlarged")
+    if args.perceptual_weights == "random":
+        raise cli.UserError("--perceptual-weights random: Distance between untrained features means nothing; pass a file")
     device = resolve_device(args.device)
     if args.sr:
         upscale, measured = args.upscale or 4, args.sr.resolve().name
@@ -144,12 +152,14 @@ def main(args: argparse.Namespace) -> None:
         sr_of = made_elsewhere(args.sr, dataset.names, upscale)
     else:
         sr_of = generated(generator, resolve_precision(args.precision, device, generator), out)
-    lpips = metrics.LPIPS().to(device) if args.lpips else None
+    networks = metrics.open_networks(args.lpips, args.perceptual_weights).to(device)
     files.make_folder(out)
-    table = measure_folder(dataset, sr_of, upscale, device, lpips)
+    table = measure_folder(dataset, sr_of, upscale, device, networks)
     files.write_text(out / "benchmark.csv", table.to_csv(index=False, float_format="%.6g"))
     print_table(table)
     print(f"{out / 'benchmark.csv'}{'' if args.sr else ', and the SR images beside it'}")
+    if "Distance" not in networks:
+        print("Distance was not measured: --perceptual-weights imagenet downloads SqueezeNet's weights once, 5 MB")
 
 
 if __name__ == "__main__":

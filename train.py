@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-import metrics
 from dataloader import ValDatasetFromFolder, new_loader, open_datasets, workers_of
 from generator_loss_functions import PERCEPTUAL_NETWORKS, PIXEL_LOSSES, GeneratorLoss
 from model import Logits, move_towards
@@ -26,7 +25,7 @@ from utils import checkpoint, cli, distributed, files, images, pretrained, run_l
 from utils.checkpoint import Progress
 from utils.device import autocast, compile_for, move_to, set_switches
 from utils.options import DISCRIMINATORS, check_restart, get_args_parser, resolve
-from validation import validate, validate_epoch
+from validation import open_networks, validate, validate_epoch
 
 # --- one update ---------------------------------------------------------------------------------------------------
 
@@ -216,7 +215,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
     with distributed.one_after_another():  # the first process builds the caches and downloads
         train_set, val_set = open_datasets(args)
         facts = run_log.describe_run(args, train_set, val_set)
-        lpips = metrics.LPIPS() if args.lpips and not args.dry_run else None
+        networks = None if args.dry_run else open_networks(args)
     loader = new_loader(train_set, args.batch_size, args.seed, args.workers, args.device == "cuda", *distributed.place())
 
     # Networks
@@ -233,7 +232,7 @@ def run(args: argparse.Namespace, out: Path) -> int:
             begin_phase(args, models, progress)
             if progress.batch < len(loader):
                 stopped = train_epoch(args, models, loader, progress, stop)
-            scores = None if stopped else validate_epoch(args, models.validated, val_set, progress, stop, lpips)
+            scores = None if stopped else validate_epoch(args, models.validated, val_set, progress, stop, networks)
             stopped = distributed.agree(stop)
             if scores is not None:
                 progress = finish_epoch(args, models, progress, scores, log)

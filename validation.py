@@ -18,13 +18,22 @@ from utils.checkpoint import Progress
 from utils.device import set_switches
 
 
+def open_networks(args: argparse.Namespace) -> nn.ModuleDict:
+    """Return the networks that train.py's validation compares images with (see `metrics.open_networks`).
+
+    Distance never downloads weights: its network is the run's own SqueezeNet, or torchvision's if it is there already.
+    """
+    own_file = args.perceptual == "squeezenet" and args.perceptual_weights not in ("imagenet", "random")
+    return metrics.open_networks(args.lpips, args.perceptual_weights if own_file else None)
+
+
 def validate_epoch(
     args: argparse.Namespace,
     generator: nn.Module,
     dataset: ValDatasetFromFolder,
     progress: Progress,
     stop: cli.StopRequest,
-    lpips: metrics.LPIPS | None,
+    networks: nn.ModuleDict,
 ) -> dict[str, float] | None:
     """Validate after an epoch of train.py if due: every `--val-every` epochs, and at the end of each phase.
 
@@ -36,7 +45,7 @@ def validate_epoch(
     began, folder = time.monotonic(), args.out / "validation" / f"epoch_{progress.epoch:03d}"
     set_switches()
     distributed.share_buffers(generator)
-    scores = validate(generator, dataset, args.precision, folder, args.val_triplets, stop, lpips)
+    scores = validate(generator, dataset, args.precision, folder, args.val_triplets, stop, networks)
     progress.validation_seconds = time.monotonic() - began
     return scores
 
@@ -49,16 +58,19 @@ def validate(
     folder: Path | None,
     triplets: int,
     stop: cli.StopRequest,
-    lpips: metrics.LPIPS | None = None,
+    networks: nn.ModuleDict | None = None,
 ) -> dict[str, float] | None:
     """Return the mean scores of SR and of bicubic over whole 8-bit images, by CSV column; None if stopped.
 
     One image is held at a time. The first `triplets` images are drawn as bicubic | HR | SR in `folder`. Bicubic's
     scores, which never change, are kept in `dataset.bicubic_scores` from one call to the next. With several processes, each
     takes its share of the images.
+
+    Args:
+        networks: of `metrics.open_networks`; None: measure no distances.
     """
     device, generator = next(generator.parameters()).device, inference.prepared(generator)
-    lpips = lpips and lpips.to(device)
+    networks = (networks or nn.ModuleDict()).to(device)
     rows, pictures = {}, {}  # by index
     share = range(distributed.rank(), len(dataset), distributed.world_size())
     for index in cli.progress_bar(share, desc="validation", unit="image"):
@@ -73,8 +85,7 @@ def validate(
             dataset.bicubic_scores[index] = {"Bicubic_PSNR": psnr, "Bicubic_SSIM": ssim}
         psnr, ssim = metrics.psnr_ssim_rgb(result, target)
         rows[index] = {"PSNR": psnr, "SSIM": ssim, **dataset.bicubic_scores[index]}
-        if lpips is not None and min(target.shape[-2:]) >= metrics.LPIPS_LEAST_SIDE:
-            rows[index]["LPIPS"] = lpips(images.uint8_to_signed(result), images.uint8_to_signed(target)).item()
+        rows[index] |= metrics.perceptual(result, target, generator.upscale, networks)
         if index < triplets and folder is not None:
             pictures[name] = triplet(images.to_array(bicubic), images.to_array(hr), sr, rows[index])
     shares = distributed.gather((rows, pictures))

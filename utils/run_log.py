@@ -40,6 +40,10 @@ COLUMNS = {
     "Seconds": "run",
     "LPIPS": "validation",
     "Loss_Grid": "loss",
+    "Distance": "validation",
+    "Detail": "validation",
+    "Colour": "validation",
+    "Grid": "validation",
 }
 _FIRST_VERSION = list(COLUMNS)[:16]  # the columns of every CSV, however old
 _SHOWN = {"Loss_D": "Loss_D", "Loss_G": "Loss_G", "Score_D": "D(x)", "Score_G": "D(G(z))"}
@@ -195,6 +199,8 @@ def describe_epoch(rows: list[dict[str, Any]], total_epochs: int) -> str:
     if row["PSNR"] is not None:
         parts.append(f"PSNR {row['PSNR']:.2f} dB (bicubic {row['Bicubic_PSNR']:.2f})")
         parts.append(f"SSIM {row['SSIM']:.4f} ({row['Bicubic_SSIM']:.4f})")
+    if row["Distance"] is not None:
+        parts.append(f"distance {row['Distance']:.3f}")
     parts.append(f"{row['Images_Per_Second']:.1f} images/s  {row['Seconds']:.0f} s")
     text = "  ".join(parts)
     gaps = [row["Score_D"] - row["Score_G"] for row in rows[-_WATCHED_EPOCHS:] if row["Score_D"] is not None]
