@@ -1,8 +1,8 @@
 """PSNR and SSIM, on RGB and (as in the super-resolution papers) on the Y channel, and what they cannot see.
 
-PSNR and SSIM prefer a soft result to one with texture. Beside them stand four figures of texture (how far away the features
-of a network trained on ImageNet are; how much fine detail and how much colour noise there is; how visible a grid is) and LPIPS.
-All are computed without TF32 and outside autocast, whatever the precision of the run.
+PSNR and SSIM prefer a soft image to one with texture. `beyond_psnr` therefore measures texture (fine detail, colour noise, a
+grid) and the distance between the features of networks trained on ImageNet.
+All metrics are computed without TF32 and outside autocast, whatever the precision of the run.
 """
 
 import importlib.util
@@ -17,8 +17,8 @@ from utils import cli, compat, images, pretrained
 from utils.device import true_fp32
 
 LARGEST_PSNR = 100.0
-LARGEST_PART = 2048  # pixels; features of this side need 2 GB
-LEAST_DETAIL = 0.01 / 255  # where HR has less, it is flat: a share of it would be noise
+LARGEST_PART = 2048  # pixels; comparing features of 2048x2048 pixels takes 2.4 GB
+LEAST_DETAIL = 0.01 / 255  # an image with less is flat, and a share of it would be rounding noise
 
 # BT.601: Y, Cb and Cr of (R, G, B), in 255ths, less their offsets
 _YCC = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
@@ -105,7 +105,7 @@ def psnr_ssim_y(sr: Tensor, hr: Tensor, upscale: int) -> tuple[Tensor, Tensor]:
 # --- what PSNR cannot see -----------------------------------------------------------------------------------------
 
 
-def perceptual(sr: Tensor, hr: Tensor, upscale: int, networks: nn.ModuleDict) -> dict[str, float]:
+def beyond_psnr(sr: Tensor, hr: Tensor, upscale: int, networks: nn.ModuleDict) -> dict[str, float]:
     """Return what PSNR cannot see of one image (1, 3, H, W) uint8, by CSV column: `texture`, and a distance per network.
 
     Args:
@@ -117,15 +117,15 @@ def perceptual(sr: Tensor, hr: Tensor, upscale: int, networks: nn.ModuleDict) ->
 
 
 def texture(sr: Tensor, hr: Tensor, upscale: int) -> dict[str, float]:
-    """Return how much texture one image has, by CSV column; fine detail is what a Gaussian blur of 1.5 pixels takes away.
+    """Return three measures of an image's texture, by CSV column. Fine detail is what a Gaussian blur (sigma 1.5) removes.
 
-    * Detail: the mean size of SR's fine luma detail as a share of HR's. 1 is as much as the original has; more is noise or
+    * Detail: mean magnitude of SR's fine luma detail as a share of HR's. 1 is as much as the original has; more is noise or
       ringing.
-    * Colour: the same for chroma. Far above Detail, it means coloured noise.
-    * Grid: the RMS, in levels of 255, of what repeats every `upscale` pixels in SR's fine detail where HR is flat. It is about
-      0.05 for photographs; a grid is visible from about 0.4.
+    * Colour: the same for chroma. A value far above Detail means coloured noise.
+    * Grid: RMS, in levels of 255, of what repeats every `upscale` pixels in SR's fine detail where HR is flat. Photographs
+      have about 0.05; a grid is visible from about 0.4.
 
-    Detail and Colour are left out if HR is flat everywhere.
+    If HR is flat everywhere, Detail and Colour are left out.
 
     Args:
         sr, hr: image (1, 3, H, W) in [0, 1], with sides that are multiples of the scale.
@@ -133,7 +133,8 @@ def texture(sr: Tensor, hr: Tensor, upscale: int) -> dict[str, float]:
     sr, hr = _fine_detail(sr), _fine_detail(hr)
     (luma, *chroma), (hr_luma, *hr_chroma) = (detail.abs().mean((0, 2, 3)).tolist() for detail in (sr, hr))
     values = {}
-    if hr_luma >= LEAST_DETAIL:  # a tenth of luma's, so that gray images have a value too
+    if hr_luma >= LEAST_DETAIL:
+        # A tenth of the luma detail is added so that gray images have a value too.
         values = {"Detail": luma / hr_luma, "Colour": sum(chroma) / (sum(hr_chroma) + 0.1 * hr_luma)}
     return values | {"Grid": 255 * _grid(sr[:, :1], hr[:, :1], upscale).item()}
 
@@ -147,9 +148,13 @@ def _fine_detail(image: Tensor) -> Tensor:
 
 
 def _grid(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
-    """Return the RMS of what repeats in SR's fine detail on the 30% of the pixels around which HR has the least.
+    """Return the RMS of the repeating part of SR's fine detail in the flattest 30% of HR.
 
-    It is the mean over each phase, the place modulo the scale. `sr` and `hr` are fine luma detail (1, 1, H, W).
+    Pixels with the same row and column modulo the scale share a phase; what repeats is the mean of each phase. A pixel is as
+    flat as the 9x9 pixels around it.
+
+    Args:
+        sr, hr: fine luma detail (1, 1, H, W).
     """
     busy = _smoothed(hr.abs(), [1 / 9] * 9)
     flat = busy <= busy.flatten().kthvalue(int(0.3 * (busy.numel() - 1)) + 1).values
@@ -160,7 +165,7 @@ def _grid(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
 
 
 def _smoothed(planes: Tensor, window: list[float]) -> Tensor:
-    """Apply a window to the rows and columns of (N, C, H, W); at the border, the image is mirrored with its edge repeated."""
+    """Apply a window to the rows and columns of (N, C, H, W); beyond its border, the image is mirrored."""
     radius, strip_rows = len(window) // 2, _strip_rows(planes.device)
     rows, columns = (_mirrored(side, radius).to(planes.device) for side in planes.shape[-2:])
     smoothed = torch.empty_like(planes)
@@ -178,11 +183,11 @@ def _mirrored(side: int, radius: int) -> Tensor:
 
 
 def open_networks(lpips: bool = False, squeezenet: str | None = None) -> nn.ModuleDict:
-    """Return the networks of LPIPS, if wanted, and of Distance, if there are weights for it, by CSV column.
+    """Return the network of Distance, if there are weights for it, and that of LPIPS, if wanted, by CSV column.
 
     Args:
-        squeezenet: SqueezeNet's weights: `imagenet` (downloaded if missing) or a file; None means torchvision's file if it is
-            in PyTorch's hub folder already.
+        squeezenet: weights for Distance: `imagenet` (torchvision's, downloaded if missing) or a file; None: torchvision's if
+            they are in PyTorch's hub folder already, else no Distance.
 
     Raises:
         UserError: the weights cannot be read or downloaded, or the package of LPIPS is not installed.
@@ -221,7 +226,7 @@ class FeatureDistance(nn.Module):
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
         """Return the distance (N,) of images (N, 3, H, W) in [0, 1], at least 21x21.
 
-        It is that of whole images up to 2048x2048 pixels. Larger ones are compared in parts, to bound the memory.
+        Images larger than 2048x2048 are compared in parts, to bound the memory; this changes the distance by about 1%.
         """
         with true_fp32(sr.device):
             parts = zip(_parts(sr), _parts(hr), strict=True)

@@ -39,8 +39,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder for the results (default: results/benchmark_<weights or sr>_<hr>)")
     parser.add_argument(
         "--perceptual-weights", metavar="imagenet|FILE",
-        help="SqueezeNet's weights, with whose features Distance is measured; imagenet downloads torchvision's once, 5 MB "
-        "(default: those if they are there already, else no Distance)",
+        help="SqueezeNet's weights, for Distance; imagenet downloads torchvision's once, 5 MB (default: torchvision's if "
+        "already downloaded, else no Distance)",
     )  # fmt: skip
     parser.add_argument(
         "--lpips", action="store_true", help="also measure LPIPS (pip install lpips; downloads AlexNet's weights once)"
@@ -89,10 +89,10 @@ def made_elsewhere(folder: Path, names: list[str], upscale: int) -> Callable[[st
 
 
 def measure(image: torch.Tensor, hr: torch.Tensor, upscale: int, networks: torch.nn.ModuleDict) -> dict[str, float]:
-    """Return the values of `FIGURES` that one image (1, 3, H, W) uint8 has with these networks (see `metrics.perceptual`)."""
+    """Return the values of `FIGURES` that one image (1, 3, H, W) uint8 has with these networks (see `metrics.beyond_psnr`)."""
     y_psnr, y_ssim = metrics.psnr_ssim_y(images.uint8_to_unit(image), images.uint8_to_unit(hr), upscale)
     values = {"Y_PSNR": y_psnr.item(), "Y_SSIM": y_ssim.item(), "RGB_PSNR": metrics.psnr_ssim_rgb(image, hr)[0]}
-    return values | metrics.perceptual(image, hr, upscale, networks)
+    return values | metrics.beyond_psnr(image, hr, upscale, networks)
 
 
 @torch.inference_mode()
@@ -136,7 +136,9 @@ def main(args: argparse.Namespace) -> None:
     if args.sr and args.weights:
         raise cli.UserError("--weights cannot be combined with --sr, which measures images that are already enlarged")
     if args.perceptual_weights == "random":
-        raise cli.UserError("--perceptual-weights random: Distance between untrained features means nothing; pass a file")
+        raise cli.UserError(
+            "--perceptual-weights random: Distance between untrained features means nothing; pass imagenet or a file"
+        )
     device = resolve_device(args.device)
     if args.sr:
         upscale, measured = args.upscale or 4, args.sr.resolve().name

@@ -19,9 +19,9 @@ from utils.device import set_switches
 
 
 def open_networks(args: argparse.Namespace) -> nn.ModuleDict:
-    """Return the networks that train.py's validation compares images with (see `metrics.open_networks`).
+    """Return the networks that train.py's validation measures distances with (see `metrics.open_networks`).
 
-    Distance never downloads weights: its network is the run's own SqueezeNet, or torchvision's if it is there already.
+    For Distance, it is the run's own SqueezeNet, or torchvision's if already downloaded: nothing is downloaded for it.
     """
     own_file = args.perceptual == "squeezenet" and args.perceptual_weights not in ("imagenet", "random")
     return metrics.open_networks(args.lpips, args.perceptual_weights if own_file else None)
@@ -85,7 +85,7 @@ def validate(
             dataset.bicubic_scores[index] = {"Bicubic_PSNR": psnr, "Bicubic_SSIM": ssim}
         psnr, ssim = metrics.psnr_ssim_rgb(result, target)
         rows[index] = {"PSNR": psnr, "SSIM": ssim, **dataset.bicubic_scores[index]}
-        rows[index] |= metrics.perceptual(result, target, generator.upscale, networks)
+        rows[index] |= metrics.beyond_psnr(result, target, generator.upscale, networks)
         if index < triplets and folder is not None:
             pictures[name] = triplet(images.to_array(bicubic), images.to_array(hr), sr, rows[index])
     shares = distributed.gather((rows, pictures))

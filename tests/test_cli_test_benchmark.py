@@ -3,12 +3,14 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import torch
 from conftest import run, the_error
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
+import metrics
 from model import Generator
-from utils import checkpoint
+from utils import checkpoint, images, pretrained
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +51,64 @@ def test_bf16_scores_what_fp32_does_and_is_no_default(photos, tmp_path):
     assert tables["default"].equals(tables["fp32"]) and not tables["bf16"].equals(tables["fp32"])
     assert tables["bf16"]["SR_Y_PSNR"].tolist() == pytest.approx(tables["fp32"]["SR_Y_PSNR"].tolist(), abs=0.05)
     assert tables["bf16"]["Bicubic_Y_PSNR"].equals(tables["fp32"]["Bicubic_Y_PSNR"])
+
+
+@pytest.fixture
+def squeezenet(tmp_path) -> Path:
+    """A file of SqueezeNet with untrained weights."""
+    torch.save(pretrained.state_dict("squeezenet", "random"), tmp_path / "squeezenet.pth")
+    return tmp_path / "squeezenet.pth"
+
+
+def test_what_psnr_cannot_see_is_measured_of_bicubic_and_sr(photos, tmp_path, squeezenet):
+    out = tmp_path / "out"
+    done = run("test_benchmark.py", "--hr", photos[1], "--out", out, "--perceptual-weights", squeezenet)
+    table = pandas.read_csv(out / "benchmark.csv").set_index("Image")
+    networks = metrics.open_networks(squeezenet=str(squeezenet))
+    for name in ("image_0", "image_1"):
+        hr = images.crop_to_multiple(images.read_picture(photos[1] / f"{name}.png").rgb, 4)
+        sr = images.read_picture(out / f"{name}_x4.png").rgb
+        bicubic = images.upscale_bicubic(images.downscale(hr, 4), 4)
+        for what, picture in (("SR", sr), ("Bicubic", bicubic)):
+            expected = metrics.beyond_psnr(images.to_tensor(picture), images.to_tensor(hr), 4, networks)
+            assert expected.keys() == {"Distance", "Detail", "Colour", "Grid"}
+            assert {figure: table.loc[name, f"{what}_{figure}"] for figure in expected} == pytest.approx(expected, rel=1e-4)
+    assert table.loc["mean", "SR_Detail"] > table.loc["mean", "Bicubic_Detail"] > 0.1
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:2] == ["Y_PSNR", "Y_SSIM"] and max(map(len, lines[:7])) <= 100
+    assert [line.split()[-4:] for line in lines[5:7]] == [
+        [f"{table.loc['mean', f'{what}_{figure}']:.{digits}f}" for figure, digits in DIGITS.items()]
+        for what in ("Bicubic", "SR")
+    ]
+    assert "Distance was not measured" not in done.stdout
+
+
+DIGITS = {"Distance": 3, "Detail": 2, "Colour": 2, "Grid": 2}
+
+
+def test_distance_without_weights_is_left_out_and_a_line_says_how_to_get_it(photos, tmp_path):
+    Image.new("RGB", (40, 16), "gray").save(photos[1] / "flat.png")
+    done = run("test_benchmark.py", "--hr", photos[1], "--out", tmp_path / "out")
+    table = pandas.read_csv(tmp_path / "out" / "benchmark.csv").set_index("Image")
+    assert {"SR_Detail", "SR_Colour", "SR_Grid"} <= set(table) and "SR_Distance" not in table
+    assert "--perceptual-weights imagenet downloads SqueezeNet's weights once, 5 MB" in done.stdout.splitlines()[-1]
+    assert not (tmp_path / "hub").exists()
+    flat = next(line for line in done.stdout.splitlines() if line.startswith("flat"))
+    assert flat.split()[-3:-1] == ["-", "-"] and table.loc["flat", ["SR_Detail", "SR_Colour"]].isna().all()
+    assert table.loc["mean", "SR_Detail"] == pytest.approx(table["SR_Detail"].iloc[:-1].mean(), rel=1e-4)
+
+
+def test_perceptual_weights_that_cannot_be_used_are_one_line(photos, tmp_path):
+    (tmp_path / "bad.pth").write_bytes(bytes(1000))
+    for weights, reason in [
+        (tmp_path / "bad.pth", "bad.pth"),
+        (tmp_path / "none.pth", "none.pth"),
+        ("random", "--perceptual-weights random: Distance between untrained features means nothing"),
+        ("imagenet", "the ImageNet weights of SqueezeNet could not be downloaded from https://"),
+    ]:
+        arguments = ["--hr", photos[1], "--out", tmp_path / "out", "--perceptual-weights", weights]
+        assert reason in the_error(run("test_benchmark.py", *arguments, status=None))
+    assert not (tmp_path / "out").exists()
 
 
 def test_lpips_that_cannot_be_measured_is_one_line(photos, tmp_path):

@@ -69,8 +69,8 @@ def weights_file(network: str, source: str, timeout_s: float = 30) -> Path:
     except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: wrong SHA-256
         raise cli.UserError(
             f"the ImageNet weights of {_TITLES[network]} could not be downloaded from {url} ({error}): download them elsewhere "
-            "and pass --perceptual-weights FILE; train.py can also do without the loss (--perceptual-weight 0) or use untrained "
-            "features (--perceptual-weights random)"
+            "and pass --perceptual-weights FILE; train.py can also do without the loss (--perceptual-weight 0) or use "
+            "untrained features (--perceptual-weights random)"
         ) from error
     return path
 
