@@ -281,7 +281,7 @@ def dry_run(args: argparse.Namespace, models: Models, loader: DataLoader, val_se
 def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
     """Return the generator's loss; load the perceptual network if its weight is not 0."""
     network = None
-    if args.perceptual_weight:
+    if args.perceptual_weight > 0:
         network = PERCEPTUAL_NETWORKS[args.perceptual](pretrained.state_dict(args.perceptual, args.perceptual_weights))
     options = {name: value for name, value in vars(args).items() if name in signature(GeneratorLoss).parameters}
     return GeneratorLoss(network=network, **options).to(device=device, memory_format=torch.channels_last)

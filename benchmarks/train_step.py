@@ -15,7 +15,9 @@ from utils.device import resolve_device
 def main(args) -> int:
     """Measure and report."""
     device = resolve_device(args.device)
-    options = train.get_args_parser().parse_args(["--vgg-weights", "random", "--crop", str(args.crop), "--device", device.type])
+    options = train.get_args_parser().parse_args(
+        ["--perceptual-weights", "random", "--crop", str(args.crop), "--device", device.type]
+    )
     options.precision, options.compile = args.precision, args.compile
     train.resolve(options)
     models = train.Models(options)
