@@ -1,7 +1,12 @@
 """Where the perceptual networks' ImageNet weights come from."""
 
+import hashlib
+import time
+
+import archives
 import pytest
 import torch
+from conftest import run
 
 from generator_loss_functions import SqueezeNetFeatures, VGG16Features
 from utils import files, pretrained
@@ -100,3 +105,55 @@ def test_a_damaged_file_in_the_hub_folder_is_found_at_the_start(tmp_path, monkey
     with pytest.raises(ValueError, match=rf"{path.name}: .*; delete it to download it again"):
         pretrained.state_dict(network, "imagenet")
     assert pretrained.missing_download(network, "imagenet") is None
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty hub folder, and a server whose file has the name and checksum that are expected."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    with archives.server() as server:
+        server.body = b"weights" * 1000
+        url = f"{server.url}net-{hashlib.sha256(server.body).hexdigest()[:8]}.pth"
+        monkeypatch.setattr(pretrained, "_url", lambda _network: url)
+        yield server, pretrained.hub_path(url)
+
+
+def test_a_quick_download_reaches_the_hub_folder_whole(hub):
+    server, path = hub
+    assert pretrained.download_within("squeezenet", 20)
+    assert path.read_bytes() == server.body and list(path.parent.iterdir()) == [path]
+    server.body = b""
+    assert pretrained.download_within("squeezenet", 0)  # it is there
+
+
+def test_a_download_that_is_slow_or_wrong_is_given_up_and_leaves_nothing(hub, monkeypatch):
+    server, path = hub
+    right, server.body = server.body, b"wrong"
+    assert not pretrained.download_within("squeezenet", 20)
+    server.body = right
+    download = torch.hub.download_url_to_file
+
+    def slowly(*args, **options):
+        time.sleep(1)
+        download(*args, **options)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", slowly)
+    before = time.monotonic()
+    assert not pretrained.download_within("squeezenet", 0.1)
+    assert time.monotonic() - before < 1  # not the download's second
+    time.sleep(1.2)
+    assert not list(path.parent.parent.rglob("*.pth*"))
+
+
+def test_without_network_prepare_data_names_untrained_features(tmp_path, monkeypatch):
+    """Through a proxy that refuses every connection."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    done = run("prepare_data.py", "perceptual", "--within", 5)
+    assert done.stdout == "random\n" and "within 5 seconds: using untrained features" in done.stderr
+    failed = run("prepare_data.py", "perceptual", status=2)
+    assert "--perceptual-weights FILE" in failed.stderr and failed.stdout == ""
+    path = tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    assert run("prepare_data.py", "perceptual", "--within", 0).stdout == "imagenet\n"
