@@ -2,6 +2,7 @@
 
 python test_image.py photo.jpg                            writes photo_x4.png beside it
 python test_image.py photo.jpg --weights srgan_x4 --out big.tif
+python test_image.py photo.jpg --texture 0.5              halfway between srresnet_x4 and srgan_x4
 python test_image.py photos/ --out enlarged/ --recursive --skip-existing
 
 Results are 8-bit PNG files unless --out names a file of another format (.jpg .webp .tif .bmp). Gray stays gray; CMYK becomes
@@ -147,7 +148,7 @@ def enlarge(generator, source: Path, target: Path, args: argparse.Namespace, pre
 def main(args: argparse.Namespace) -> int:
     """Enlarge every input; report those that cannot be read or written and continue; return 2 if there were any."""
     device = resolve_device(args.device)
-    generator = inference.open_generator(args.weights, device)
+    generator = inference.chosen_weights(args).open(device)
     precision = resolve_precision(args.precision, device, generator)
     suffix = f"_x{generator.upscale}" if args.suffix is None else args.suffix
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare)

@@ -40,7 +40,7 @@ class Models:
         self.generator = checkpoint.GENERATORS[args.generator](args.upscale, args.blocks)
         self.discriminator = DISCRIMINATORS[args.discriminator]()
         if init:
-            self.generator = checkpoint.load_generator(init, expected=self.generator.architecture)
+            checkpoint.start_from(self.generator, init)
         for network in (self.generator, self.discriminator):
             network.to(device=self.device, memory_format=torch.channels_last).train()
         self.ema, self.ema_decay = AveragedModel(self.generator) if args.ema else None, args.ema
