@@ -435,8 +435,8 @@ def test_init_starts_from_a_generator_file(whole_run, tmp_path):
     run("train.py", *command(photos, tmp_path / "a", *frozen, "--init", pretrained))
     ours, theirs = (tensors(path) for path in (tmp_path / "a" / "checkpoints" / "generator_last.pth", pretrained))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.endswith(("weight", "bias")))
-    error = the_error(run("train.py", *command(photos, tmp_path / "b", "--blocks", 2, "--init", pretrained), status=None))
-    assert "blocks 1, but this run trains generator srresnet, upscale 4, blocks 2" in error
+    error = the_error(run("train.py", *command(photos, tmp_path / "b", "--upscale", 2, "--init", pretrained), status=None))
+    assert "upscale 4, blocks 1, but this run trains generator srresnet, upscale 2, blocks 1; pass --upscale 4" in error
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_file(whole_run, tmp_path):
