@@ -50,6 +50,26 @@ def test_images_and_folders_of_every_mode(tmp_path, weights, astronaut):
     assert sorted(os.listdir(folder)) == before  # its own results are not inputs
 
 
+def test_a_comparison_with_another_generator_has_three_panels(tmp_path, weights, astronaut):
+    lr = astronaut[:20, :30]
+    Image.fromarray(lr).save(tmp_path / "a.png")
+    other = tmp_path / "other.pth"
+    checkpoint.save_generator(other, Generator(4, 2))
+    arguments = [tmp_path / "a.png", "--weights", weights / "x4.pth", "--device", "cpu", "--precision", "fp32"]
+    run("test_image.py", *arguments, "--compare-with", other)
+    panels = images.read_picture(tmp_path / "a_x4_compare.png").rgb
+    assert panels.shape[1] == 3 * 120 + 2 * 4
+    bicubic, theirs, ours = (panels[-80:, left : left + 120] for left in (0, 124, 248))
+    assert np.array_equal(bicubic, images.upscale_bicubic(lr, 4))
+    for panel, path in ((theirs, other), (ours, weights / "x4.pth")):
+        assert np.array_equal(panel, inference.upscale(inference.open_generator(path, torch.device("cpu")), lr))
+    assert np.array_equal(ours, images.read_picture(tmp_path / "a_x4.png").rgb)
+    error = the_error(
+        run("test_image.py", *arguments, "--compare-with", weights / "x2.safetensors", "--overwrite", status=None)
+    )
+    assert "x2.safetensors: an x2 generator, but" in error and "x4.pth is not" in error
+
+
 def test_out_compare_and_another_scale_and_format(tmp_path, weights, astronaut):
     Image.fromarray(astronaut[:20, :30]).save(tmp_path / "a.png")
     arguments = [tmp_path / "a.png", "--weights", weights / "x2.safetensors"]
