@@ -9,7 +9,7 @@ DEMO := results/demo
 TRAIN := $(BIN)/python train.py --train-dir data/demo/train --val-dir data/demo/valid --upscale 4 --crop 32 \
 	--crops-per-image 40 --batch-size 8 --pretrain-epochs 40 --epochs 2 \
 	--pretrain-learning-rate 1e-3 --learning-rate 1e-4 --lr-schedule cosine --warmup-steps 20 --ema 0.99 \
-	--val-every 8 --vgg-weights random --out $(DEMO)
+	--val-every 8 --perceptual squeezenet --out $(DEMO)
 
 BENCHMARKS := train_step data_loading epoch enlarging
 
@@ -17,11 +17,15 @@ BENCHMARKS := train_step data_loading epoch enlarging
 
 demo: .venv/installed
 	@$(BIN)/python prepare_data.py demo
-	$(TRAIN)
+	@source=$$($(BIN)/python prepare_data.py perceptual --within 5) && echo '$(TRAIN)' --perceptual-weights $$source && \
+		$(TRAIN) --perceptual-weights $$source
 	@$(BIN)/python test_image.py data/demo/valid/chelsea.png --weights $(DEMO)/checkpoints/generator_pretrained.pth \
 		--out $(DEMO)/chelsea_x4.png --compare --overwrite
 	@echo "validation pictures (bicubic | HR | SR): $(DEMO)/validation"
 	@$(BIN)/python plot_statistics.py $(DEMO)/statistics.csv
+	@$(BIN)/python test_image.py data/demo/valid/chelsea.png --weights srgan_x4 --compare-with srresnet_x4 \
+		--out $(DEMO)/chelsea_srgan_x4.png --overwrite
+	@echo "the trained files of this project (bicubic | srresnet_x4 | srgan_x4): $(DEMO)/chelsea_srgan_x4_compare.png"
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -88,13 +88,15 @@ def largest_difference(generator: nn.Module, model: bytes, height: int, width: i
 
 def main(args: argparse.Namespace) -> int:
     """Export, check and write."""
-    generator = inference.open_generator(args.weights, torch.device("cpu"))
-    out = args.out or Path(f"{args.weights.stem}.onnx")
+    weights = inference.chosen_weights(args)
+    generator = weights.open(torch.device("cpu"))
+    out = args.out or Path(f"{weights.stem}.onnx")
     if out.is_dir():
         raise cli.UserError(f"--out {out} is a folder; name a file")
-    if out.resolve() == args.weights.resolve():
+    if out.resolve() in {path.resolve() for path in (weights.path, weights.texture_path) if path}:
         raise cli.UserError(f"--out {out} is the generator file itself; name another file")
     files.make_folder(out.parent)
+    print(f"exporting {weights}")
     model = export(generator)
     for height, width in CHECKED_SIZES:
         difference = largest_difference(generator, model, height, width)

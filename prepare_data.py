@@ -2,6 +2,7 @@
 
 python prepare_data.py div2k
 python prepare_data.py demo
+python prepare_data.py perceptual
 python prepare_data.py smaller my_photos/train --out my_photos/train_sizes
 """
 
@@ -12,6 +13,7 @@ import importlib.util
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import time
 import urllib.error
@@ -20,7 +22,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import cli, files, images
+from utils import cli, files, images, pretrained
 
 DIV2K_URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 
@@ -58,6 +60,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="copy scikit-image's photographs into two folders")
     for command in (div2k, demo):
         command.add_argument("--data", type=Path, default=Path("data"), help="folder for the images")
+    perceptual = commands.add_parser(
+        "perceptual",
+        help="download the ImageNet weights of a perceptual network, once; print the value of --perceptual-weights",
+    )
+    perceptual.add_argument(
+        "--network", choices=pretrained.LEAST_SIDES, default="squeezenet", help="as train.py's --perceptual"
+    )
+    perceptual.add_argument(
+        "--within", type=cli.non_negative_float, metavar="SECONDS", help="give up after this time, and print `random`"
+    )
     smaller = commands.add_parser("smaller", help="write smaller copies of a folder of images")
     smaller.add_argument("folder", type=Path, help="folder of images; subfolders are included")
     smaller.add_argument("--out", type=Path, required=True, help="folder for the copies, which are PNG files")
@@ -235,6 +247,18 @@ def prepare_demo(data: Path) -> None:
         print(f"{folder}: {len(names)} photographs")
 
 
+def prepare_perceptual(network: str, seconds: float | None) -> None:
+    """Download a perceptual network's weights if they are missing; print the source that train.py is to use."""
+    if seconds is None:
+        pretrained.weights_file(network, "imagenet")
+    elif not pretrained.download_within(network, seconds):
+        missing = pretrained.missing_download(network, "imagenet")
+        print(f"could not download {missing} within {seconds:g} seconds: using untrained features", file=sys.stderr)
+        print("random")
+        return
+    print("imagenet")
+
+
 # --- copies at several sizes --------------------------------------------------------------------------------------
 
 
@@ -272,6 +296,9 @@ def main(args: argparse.Namespace) -> None:
     """Run the chosen command."""
     if args.command == "smaller":
         prepare_smaller(args.folder, args.out, args.factors)
+        return
+    if args.command == "perceptual":
+        prepare_perceptual(args.network, args.within)
         return
     data = files.make_folder(args.data)
     if args.command == "demo":

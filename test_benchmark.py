@@ -35,7 +35,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--upscale", type=int, choices=UPSCALES, help="the scale (default: that of the generator file; 4 with --sr)"
     )
     inference.add_weights_option(parser)
-    parser.set_defaults(weights=None)  # to tell whether it was given together with --sr
     parser.add_argument("--out", type=Path, help="folder for the results (default: results/benchmark_<weights or sr>_<hr>)")
     parser.add_argument(
         "--perceptual-weights", metavar="imagenet|FILE",
@@ -133,8 +132,10 @@ def print_table(table: pandas.DataFrame) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print, and write."""
-    if args.sr and args.weights:
-        raise cli.UserError("--weights cannot be combined with --sr, which measures images that are already enlarged")
+    if args.sr and (args.weights or args.texture_weights or args.texture is not None):
+        raise cli.UserError(
+            "--weights cannot be combined with --sr, which measures images that are already enlarged; nor can --texture"
+        )
     if args.perceptual_weights == "random":
         raise cli.UserError(
             "--perceptual-weights random: Distance between untrained features means nothing; pass imagenet or a file"
@@ -143,8 +144,8 @@ def main(args: argparse.Namespace) -> None:
     if args.sr:
         upscale, measured = args.upscale or 4, args.sr.resolve().name
     else:
-        weights = args.weights or inference.WEIGHTS
-        generator = inference.open_generator(weights, device)
+        weights = inference.chosen_weights(args)
+        generator = weights.open(device)
         upscale, measured = generator.upscale, weights.stem
         if args.upscale not in (None, upscale):
             raise cli.UserError(f"--upscale {args.upscale}: {weights} holds an x{upscale} generator")

@@ -2,6 +2,7 @@
 
 python test_image.py photo.jpg                            writes photo_x4.png beside it
 python test_image.py photo.jpg --weights srgan_x4 --out big.tif
+python test_image.py photo.jpg --texture 0.5              halfway between srresnet_x4 and srgan_x4
 python test_image.py photos/ --out enlarged/ --recursive --skip-existing
 
 Results are 8-bit PNG files unless --out names a file of another format (.jpg .webp .tif .bmp). Gray stays gray; CMYK becomes
@@ -14,6 +15,8 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
+
+import torch
 
 import inference
 from utils import cli, images
@@ -29,6 +32,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="file or folder for the results (default: beside each image)")
     parser.add_argument("--suffix", type=name_suffix, help="text to add to each name (default: _x and the scale, as in _x4)")
     parser.add_argument("--compare", action="store_true", help="also write bicubic | SR as <result>_compare.png")
+    parser.add_argument(
+        "--compare-with", type=inference.weights_file, metavar="NAME_OR_FILE",
+        help="also enlarge with this generator, for the comparison: bicubic | its result | SR",
+    )  # fmt: skip
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing results")
     existing.add_argument(
@@ -127,27 +134,47 @@ def results(target: Path, compare: bool) -> list[Path]:
     return [target, target.with_name(f"{target.stem}_compare.png")] if compare else [target]
 
 
-def enlarge(generator, source: Path, target: Path, args: argparse.Namespace, precision: str) -> None:
+def open_generators(args: argparse.Namespace, device: torch.device) -> dict[str, torch.nn.Module]:
+    """Return the generators by their labels in a comparison; the last one makes the result.
+
+    Raises:
+        UserError: they have different scales, or as for `inference.open_generator`.
+    """
+    weights = inference.chosen_weights(args)
+    if not args.compare_with:
+        return {"SR": weights.open(device)}
+    opened = [inference.open_generator(args.compare_with, device), weights.open(device)]
+    if opened[0].upscale != opened[1].upscale:
+        raise cli.UserError(f"--compare-with {args.compare_with}: an x{opened[0].upscale} generator, but {weights} is not")
+    return dict(zip((args.compare_with.stem, f"{weights.stem} (SR)"), opened, strict=True))
+
+
+def enlarge(generators, source: Path, target: Path, args: argparse.Namespace, precision: str) -> None:
     """Read, enlarge and write one image, and its comparison with `--compare`."""
     picture = images.read_picture(source, args.max_pixels)
     for note in picture.notes:
         print(f"{source}: {note}", file=sys.stderr)
-    height, width = (side * generator.upscale for side in picture.rgb.shape[:2])
+    scale = next(iter(generators.values())).upscale
+    height, width = (side * scale for side in picture.rgb.shape[:2])
     images.check_output_path(target, width, height, 1 if picture.gray else 3)
     tile_side = None if args.tile == "auto" else args.tile
-    enlarged = inference.upscale_picture(generator, picture, tile_side, precision, progress=True)
+    panels = [("bicubic", images.upscale_bicubic(images.on_white(picture), scale))] if args.compare else []
+    for label, generator in generators.items():
+        enlarged = inference.upscale_picture(generator, picture, tile_side, precision, progress=True)
+        if args.compare:
+            panels.append((label, images.on_white(enlarged)))
     images.write_picture(target, enlarged)
     if args.compare:
-        bicubic = images.upscale_bicubic(images.on_white(picture), generator.upscale)
-        pair = images.side_by_side([("bicubic", bicubic), ("SR", images.on_white(enlarged))])
-        images.write_picture(results(target, True)[1], images.Picture(pair, icc_profile=picture.icc_profile))
+        comparison = images.Picture(images.side_by_side(panels), icc_profile=picture.icc_profile)
+        images.write_picture(results(target, True)[1], comparison)
     print(*results(target, args.compare), sep="\n")
 
 
 def main(args: argparse.Namespace) -> int:
     """Enlarge every input; report those that cannot be read or written and continue; return 2 if there were any."""
-    device = resolve_device(args.device)
-    generator = inference.open_generator(args.weights, device)
+    device, args.compare = resolve_device(args.device), args.compare or bool(args.compare_with)
+    generators = open_generators(args, device)
+    generator = list(generators.values())[-1]
     precision = resolve_precision(args.precision, device, generator)
     suffix = f"_x{generator.upscale}" if args.suffix is None else args.suffix
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare)
@@ -163,7 +190,7 @@ def main(args: argparse.Namespace) -> int:
     failed = 0
     for source, target in plan.items():
         try:
-            enlarge(generator, source, target, args, precision)
+            enlarge(generators, source, target, args, precision)
         except (cli.UserError, OSError) as error:
             if len(plan) == 1 or isinstance(error, BrokenPipeError):
                 raise

@@ -39,7 +39,7 @@ class Models:
         self.generator = checkpoint.GENERATORS[args.generator](args.upscale, args.blocks)
         self.discriminator = DISCRIMINATORS[args.discriminator]()
         if init:
-            self.generator = checkpoint.load_generator(init, expected=self.generator.architecture)
+            checkpoint.start_from(self.generator, init)
         for network in (self.generator, self.discriminator):
             network.to(device=self.device, memory_format=torch.channels_last).train()
         self.ema, self.ema_decay = AveragedModel(self.generator) if args.ema else None, args.ema
@@ -280,7 +280,7 @@ def dry_run(args: argparse.Namespace, models: Models, loader: DataLoader, val_se
 def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
     """Return the generator's loss; load the perceptual network if its weight is not 0."""
     network = None
-    if args.perceptual_weight:
+    if args.perceptual_weight > 0:
         network = PERCEPTUAL_NETWORKS[args.perceptual](pretrained.state_dict(args.perceptual, args.perceptual_weights))
     options = {name: value for name, value in vars(args).items() if name in signature(GeneratorLoss).parameters}
     return GeneratorLoss(network=network, **options).to(device=device, memory_format=torch.channels_last)

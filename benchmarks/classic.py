@@ -91,7 +91,7 @@ class Training:
         self.optimizer_d.step()
 
         self.generator.zero_grad()
-        loss_g, _terms = self.loss(self.discriminator.logits(fake), (fake + 1) / 2, (hr + 1) / 2)
+        loss_g, _terms = self.loss((fake + 1) / 2, (hr + 1) / 2, self.discriminator.logits(fake))
         loss_g.backward()
         self.optimizer_g.step()
 

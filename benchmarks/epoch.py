@@ -50,7 +50,7 @@ def main(args) -> int:
         common.write_pictures(folders["valid"], args.val_images, seed=1)
         folders["out"].mkdir()
         words = ["--train-dir", folders["train"], "--val-dir", folders["valid"], "--out", folders["out"], "--epochs", 3]
-        words += ["--batch-size", args.batch_size, "--vgg-weights", "random", "--device", device.type]
+        words += ["--batch-size", args.batch_size, "--perceptual-weights", "random", "--device", device.type]
         options = train.get_args_parser().parse_args(list(map(str, words)))
         train.resolve(options)
         began = time.perf_counter()

@@ -45,6 +45,14 @@ def set5() -> Path:
     return SHARED / "Set5"
 
 
+@pytest.fixture(scope="session")
+def squeezenet_file() -> Path:
+    path = SHARED / "squeezenet" / "squeezenet1_0_imagenet.pth"
+    if not path.exists():
+        pytest.skip("SqueezeNet's ImageNet weights are not here")
+    return path
+
+
 # Scripts run in processes of their own, forked from a server that has imported PyTorch already: the same, but quicker.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
 _processes = multiprocessing.get_context("forkserver")

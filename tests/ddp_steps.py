@@ -12,8 +12,8 @@ def digest(network) -> str:
     return hashlib.sha256(b"".join(p.detach().contiguous().numpy().tobytes() for p in network.parameters())).hexdigest()
 
 
-args = train.get_args_parser().parse_args(["--vgg-weights", "random", "--perceptual-weight", "0", "--device", "cpu"])
-args.blocks, args.precision = 1, "fp32"
+args = train.get_args_parser().parse_args(["--perceptual-weight", "0", "--device", "cpu"])
+args.blocks, args.perceptual_shift, args.precision = 1, 0, "fp32"
 with distributed.processes(torch.device("cpu")):
     models = train.Models(args)
     models.loss = train.new_loss(args, torch.device("cpu"))

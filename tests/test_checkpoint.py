@@ -1,9 +1,14 @@
+import copy
 import inspect
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, run, tensors
 
+import train
+from esrgan import RRDBGenerator
 from model import Generator
 from utils import checkpoint, cli, files
 
@@ -127,10 +132,73 @@ def test_a_bug_is_not_reported_as_a_bad_file(tmp_path, monkeypatch, generator):
         checkpoint.load_checkpoint(tmp_path)
 
 
-def test_another_network_than_expected_is_refused(tmp_path, generator):
-    checkpoint.save_generator(tmp_path / "g.pth", generator)
-    with pytest.raises(ValueError, match=r"holds generator srresnet, upscale 3, blocks 2, but this run trains .* upscale 4"):
-        checkpoint.load_generator(tmp_path / "g.pth", expected={**generator.architecture, "upscale": 4})
+@pytest.mark.parametrize(
+    ("held", "trained", "reason"),
+    [
+        (Generator(3, 2), Generator(4, 2), "upscale 4, blocks 2; pass --upscale 3"),
+        (Generator(3, 2), Generator(2, 3), "; pass --upscale 3 --blocks 2"),
+        (Generator(4, 2), Generator(4, 1), "; pass --blocks 2"),
+        (RRDBGenerator(4, 2, 4, 4), RRDBGenerator(4, 1, 4, 4), "; pass --blocks 2"),
+        (RRDBGenerator(4, 1, 4, 4), RRDBGenerator(4, 2, 4, 4), "; pass --blocks 1"),  # zero residuals would not be the identity
+        (RRDBGenerator(4, 1, 4, 4), RRDBGenerator(4, 1, 8, 4), "features 8, growth 4; use another file"),
+        (RRDBGenerator(4, 1, 4, 4), Generator(4, 2), "; pass --generator rrdb --blocks 1"),
+        (Generator(4, 1), RRDBGenerator(4, 2, 4, 4), "; pass --generator srresnet --blocks 1"),
+    ],
+)
+def test_a_file_from_which_the_run_cannot_start_is_refused_with_a_way_on(tmp_path, held, trained, reason):
+    checkpoint.save_generator(tmp_path / "g.pth", held)
+    before = copy.deepcopy(trained.state_dict())
+    with pytest.raises(cli.UserError, match=rf"g\.pth: holds .*, but this run trains .*{reason}$"):
+        checkpoint.start_from(trained, tmp_path / "g.pth")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
+
+
+@pytest.mark.parametrize("make", [lambda: Generator(2, 2), lambda: RRDBGenerator(4, 1, 4, 4)])
+def test_a_run_starts_with_the_weights_of_the_file(tmp_path, make, capsys):
+    held, trained = make(), make()
+    checkpoint.save_generator(tmp_path / "g.pth", held)
+    checkpoint.start_from(trained, tmp_path / "g.pth")
+    assert all(torch.equal(tensor, held.state_dict()[name]) for name, tensor in trained.state_dict().items())
+    assert all(parameter.requires_grad for parameter in trained.parameters()) and trained.training
+    assert capsys.readouterr().out == ""
+
+
+def models_of(blocks: int, init: Path, *more: str) -> train.Models:
+    """The networks of a run on the CPU that starts from a file."""
+    fixed = ["--blocks", str(blocks), "--vgg-weights", "random", "--device", "cpu", "--precision", "fp32"]
+    return train.Models(train.get_args_parser().parse_args([*fixed, *more]), init)
+
+
+def test_added_blocks_start_as_the_identity_and_learn(capsys):
+    file = ROOT / "weights" / "srresnet_x4.pth"
+    held, models = checkpoint.load_generator(file).to(memory_format=torch.channels_last), models_of(10, file, "--ema", "0.9")
+    assert capsys.readouterr().out == f"--init {file} has 8 of the 10 blocks; the rest start as the identity\n"
+    torch.manual_seed(0)
+    lr, hr = torch.rand(2, 3, 12, 10) * 2 - 1, torch.rand(2, 3, 48, 40) * 2 - 1
+    for network in (models.generator, models.validated):
+        for training in (False, True):
+            with torch.no_grad():
+                ours, expected = (copy.deepcopy(net).train(training)(lr) for net in (network, held))
+            assert torch.equal(ours, expected)  # bit for bit: the residuals are multiplied by exactly 0
+    added = {name: value for name, value in models.generator.trunk[8:].named_parameters() if name.endswith("weight")}
+    models.optimizer_g.param_groups[0]["lr"] = 1e-3
+    train.pixel_step(models, lr, hr)
+    assert {name for name, value in added.items() if value.grad.any()} == {"8.bn2.weight", "9.bn2.weight"}
+    train.pixel_step(models, lr, hr)  # now that the residuals are not zero, everything in them learns
+    assert all(value.grad.any() for value in added.values())
+
+
+def test_a_run_starts_from_a_file_with_fewer_blocks(photos, tmp_path):
+    file = tmp_path / "g.pth"
+    checkpoint.save_generator(file, Generator(4, 1))
+    command = ["--train-dir", photos[0], "--val-dir", photos[1], "--crop", 32, "--batch-size", 2, "--blocks", 3, "--init", file]
+    command += ["--pretrain-epochs", 1, "--epochs", 0, "--learning-rate", 0, "--precision", "fp32", "--out", tmp_path / "out"]
+    done = run("train.py", *command)
+    assert f"--init {file} has 1 of the 3 blocks; the rest start as the identity" in done.stdout.splitlines()
+    held, deeper = (tensors(path) for path in (file, tmp_path / "out" / "checkpoints" / "generator_last.pth"))
+    parameters = [name for name in held if name.endswith(("weight", "bias"))]
+    assert parameters and all(torch.equal(deeper[name], held[name]) for name in parameters)
+    assert not deeper[".state_dict.trunk.2.bn2.weight"].any() and ".state_dict.trunk.3.bn2.weight" not in deeper
 
 
 def test_the_checkpoint_before_is_used_when_the_last_is_damaged(tmp_path):

@@ -14,13 +14,17 @@ from model import Generator
 from utils import checkpoint, cli
 
 
-def trained(generator: torch.nn.Module) -> torch.nn.Module:
+def trained(generator: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
     """The generator with all its weights and statistics random, as after a training."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     for name, tensor in generator.state_dict().items():
         if tensor.is_floating_point():
             tensor.copy_(torch.rand(tensor.shape) + 0.5 if "running_var" in name else 0.05 * torch.randn(tensor.shape))
     return generator.eval()
+
+
+def parsed(*arguments) -> argparse.Namespace:
+    return export_onnx.get_args_parser().parse_args([str(argument) for argument in arguments])
 
 
 def results(path, generator, shape) -> tuple[np.ndarray, np.ndarray]:
@@ -51,12 +55,25 @@ def test_the_default_weights_are_exported_without_options(tmp_path):
     assert np.abs(result - expected).max() <= 1e-4
 
 
+def test_a_blend_is_exported_under_a_name_that_tells(tmp_path):
+    files = [tmp_path / "a.pth", tmp_path / "b.pth"]
+    for seed, file in enumerate(files):
+        checkpoint.save_generator(file, trained(Generator(2, 1), seed))
+    options = ["--weights", files[0], "--texture", 0.75, "--texture-weights", files[1]]
+    done = run("export_onnx.py", *options, cwd=tmp_path)
+    assert done.stdout.splitlines()[0] == f"exporting {files[0]} blended with {files[1]} (--texture 0.75)"
+    generator = export_onnx.inference.open_generator(files[0], torch.device("cpu"), files[1], 0.75)
+    result, expected = results(tmp_path / "a_b_0.75.onnx", generator, (1, 3, 30, 20))
+    assert np.abs(result - expected).max() <= 1e-4
+    assert "is the generator file itself" in the_error(run("export_onnx.py", *options, "--out", files[1], status=None))
+
+
 def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
     checkpoint.save_generator(tmp_path / "generator.pth", trained(Generator(2, 1)))
     other = trained(Generator(2, 1))
     other.tail.bias.data += 2e-4
     monkeypatch.setattr(export_onnx, "export", lambda generator, export=export_onnx.export: export(other))
-    arguments = argparse.Namespace(weights=tmp_path / "generator.pth", out=tmp_path / "generator.onnx")
+    arguments = parsed("--weights", tmp_path / "generator.pth", "--out", tmp_path / "generator.onnx")
     with pytest.raises(cli.RunError, match="differs from PyTorch by 2"):
         export_onnx.main(arguments)
     assert not arguments.out.exists()
@@ -66,7 +83,7 @@ def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
 def test_a_missing_package_is_named(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=f"{package} is missing; pip install .*{package}"):
-        export_onnx.main(argparse.Namespace(weights=export_onnx.inference.WEIGHTS, out=tmp_path / "a.onnx"))
+        export_onnx.main(parsed("--out", tmp_path / "a.onnx"))
     assert not list(tmp_path.iterdir())
 
 

@@ -50,6 +50,26 @@ def test_images_and_folders_of_every_mode(tmp_path, weights, astronaut):
     assert sorted(os.listdir(folder)) == before  # its own results are not inputs
 
 
+def test_a_comparison_with_another_generator_has_three_panels(tmp_path, weights, astronaut):
+    lr = astronaut[:20, :30]
+    Image.fromarray(lr).save(tmp_path / "a.png")
+    other = tmp_path / "other.pth"
+    checkpoint.save_generator(other, Generator(4, 2))
+    arguments = [tmp_path / "a.png", "--weights", weights / "x4.pth", "--device", "cpu", "--precision", "fp32"]
+    run("test_image.py", *arguments, "--compare-with", other)
+    panels = images.read_picture(tmp_path / "a_x4_compare.png").rgb
+    assert panels.shape[1] == 3 * 120 + 2 * 4
+    bicubic, theirs, ours = (panels[-80:, left : left + 120] for left in (0, 124, 248))
+    assert np.array_equal(bicubic, images.upscale_bicubic(lr, 4))
+    for panel, path in ((theirs, other), (ours, weights / "x4.pth")):
+        assert np.array_equal(panel, inference.upscale(inference.open_generator(path, torch.device("cpu")), lr))
+    assert np.array_equal(ours, images.read_picture(tmp_path / "a_x4.png").rgb)
+    error = the_error(
+        run("test_image.py", *arguments, "--compare-with", weights / "x2.safetensors", "--overwrite", status=None)
+    )
+    assert "x2.safetensors: an x2 generator, but" in error and "x4.pth is not" in error
+
+
 def test_out_compare_and_another_scale_and_format(tmp_path, weights, astronaut):
     Image.fromarray(astronaut[:20, :30]).save(tmp_path / "a.png")
     arguments = [tmp_path / "a.png", "--weights", weights / "x2.safetensors"]
@@ -92,6 +112,9 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         ([a, "--weights", tmp_path / "w.pth"], "w.pth: refused"),
         ([a, "--weights", tmp_path / "evil.pth"], "would run code"),
         ([a, "--weights", tmp_path / "missing.pth"], "missing.pth: no such generator file"),
+        ([a, *good, "--texture", 0.5], "srgan_x4.pth holds generator srresnet, upscale 4, blocks 8; name a pair"),
+        ([a, *good, "--texture-weights", "srgan_x4"], "--texture-weights needs --texture T"),
+        ([a, "--texture", 1.5], "'1.5' is not a number from 0 to 1"),
         ([a, *good, "--out", a], "would be overwritten"),
         ([tmp_path / "b_compare.png", *good, "--out", tmp_path / "b.png", "--compare", "--overwrite"], "would be overwritten"),
         ([a, *good, "--out", tmp_path / "x.gif"], "cannot write .gif"),
@@ -216,6 +239,25 @@ def test_the_metadata_of_a_photo_are_carried_over(tmp_path, weights, astronaut):
             assert result.size == (80, 120) and exif[274] == 1 and exif[271] == "Maker"
             assert exif.get_ifd(34665)[40962] == 80 and b"XMP title" in result.info["xmp"]
             assert result.info["icc_profile"] == profile and round(result.info["dpi"][0]) == 300
+
+
+def test_texture_blends_two_files_from_one_to_the_other(tmp_path, astronaut):
+    Image.fromarray(astronaut[100:124, 200:232]).save(tmp_path / "a.png")
+    fixed = [tmp_path / "a.png", "--precision", "fp32", "--device", "cpu", "--out"]
+    results = {}
+    for name, options in {
+        "srresnet_x4": ["--weights", "srresnet_x4"],
+        "srgan_x4": ["--weights", "srgan_x4"],
+        "0": ["--texture", 0],
+        "0.5": ["--texture", 0.5],
+        "1": ["--texture", 1],
+    }.items():
+        run("test_image.py", *fixed, tmp_path / f"{name}.png", *options)
+        results[name] = images.read_picture(tmp_path / f"{name}.png").rgb.astype(int)
+    assert np.array_equal(results["0"], results["srresnet_x4"]) and np.array_equal(results["1"], results["srgan_x4"])
+    ends = np.abs(results["srgan_x4"] - results["srresnet_x4"]).mean()
+    for end in ("srresnet_x4", "srgan_x4"):
+        assert 0.2 * ends < np.abs(results["0.5"] - results[end]).mean() < 0.8 * ends
 
 
 def test_the_default_weights_beat_bicubic(tmp_path):

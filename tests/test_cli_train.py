@@ -31,7 +31,7 @@ def command(photos, out, *more) -> list:
         3,
         "--blocks",
         1,
-        "--vgg-weights",
+        "--perceptual-weights",
         "random",
         "--device",
         "cpu",
@@ -287,15 +287,45 @@ def test_more_epochs_under_a_cosine(whole_run, tmp_path):
     assert len(rows_of(tmp_path / "whole")) == 4
 
 
+def test_what_is_random_in_the_loss_depends_on_the_place_in_the_run_alone(photos, tmp_path):
+    """One epoch and then another, with a random shift and ESRGAN's losses, give the same as two at once."""
+    options = ["--perceptual", "squeezenet", "--adversarial-loss", "relativistic", "--discriminator", "unet"]
+    options += ["--grid-weight", 1000, "--pixel-loss", "l1"]
+    run("train.py", *command(photos, tmp_path / "a", "--epochs", 2, *options))
+    for epochs in (1, 2):
+        run("train.py", *command(photos, tmp_path / "b", "--epochs", epochs, *options))
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    row = rows_of(tmp_path / "a")[0]
+    parts = {"Pixel": 1, "Adversarial": 1e-3, "Perceptual": 0.1, "TV": 2e-8, "Grid": 1000}
+    total = sum(weight * float(row[f"Loss_{name}"]) for name, weight in parts.items())
+    assert total == pytest.approx(float(row["Loss_G"]), rel=1e-4)
+    run("train.py", *command(photos, tmp_path / "c", "--epochs", 2, *options, "--perceptual-shift", 0))
+    assert rows_of(tmp_path / "c")[0]["Loss_Perceptual"] != row["Loss_Perceptual"]
+
+
+def test_a_run_of_the_time_before_other_perceptual_networks_goes_on(photos, tmp_path):
+    """Its checkpoint names --vgg-weights, and lacks the newer options."""
+    run("train.py", *command(photos, tmp_path, "--epochs", 1))
+    path = tmp_path / "checkpoints" / "last.pth"
+    state = files.load_tensors(path)
+    options = state["options"]
+    options["vgg_weights"] = options.pop("perceptual_weights")
+    for name in ("perceptual", "perceptual_shift", "adversarial_loss", "grid_weight"):
+        del options[name]
+    files.save_tensors(path, state)
+    assert "finished" in run("train.py", *command(photos, tmp_path, "--epochs", 2, "--vgg-weights", "random")).stdout
+    assert len(rows_of(tmp_path)) == 2
+
+
 def test_a_replaced_perceptual_file_is_noticed(photos, tmp_path):
     path = tmp_path / "vgg.pth"
-    state = pretrained.vgg16_state_dict("random")
+    state = pretrained.state_dict("vgg16", "random")
     torch.save(state, path)
     run("train.py", *command(photos, tmp_path / "out", "--epochs", 1, "--vgg-weights", path))
     state["0.bias"][0] = 1.0
     torch.save(state, path)
     error = the_error(run("train.py", *command(photos, tmp_path / "out", "--epochs", 2, "--vgg-weights", path), status=None))
-    assert "--vgg-weights: not the weights that the run started with" in error
+    assert "--perceptual-weights: not the weights that the run started with" in error
 
 
 def test_a_run_that_does_without_its_adversarial_epochs_needs_no_perceptual_network(photos, tmp_path):
@@ -392,7 +422,7 @@ def test_a_dry_run_reads_and_downloads_only_what_it_needs(photos, tmp_path, monk
     (photos[1] / "image_9.png").write_bytes((photos[1] / "image_0.png").read_bytes()[:2000])
     arguments = command(photos, tmp_path / "out", "--dry-run", "--vgg-weights", "imagenet", "--learning-rate", 0)
     done = run("train.py", *arguments)
-    assert "would download https://" in done.stdout and "vgg16" in done.stdout and "untrained VGG16" in done.stdout
+    assert "would download https://" in done.stdout and "vgg16" in done.stdout and "untrained features" in done.stdout
     assert "step of epoch 1:" in done.stdout and "Loss_Perceptual" in done.stdout
     assert not (tmp_path / "hub").exists()
     scores = done.stdout.split("validation image: ")[1].splitlines()[0]
@@ -406,8 +436,8 @@ def test_init_starts_from_a_generator_file(whole_run, tmp_path):
     run("train.py", *command(photos, tmp_path / "a", *frozen, "--init", pretrained))
     ours, theirs = (tensors(path) for path in (tmp_path / "a" / "checkpoints" / "generator_last.pth", pretrained))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.endswith(("weight", "bias")))
-    error = the_error(run("train.py", *command(photos, tmp_path / "b", "--blocks", 2, "--init", pretrained), status=None))
-    assert "blocks 1, but this run trains generator srresnet, upscale 4, blocks 2" in error
+    error = the_error(run("train.py", *command(photos, tmp_path / "b", "--upscale", 2, "--init", pretrained), status=None))
+    assert "upscale 4, blocks 1, but this run trains generator srresnet, upscale 2, blocks 1; pass --upscale 4" in error
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_file(whole_run, tmp_path):
@@ -433,6 +463,8 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "no.pth").write_bytes(b"no weights")
+    torch.save(pretrained.state_dict("vgg16", "random"), tmp_path / "vgg.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "vgg.pth").read_bytes()[:-1000])
     cases = [
         (["--train-dir", tmp_path / "none"], "none: no such folder"),
         (["--val-dir", tmp_path / "empty"], "no image in this folder"),
@@ -440,6 +472,16 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
         (["--crop", 31], "--crop 28 is too small: the networks need at least 32"),
         (["--init", tmp_path / "no.pth"], "no.pth: refused"),
         (["--vgg-weights", tmp_path / "no.pth"], "no.pth: refused"),
+        (
+            ["--perceptual", "squeezenet", "--perceptual-weights", tmp_path / "vgg.pth"],
+            "vgg.pth: not a state dict of torchvision's Sq",
+        ),
+        (
+            ["--perceptual", "squeezenet", "--perceptual-shift", 12],
+            "--perceptual-shift 12, --perceptual squeezenet needs at least 33",
+        ),
+        (["--perceptual-shift", 1], "--perceptual-shift 1, --perceptual vgg16 needs at least 33"),
+        (["--perceptual-weights", tmp_path / "cut.pth"], "cut.pth"),
         (["--vgg-weights", tmp_path / "none.pth"], "none.pth: No such file"),
         (["--out", tmp_path / "file" / "out"], "cannot be written"),
         (["--ema", 1], "--ema 1.0 is not a decay"),

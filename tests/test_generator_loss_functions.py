@@ -1,18 +1,33 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.ndimage import uniform_filter
 
-from generator_loss_functions import GeneratorLoss, TVLoss, VGG16Features, adversarial_loss, discriminator_loss
-from utils import files
+from dataloader import TestDatasetFromFolder
+from generator_loss_functions import (
+    ADVERSARIAL_LOSSES,
+    GeneratorLoss,
+    SqueezeNetFeatures,
+    TVLoss,
+    VGG16Features,
+    grid_loss,
+)
+from utils import images, pretrained
 from utils.compat import import_torchvision
-from utils.pretrained import vgg16_layers, vgg16_state_dict
 
+KNOWN_DISTANCES = [2.02106, 1.68673, 2.95276, 3.28091, 2.43459]  # of bicubic on Set5 at x4, SqueezeNet 1.0
 WEIGHTS = {"pixel_weight": 1, "adversarial_weight": 1e-3, "perceptual_weight": 6e-3, "tv_weight": 2e-8}  # the seed's
 
 
 @pytest.fixture(scope="module")
 def vgg() -> VGG16Features:
-    return VGG16Features(vgg16_state_dict("random"))
+    return VGG16Features(pretrained.state_dict("vgg16", "random"))
+
+
+@pytest.fixture(scope="module")
+def squeezenet() -> SqueezeNetFeatures:
+    return SqueezeNetFeatures(pretrained.state_dict("squeezenet", "random"))
 
 
 @pytest.fixture
@@ -32,7 +47,7 @@ def test_tv_is_the_formula_of_the_design(pair):
 def test_total_is_the_weighted_sum_of_independently_computed_terms(vgg, pair):
     sr, hr = pair
     logits = torch.tensor([0.3, -2.0])
-    total, terms = GeneratorLoss(vgg=vgg, **WEIGHTS)(logits, sr, hr)
+    total, terms = GeneratorLoss(network=vgg, **WEIGHTS)(sr, hr, logits)
     reference = import_torchvision().models.vgg16(weights=None).features[:31].eval()
     reference.load_state_dict(vgg.features.state_dict())
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -43,18 +58,22 @@ def test_total_is_the_weighted_sum_of_independently_computed_terms(vgg, pair):
         "Loss_Adversarial": -np.log(1 / (1 + np.exp(-np.array([0.3, -2.0])))).mean(),
         "Loss_Perceptual": (difference**2).mean().item(),
         "Loss_TV": TVLoss()(sr).item(),
+        "Loss_Grid": grid_loss(sr, hr, 4).item(),
     }
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
-    weights = {"Loss_Pixel": 1, "Loss_Adversarial": 0.001, "Loss_Perceptual": 0.006, "Loss_TV": 2e-8}
+    weights = {"Loss_Pixel": 1, "Loss_Adversarial": 0.001, "Loss_Perceptual": 0.006, "Loss_TV": 2e-8, "Loss_Grid": 0}
     assert total.item() == pytest.approx(sum(weights[name] * value for name, value in expected.items()), rel=1e-5)
 
 
-def test_perceptual_loss_has_gradient_for_sr_only(vgg, pair):
-    sr, hr = (image.clone().requires_grad_() for image in pair)
-    GeneratorLoss(vgg=vgg, **WEIGHTS).perceptual(sr, hr).backward()
-    assert sr.grad.abs().sum() > 0
-    assert hr.grad is None
-    assert all(parameter.grad is None for parameter in vgg.parameters())
+def test_the_perceptual_distances_have_gradients_for_sr_only(vgg, squeezenet, pair):
+    for network in (vgg, squeezenet):
+        sr, hr = (image.clone().requires_grad_() for image in pair)
+        distances = network.distance(sr, hr)
+        assert distances.shape == (2,)
+        distances.sum().backward()
+        assert sr.grad.abs().sum() > 0
+        assert hr.grad is None
+        assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_features_stay_frozen_and_in_evaluation(vgg):
@@ -63,70 +82,18 @@ def test_features_stay_frozen_and_in_evaluation(vgg):
     assert len(vgg.features) == 31
 
 
-def test_random_features_are_always_the_same_and_leave_the_global_generator_alone():
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    first = VGG16Features(vgg16_state_dict("random")).state_dict()
-    torch.manual_seed(6)
-    assert all(
-        torch.equal(first[name], tensor) for name, tensor in VGG16Features(vgg16_state_dict("random")).state_dict().items()
-    )
-    torch.manual_seed(5)
-    assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("prefix", ["features.", ""])
-def test_weights_come_from_a_state_dict_file(tmp_path, vgg, prefix, pair):
-    path = tmp_path / "vgg16.pth"
-    files.save_tensors(path, {f"{prefix}{name}": tensor for name, tensor in vgg.features.state_dict().items()})
-    vgg16_state_dict(str(path))
-    assert torch.equal(VGG16Features(vgg16_state_dict(str(path)))(pair[0]), vgg(pair[0]))
-
-
-def test_a_file_of_other_weights_is_refused(tmp_path):
-    path = tmp_path / "other.pth"
-    files.save_tensors(path, {"features.0.weight": torch.zeros(3)})
-    with pytest.raises(ValueError, match=r"other\.pth: not a state dict of torchvision's VGG16"):
-        vgg16_state_dict(str(path))
-
-
-def test_without_network_the_error_names_two_alternatives(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
-    def offline(*_args, **_options):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(ValueError, match=r"no route to host.*--vgg-weights FILE.*--vgg-weights random"):
-        vgg16_state_dict("imagenet")
-
-
-def test_a_damaged_file_in_the_hub_folder_is_found_at_the_start(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(bytes(1000))
-    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth: .*; delete it to download it again"):
-        vgg16_state_dict("imagenet")
-
-
-def test_without_perceptual_weight_no_vgg_is_needed(pair):
-    total, terms = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0})(torch.zeros(2), *pair)
-    assert list(terms) == ["Loss_Pixel", "Loss_Adversarial", "Loss_TV"] and total > 0
-    with pytest.raises(ValueError, match="needs VGG16"):
+def test_without_perceptual_weight_no_network_is_needed(pair):
+    total, terms = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0})(*pair, torch.zeros(2))
+    assert list(terms) == ["Loss_Pixel", "Loss_Adversarial", "Loss_TV", "Loss_Grid"] and total > 0
+    with pytest.raises(ValueError, match="needs a perceptual network"):
         GeneratorLoss(**WEIGHTS)
 
 
 def test_the_pixel_loss_is_mse_or_l1(pair):
     difference = pair[0] - pair[1]
     for name, expected in {"mse": difference.square().mean(), "l1": difference.abs().mean()}.items():
-        _, terms = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0}, pixel_loss=name)(torch.zeros(2), *pair)
+        _, terms = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0}, pixel_loss=name)(*pair, torch.zeros(2))
         assert terms["Loss_Pixel"].item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_layers_are_those_of_torchvision():
-    ours, theirs = vgg16_layers().state_dict(), import_torchvision().models.vgg16(weights=None).features.state_dict()
-    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
 
 
 def test_a_loss_is_built_from_keywords_so_that_no_two_weights_can_be_swapped(vgg):
@@ -134,9 +101,145 @@ def test_a_loss_is_built_from_keywords_so_that_no_two_weights_can_be_swapped(vgg
         GeneratorLoss(vgg, 1, 1e-3, 6e-3, 2e-8)
 
 
-def test_discriminator_and_adversarial_loss_are_those_of_probabilities():
-    real, fake = torch.tensor([1.5, -0.2]), torch.tensor([[0.3], [-2.0]])
-    d_real, d_fake = (1 / (1 + np.exp(-logits.numpy())) for logits in (real, fake))
-    assert discriminator_loss(real, fake).item() == pytest.approx(-np.log(d_real).mean() - np.log(1 - d_fake).mean(), rel=1e-6)
-    assert adversarial_loss(fake).item() == pytest.approx(-np.log(d_fake).mean(), rel=1e-6)
-    assert discriminator_loss(torch.zeros(3), torch.zeros(3)).item() == pytest.approx(2 * np.log(2))
+def sigmoid(logits: torch.Tensor) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits.double().numpy()))
+
+
+def test_the_standard_losses_are_those_of_probabilities():
+    real, fake, loss = torch.tensor([1.5, -0.2]), torch.tensor([[0.3], [-2.0]]), ADVERSARIAL_LOSSES["standard"]()
+    loss_d, scores = loss.discriminator(real, fake)
+    assert loss_d.item() == pytest.approx(-np.log(sigmoid(real)).mean() - np.log(1 - sigmoid(fake)).mean(), rel=1e-6)
+    assert [score.item() for score in scores.values()] == pytest.approx([sigmoid(real).mean(), sigmoid(fake).mean()])
+    assert loss.generator(None, fake).item() == pytest.approx(-np.log(sigmoid(fake)).mean(), rel=1e-6)
+    assert loss.discriminator(torch.zeros(3), torch.zeros(3))[0].item() == pytest.approx(2 * np.log(2))
+
+
+def test_the_relativistic_losses_compare_with_the_mean_of_the_other_side():
+    """Jolicoeur-Martineau (2018), equations of RaSGAN: D(x, y) = sigmoid(C(x) - mean C(y)); G's loss swaps the labels."""
+    real, fake = torch.tensor([[1.5, -0.2], [0.4, 3.0]]), torch.tensor([[0.3, 0.0], [-2.0, 1.0]])
+    loss = ADVERSARIAL_LOSSES["relativistic"]()
+    more_real, more_fake = sigmoid(real - fake.mean()), sigmoid(fake - real.mean())
+    loss_d, scores = loss.discriminator(real, fake)
+    assert loss_d.item() == pytest.approx(-np.log(more_real).mean() - np.log(1 - more_fake).mean(), rel=1e-6)
+    assert [score.item() for score in scores.values()] == pytest.approx([more_real.mean(), more_fake.mean()])
+    expected = -np.log(1 - more_real).mean() - np.log(more_fake).mean()
+    assert loss.generator(real, fake).item() == pytest.approx(expected, rel=1e-6)
+    shifted_d, _ = loss.discriminator(real + 5, fake + 5)  # only differences count
+    assert shifted_d.item() == pytest.approx(loss_d.item(), rel=1e-5)
+
+
+# --- SqueezeNet -------------------------------------------------------------------------------------------------------
+
+
+def test_squeezenets_distance_is_lpips_without_calibration(squeezenet, pair):
+    """The package lpips on SqueezeNet 1.1 as a second opinion; without `lpips=True` it averages over channels."""
+    import_torchvision()
+    import lpips
+
+    reference = lpips.LPIPS(net="squeeze", lpips=False, pnet_rand=True, verbose=False)
+    slices = [getattr(reference.net, f"slice{number}") for number in range(1, 8)]
+    state = {
+        f"{index}.{n}": t for part in slices for index, layer in part.named_children() for n, t in layer.state_dict().items()
+    }
+    network = SqueezeNetFeatures(state)
+    sr, hr = (F.interpolate(image, (48, 56), mode="bilinear") for image in pair)
+    with torch.no_grad():
+        expected = reference(sr * 2 - 1, hr * 2 - 1).flatten()
+    assert torch.allclose(network.distance(sr, hr), expected, rtol=1e-4)
+    assert torch.equal(squeezenet.distance(hr, hr), torch.zeros(2))
+
+
+def test_squeezenet_1_0_gives_the_known_distances(squeezenet_file, set5):
+    """Of bicubic on Set5 at x4, computed with torchvision's network, stage by stage, in another program."""
+    network = SqueezeNetFeatures(pretrained.state_dict("squeezenet", str(squeezenet_file)))
+    distances = []
+    with torch.no_grad():
+        for _name, lr, hr in TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4):
+            bicubic = images.to_tensor(images.upscale_bicubic(images.to_array(lr), 4))
+            distances.append(network.distance(*(images.uint8_to_unit(image) for image in (bicubic, hr))).item())
+    assert distances == pytest.approx(KNOWN_DISTANCES, abs=1e-4)
+
+
+def test_squeezenet_1_0_compares_seven_stages_of_torchvisions_network(pair):
+    state = {f"features.{name}": tensor for name, tensor in old_squeezenet_state().items()}
+    network = import_torchvision().models.squeezenet1_0(weights=None).eval()
+    network.load_state_dict(state, strict=False)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    total = 0.0
+    for count in (2, 5, 8, 9, 10, 11, 13):  # the first ReLU, then after fires
+        with torch.no_grad():
+            a, b = (network.features[:count]((image - mean) / std).double().numpy() for image in pair)
+        a, b = (x / np.sqrt((x**2).sum(1, keepdims=True)) for x in (a, b))
+        total = total + ((a - b) ** 2).sum(1).mean((1, 2))
+    ours = SqueezeNetFeatures(old_squeezenet_state()).distance(*pair)
+    assert ours.tolist() == pytest.approx(total.tolist(), rel=1e-4)
+
+
+def old_squeezenet_state() -> dict[str, torch.Tensor]:
+    """Untrained weights for version 1.0; `random` draws those of 1.1."""
+    layers = pretrained.squeezenet_layers(torch.empty(96, 3, 7, 7))
+    generator = torch.Generator().manual_seed(2)
+    return {name: torch.randn(tensor.shape, generator=generator) / 10 for name, tensor in layers.state_dict().items()}
+
+
+def test_a_black_image_gives_finite_gradients(squeezenet):
+    """All features of a stage may be zero, where a plain square root has no derivative."""
+    state = {name: -tensor.abs() for name, tensor in old_squeezenet_state().items()}  # every ReLU gives zero
+    sr = torch.rand(1, 3, 32, 32, requires_grad=True)
+    SqueezeNetFeatures(state).distance(sr, torch.rand(1, 3, 32, 32)).sum().backward()
+    assert sr.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["vgg16", "squeezenet"])
+def test_the_networks_take_images_of_their_least_side_and_no_smaller_ones(name, vgg, squeezenet):
+    least = pretrained.LEAST_SIDES[name]
+    network = vgg if name == "vgg16" else SqueezeNetFeatures(old_squeezenet_state())
+    assert network.distance(*torch.rand(2, 1, 3, least, least)).isfinite()
+    with pytest.raises(RuntimeError):
+        network.distance(*torch.rand(2, 1, 3, least - 1, least - 1))
+
+
+# --- shift and grid ---------------------------------------------------------------------------------------------------
+
+
+def test_sr_and_hr_are_shifted_together_and_every_offset_is_drawn(squeezenet, pair):
+    loss = GeneratorLoss(network=squeezenet, perceptual_shift=7, **WEIGHTS)
+    sr, hr = pair
+    drawn = set()
+    for step in range(600):
+        loss.draw_shift(np.random.default_rng([0, 1, step]))
+        drawn.add(loss.offset)
+    assert drawn == {(top, left) for top in range(8) for left in range(8)}
+    top, left = loss.offset
+    _, terms = loss(sr, hr, torch.zeros(2))
+    parts = (image[..., top : top + 25, left : left + 33] for image in pair)
+    assert terms["Loss_Perceptual"].item() == pytest.approx(squeezenet.distance(*parts).mean().item())
+    assert terms["Loss_Pixel"].item() == pytest.approx((sr - hr).square().mean().item())  # of the whole crop
+
+
+@pytest.mark.parametrize("upscale", [2, 3, 4, 8])
+def test_the_grid_loss_is_the_definition(upscale):
+    sr, hr = np.random.default_rng(1).random((2, 2, 3, 24, 48))
+    difference = sr - hr
+    fine = difference - uniform_filter(difference, (0, 0, 5, 5), mode="mirror")
+    rows, columns = np.indices((24, 48)) % upscale
+    squares = [
+        fine[image, channel][(rows == row) & (columns == column)].mean() ** 2
+        for image in range(2)
+        for channel in range(3)
+        for row in range(upscale)
+        for column in range(upscale)
+    ]
+    assert grid_loss(*map(torch.from_numpy, (sr, hr)), upscale).item() == pytest.approx(np.mean(squares), rel=1e-9)
+
+
+def test_the_grid_loss_sees_what_repeats_with_the_scale_and_nothing_else():
+    hr = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    rows, columns = torch.arange(64)[:, None] % 4, torch.arange(64) % 4
+    weave = 0.02 * ((rows + columns) % 2 - 0.5)
+    noise = 0.02 * (torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) - 0.5)
+    assert grid_loss(hr + weave, hr, 4) > 50 * grid_loss(hr + noise, hr, 4)
+    assert grid_loss(hr + 0.1, hr, 4) < 1e-12  # a colour cast is no grid
+    total, terms = GeneratorLoss(grid_weight=1000, **WEIGHTS | {"perceptual_weight": 0})(hr + weave, hr, torch.zeros(2))
+    rest, _ = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0})(hr + weave, hr, torch.zeros(2))
+    assert (total - rest).item() == pytest.approx(1000 * terms["Loss_Grid"].item(), rel=1e-4)

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from conftest import run
+from conftest import run, the_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -10,6 +12,8 @@ import inference
 from esrgan import RRDBGenerator
 from model import Generator
 from utils import checkpoint, cli, images
+
+CPU = torch.device("cpu")
 
 
 def new_generator(upscale: int = 4, blocks: int = 2) -> Generator:
@@ -22,6 +26,19 @@ def new_generator(upscale: int = 4, blocks: int = 2) -> Generator:
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     return generator.eval().to(memory_format=torch.channels_last)
+
+
+def trained(generator: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """The generator with random weights and statistics and a strong contrast, as after a training."""
+    torch.manual_seed(seed)
+    for name, tensor in generator.state_dict().items():
+        if "running_var" in name or ("bn" in name and name.endswith("weight")):
+            tensor.uniform_(0.5, 1.5)
+        elif tensor.is_floating_point():
+            tensor.copy_(0.05 * torch.randn(tensor.shape))
+        else:
+            tensor.fill_(seed)
+    return generator.eval()
 
 
 GENERATORS = {scale: new_generator(scale) for scale in (2, 3, 4)}
@@ -73,6 +90,93 @@ def test_a_halo_narrower_than_the_receptive_field_shows_seams(astronaut, monkeyp
     whole = inference.upscale(generator, astronaut[:64, :64], tile=0)
     monkeypatch.setattr(Generator, "halo", 2)
     assert (whole != inference.upscale(generator, astronaut[:64, :64], tile=16)).mean() > 1e-3
+
+
+@pytest.mark.parametrize("make", [lambda: Generator(2, 2), lambda: RRDBGenerator(4, 1, 8, 4)], ids=["srresnet", "rrdb"])
+def test_a_blend_is_the_mean_of_the_files_tensors_weighted_by_texture(tmp_path, make):
+    files = [tmp_path / "a.pth", tmp_path / "b.safetensors"]
+    states = []
+    for seed, file in enumerate(files):
+        checkpoint.save_generator(file, trained(make(), seed))
+        states.append({name: tensor.numpy().astype(float) for name, tensor in trained(make(), seed).state_dict().items()})
+    lr = torch.rand(1, 3, 12, 10) * 2 - 1
+    with torch.inference_mode():
+        alone = [inference.open_generator(file, CPU)(lr) for file in files]
+        blended = {t: inference.open_generator(files[0], CPU, files[1], t)(lr) for t in (0.0, 0.3, 0.75, 1.0)}
+    assert torch.equal(blended[0.0], alone[0]) and torch.equal(blended[1.0], alone[1])
+    for texture in (0.3, 0.75):
+        mean = {name: torch.tensor((1 - texture) * ours + texture * states[1][name]) for name, ours in states[0].items()}
+        expected = make().eval()
+        expected.load_state_dict(mean)
+        with torch.inference_mode():
+            assert torch.allclose(blended[texture], expected(lr), atol=1e-5)
+        for result in alone:  # far from either end
+            assert (blended[texture] - result).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
+def test_a_blend_includes_the_running_statistics(tmp_path, statistic):
+    generator = trained(Generator(2, 1), 0)
+    for name, value in (("a", 0.5), ("b", 1.5), ("between", 0.75)):
+        for module in generator.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                getattr(module, statistic).fill_(value)
+        checkpoint.save_generator(tmp_path / f"{name}.pth", generator)
+    blended = inference.open_generator(tmp_path / "a.pth", CPU, tmp_path / "b.pth", 0.25)
+    expected = inference.open_generator(tmp_path / "between.pth", CPU)
+    for ours, theirs in zip(blended.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("other", [Generator(4, 1), Generator(2, 2), RRDBGenerator(4, 1, 8, 4)])
+def test_files_of_two_architectures_are_not_blended(tmp_path, other):
+    checkpoint.save_generator(tmp_path / "a.pth", Generator(2, 1))
+    checkpoint.save_generator(tmp_path / "b.pth", other)
+    held = rf"a\.pth holds generator srresnet, upscale 2, blocks 1 and .*b\.pth holds {checkpoint.listed(other.architecture)};"
+    with pytest.raises(cli.UserError, match=held):
+        inference.open_generator(tmp_path / "a.pth", CPU, tmp_path / "b.pth", 0.0)
+
+
+def chosen(*options) -> inference.Weights:
+    parser = cli.ArgumentParser()
+    inference.add_weights_option(parser)
+    return inference.chosen_weights(parser.parse_args([str(option) for option in options]))
+
+
+def test_a_blend_has_defaults_of_its_own(monkeypatch):
+    assert chosen() == inference.Weights(inference.WEIGHTS) and chosen().stem == inference.WEIGHTS.stem
+    monkeypatch.setattr(inference, "WEIGHTS", inference.weights_file("srgan_x4"))
+    assert chosen().stem == "srgan_x4"
+    a, b = (inference.WEIGHTS_FOLDER / f"{name}.pth" for name in ("srresnet_x4", "srgan_x4"))
+    assert chosen("--texture", 0.25) == inference.Weights(a, b, 0.25)
+    assert chosen("--texture", 0.25).stem == "srresnet_x4_srgan_x4_0.25"
+    named = chosen("--texture", 0, "--weights", "srresnet16_x4", "--texture-weights", "mine/other.pth")
+    assert named == inference.Weights(inference.weights_file("srresnet16_x4"), Path("mine/other.pth"), 0.0)
+    with pytest.raises(cli.UserError, match="--texture-weights needs --texture T"):
+        chosen("--texture-weights", "srgan_x4")
+
+
+@pytest.mark.parametrize("texture", ["-0.1", "1.0001", "nan", "inf", "half", ""])
+def test_a_texture_outside_0_to_1_is_refused(texture, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        chosen("--texture", texture)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"argument --texture: {texture!r} is not a number from 0 to 1" in error
+
+
+def test_a_benchmark_of_a_blend_has_a_folder_of_its_own(tmp_path, astronaut):
+    (tmp_path / "hr").mkdir()
+    Image.fromarray(astronaut[:24, :32]).save(tmp_path / "hr" / "a.png")
+    for seed, name in enumerate("ab"):
+        checkpoint.save_generator(tmp_path / f"{name}.pth", trained(Generator(2, 1), seed))
+    blend = ["--texture", 0.3, "--weights", tmp_path / "a.pth", "--texture-weights", tmp_path / "b.pth"]
+    run("test_benchmark.py", "--hr", "hr", *blend, "--device", "cpu", cwd=tmp_path)
+    sr = images.read_picture(tmp_path / "results" / "benchmark_a_b_0.3_hr" / "a_x2.png").rgb
+    generator = inference.open_generator(tmp_path / "a.pth", CPU, tmp_path / "b.pth", 0.3)
+    expected = inference.upscale(generator, images.downscale(astronaut[:24, :32], 2))
+    assert np.abs(sr.astype(int) - expected).max() <= 1
+    error = the_error(run("test_benchmark.py", "--hr", "hr", "--sr", "hr", "--texture", 0, cwd=tmp_path, status=None))
+    assert "cannot be combined with --sr" in error and "nor can --texture" in error
 
 
 def test_when_memory_runs_out_the_tile_is_halved(astronaut, monkeypatch, capsys):

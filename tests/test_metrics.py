@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, photograph
+from conftest import photograph
 from scipy.ndimage import gaussian_filter, uniform_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,8 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import metrics
 from dataloader import TestDatasetFromFolder
 from utils import images, pretrained
-
-SQUEEZENET = SHARED / "squeezenet" / "squeezenet1_0_imagenet.pth"
 
 
 def test_psnr_of_a_known_error():
@@ -222,10 +220,8 @@ def test_distance_of_a_large_image_is_measured_in_parts(monkeypatch):
     assert seen == [(30, 40)] * 12
 
 
-def test_distance_of_bicubic_on_set5_is_as_measured_elsewhere(set5):
-    if not SQUEEZENET.exists():
-        pytest.skip("SqueezeNet's weights are not here")
-    distance = metrics.open_networks(squeezenet=str(SQUEEZENET))["Distance"]
+def test_distance_of_bicubic_on_set5_is_as_measured_elsewhere(set5, squeezenet_file):
+    distance = metrics.open_networks(squeezenet=str(squeezenet_file))["Distance"]
     name, lr, hr = next(iter(TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4)))
     bicubic = images.to_tensor(images.upscale_bicubic(images.to_array(lr), 4))
     pair = [images.uint8_to_unit(image) for image in (bicubic, hr)]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from esrgan import UNetDiscriminator
 from model import Discriminator, Generator, MultiScaleDiscriminator, TailConv, fold_batch_norm
 
 
@@ -49,7 +50,7 @@ def test_discriminator_takes_any_size_and_gives_the_probability_of_its_logits(si
     assert torch.equal(probability, torch.sigmoid(discriminator.logits(x)))
 
 
-@pytest.mark.parametrize("network", [Discriminator, MultiScaleDiscriminator])
+@pytest.mark.parametrize("network", [Discriminator, MultiScaleDiscriminator, UNetDiscriminator])
 def test_discriminators_train_on_a_batch_of_one_smallest_crop(network):
     crop = network.minimum_crop
     network().train().logits(torch.rand(1, 3, crop, crop)).sum().backward()

@@ -63,7 +63,7 @@ def to_run() -> dict[str, list[list[str]]]:
             if words[0] != "python" or any(name in word for name in NOT_RUN for word in words):
                 continue
             script, args = parse(words)
-            downloads = script == "train" and options.needs_vgg(args) and args.vgg_weights == "imagenet"
+            downloads = script == "train" and options.needs_perceptual(args) and args.perceptual_weights == "imagenet"
             if not downloads and kind(words) not in seen:
                 seen.add(kind(words))
                 chosen.setdefault(document.name, []).append(words)

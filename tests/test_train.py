@@ -9,14 +9,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import train
+from generator_loss_functions import grid_loss
 from utils.device import compile_for
 
 RATE = 1e-4
 
 
-def models_of(precision: str) -> train.Models:
-    args = train.get_args_parser().parse_args(["--vgg-weights", "random", "--device", "cpu", "--seed", "3"])
-    args.blocks, args.precision = 2, precision
+def models_of(*options: str) -> train.Models:
+    words = ["--perceptual-weights", "random", "--device", "cpu", "--precision", "fp32", "--seed", "3", "--blocks", "2"]
+    args = train.get_args_parser().parse_args([*words, *options])
+    train.resolve(args)
     models = train.Models(args)
     models.loss = train.new_loss(args, torch.device("cpu"))
     for optimizer in (models.optimizer_g, models.optimizer_d):
@@ -25,7 +27,8 @@ def models_of(precision: str) -> train.Models:
         for parameter in models.generator.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
         # An untrained D scores real and fake alike, and the two halves of its gradient would nearly cancel.
-        models.discriminator.classifier[-1].bias.fill_(2.0)
+        last = models.discriminator.last if hasattr(models.discriminator, "last") else models.discriminator.classifier
+        last[-1].bias.fill_(2.0)
     return models
 
 
@@ -35,7 +38,7 @@ def plain_step(models: train.Models, lr: torch.Tensor, hr: torch.Tensor) -> dict
     tail = nn.Conv2d(64, 3, 9, padding=4)
     tail.load_state_dict(generator.tail.state_dict())
     generator.tail = tail
-    vgg, gradients = copy.deepcopy(models.loss.vgg), {}
+    vgg, gradients = copy.deepcopy(models.loss.network), {}
     for network in (generator, discriminator, vgg):
         network.to(memory_format=torch.contiguous_format)
     real, fake = discriminator(hr), discriminator(generator(lr).detach())
@@ -53,11 +56,12 @@ def plain_step(models: train.Models, lr: torch.Tensor, hr: torch.Tensor) -> dict
         F.binary_cross_entropy(score, torch.ones_like(score)),
         F.mse_loss(vgg(sr), vgg(target)),
         tv,
+        grid_loss(sr, target, 4),
     ]
     loss_g = terms[0] + 1e-3 * terms[1] + 6e-3 * terms[2] + 2e-8 * terms[3]
     loss_g.backward()
     gradients["G"] = torch.cat([parameter.grad.flatten() for parameter in generator.parameters()])
-    names = ["Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
+    names = ["Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV", "Loss_Grid"]
     values = {"Loss_D": loss_d, "Loss_G": loss_g, "Score_D": real.mean(), "Score_G": fake.mean(), **dict(zip(names, terms))}
     return {"values": {name: value.item() for name, value in values.items()}, **gradients}
 
@@ -70,7 +74,7 @@ def test_the_step_is_the_plain_step():
     """Takes the median of three batches: in one, a value may round to the other side of a ReLU's kink, which changes 0.5%."""
     errors = []
     for seed in (1, 2, 3):
-        models = models_of("fp32")
+        models = models_of()
         torch.manual_seed(seed)
         lr, hr = torch.rand(4, 3, 8, 8) * 2 - 1, torch.rand(4, 3, 32, 32) * 2 - 1
         plain = plain_step(models, lr, hr)
@@ -84,12 +88,38 @@ def test_the_step_is_the_plain_step():
     assert sorted(errors)[1] < 1e-4
 
 
+def test_the_generator_step_of_esrgan_uses_the_updated_discriminator_on_both_sides():
+    """Relativistic loss, U-Net, SqueezeNet and the grid's penalty: the terms, recomputed after the step from D as it is then."""
+    options = ["--adversarial-loss", "relativistic", "--discriminator", "unet", "--perceptual", "squeezenet"]
+    models = models_of(*options, "--grid-weight", "1000", "--adversarial-weight", "0.5")
+    generator = copy.deepcopy(models.generator)
+    torch.manual_seed(1)
+    lr, hr = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
+    values = {name: value.item() for name, value in train.adversarial_step(models, lr, hr).items()}
+    with torch.no_grad():
+        fake = generator(lr)
+        discriminator = models.discriminator.eval()  # its spectral norms stay where the step left them
+        real, seen = discriminator.logits(hr), discriminator.logits(fake)
+        adversarial = F.softplus(real - seen.mean()).mean() + F.softplus(real.mean() - seen).mean()
+        terms = {
+            "Loss_Pixel": F.mse_loss(fake, hr) / 4,
+            "Loss_Adversarial": adversarial,
+            "Loss_Perceptual": models.loss.network.distance(*((x[..., :25, :25] + 1) / 2 for x in (fake, hr))).mean(),
+            "Loss_TV": models.loss.tv_loss((fake + 1) / 2),
+            "Loss_Grid": grid_loss((fake + 1) / 2, (hr + 1) / 2, 4),
+        }
+    assert {name: values[name] for name in terms} == pytest.approx({n: t.item() for n, t in terms.items()}, rel=2e-3)
+    total = values["Loss_Pixel"] + 0.5 * values["Loss_Adversarial"] + 0.1 * values["Loss_Perceptual"]
+    total += 2e-8 * values["Loss_TV"] + 1000 * values["Loss_Grid"]
+    assert values["Loss_G"] == pytest.approx(total, rel=1e-5)
+
+
 @pytest.mark.parametrize("step", [train.pixel_step, train.adversarial_step])
 def test_a_batch_in_parts_has_the_mean_of_the_parts_gradients(step):
     """Batch statistics are each part's own, so two parts are two batches whose gradients are averaged."""
     torch.manual_seed(1)
     lr, hr = torch.rand(4, 3, 8, 8) * 2 - 1, torch.rand(4, 3, 32, 32) * 2 - 1
-    whole, *halves = (models_of("fp32") for _ in range(3))
+    whole, *halves = (models_of() for _ in range(3))
     whole.accumulate = 2
     for models in (whole, *halves):  # a D that does not move, so that G meets the same one in each
         models.optimizer_d.param_groups[0]["lr"] = 0.0
@@ -108,7 +138,7 @@ def test_scaled_losses_give_the_plain_step_and_are_clipped_unscaled():
     """The gradient scaler of fp16, which the CPU has too, around an fp32 step: two optimisers, one scaler."""
     torch.manual_seed(1)
     lr, hr = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
-    plain, scaled = models_of("fp32"), models_of("fp32")
+    plain, scaled = models_of(), models_of()
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for models in (plain, scaled):
         models.grad_clip = 1e-3
@@ -125,7 +155,7 @@ def test_scaled_losses_give_the_plain_step_and_are_clipped_unscaled():
 
 
 def test_gradients_are_clipped_to_their_norm():
-    models = models_of("fp32")
+    models = models_of()
     models.grad_clip = 1e-3
     torch.manual_seed(1)
     train.adversarial_step(models, torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1)
@@ -135,7 +165,7 @@ def test_gradients_are_clipped_to_their_norm():
 
 
 def test_averaged_weights_are_those_of_pytorch():
-    models = models_of("fp32")
+    models = models_of()
     models.ema, models.ema_decay = AveragedModel(models.generator), 0.9
     theirs = AveragedModel(models.generator, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(3):
@@ -160,7 +190,7 @@ def test_only_whole_batches_are_compiled(monkeypatch):
 
 
 def test_the_pixel_step_is_a_step_of_adam_on_the_mse():
-    models = models_of("fp32")
+    models = models_of()
     lr, hr = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
     twin = copy.deepcopy(models.generator)
     loss = F.mse_loss(twin(lr), hr) / 4  # on [0, 1]

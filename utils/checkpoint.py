@@ -43,10 +43,8 @@ def save_generator(path: str | Path, generator: nn.Module, **facts: Any) -> None
         file.write(save(state, {name: json.dumps(value) for name, value in metadata.items()}))
 
 
-def load_generator(path: str | Path, expected: dict[str, Any] | None = None) -> nn.Module:
+def load_generator(path: str | Path) -> nn.Module:
     """Read a generator file, ours or ESRGAN's, and return the network that it describes, on the CPU and in evaluation mode.
-
-    With `expected`, the `architecture` of a network, a file with another architecture is refused.
 
     Raises:
         OSError: the file cannot be opened.
@@ -65,12 +63,33 @@ def load_generator(path: str | Path, expected: dict[str, Any] | None = None) -> 
     except cli.RunError as error:
         raise cli.UserError(f"{path}: {error}") from error
     generator.load_state_dict(state, assign=True)
-    if expected is not None and generator.architecture != expected:
-        raise cli.UserError(f"{path}: holds {_listed(generator.architecture)}, but this run trains {_listed(expected)}")
     return generator.requires_grad_(True).eval()
 
 
-def _listed(architecture: dict[str, Any]) -> str:
+def start_from(generator: nn.Module, path: str | Path) -> None:
+    """Copy a generator file's weights into a newly created generator, which may have more residual blocks if it is SRGAN's.
+
+    The blocks that the file lacks stay as they are created, at the end of the trunk: their residuals are multiplied by zero.
+    The output is therefore exactly that of the file's generator, in training mode too. A line says that blocks were added.
+
+    Raises:
+        UserError: the file holds another kind of generator, another scale or more blocks, or as for `load_generator`.
+    """
+    loaded = load_generator(path)
+    holds, wanted = loaded.architecture, generator.architecture
+    differing = [name for name in holds if holds[name] != wanted.get(name)]
+    deepened = differing == ["blocks"] and isinstance(generator, Generator) and loaded.blocks < generator.blocks
+    if differing and not deepened:
+        options = [f"--{name} {holds[name]}" for name in differing if name in ("generator", "upscale", "blocks")]
+        advice = f"pass {' '.join(options)}" if options else "use another file"
+        raise cli.UserError(f"{path}: holds {listed(holds)}, but this run trains {listed(wanted)}; {advice}")
+    generator.load_state_dict({**generator.state_dict(), **loaded.state_dict()})
+    if deepened:
+        print(f"--init {path} has {loaded.blocks} of the {generator.blocks} blocks; the rest start as the identity")
+
+
+def listed(architecture: dict[str, Any]) -> str:
+    """Return a network's `architecture` as text, such as `generator srresnet, upscale 4, blocks 8`."""
     return ", ".join(f"{name} {value}" for name, value in architecture.items())
 
 

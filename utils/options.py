@@ -144,7 +144,7 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         default=0,
         help="seed of the initial weights, the order of the images and the crops",
     )
-    optim.add_argument("--init", type=Path, help="start the generator from this generator file")
+    optim.add_argument("--init", type=Path, help="start the generator from this file, which may have fewer blocks")
     speed = parser.add_argument_group("speed")
     device.add_options(speed)
     speed.add_argument(

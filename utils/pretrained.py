@@ -1,6 +1,9 @@
 """Networks trained on ImageNet: from torchvision's file in PyTorch's hub folder, or from a file that the user names."""
 
+import contextlib
 import http.client
+import tempfile
+import threading
 from pathlib import Path
 
 import torch
@@ -11,6 +14,7 @@ from utils import cli, compat, files
 _TITLES = {"vgg16": "VGG16", "squeezenet": "SqueezeNet"}
 _DOWNLOADS = {"vgg16": "528 MB", "squeezenet": "5 MB"}
 LEAST_SIDES = {"vgg16": 32, "squeezenet": 21}  # pixels; SqueezeNet 1.1 could do with 17
+_DOWNLOAD_ERRORS = (OSError, http.client.HTTPException, RuntimeError)  # RuntimeError: wrong SHA-256
 _VGG_LAYERS = 31  # features[:31]: all of VGG16's convolutions, up to the last pooling
 
 
@@ -54,7 +58,7 @@ def state_dict(network: str, source: str) -> dict[str, Tensor]:
         raise cli.UserError(f"{error}{advice}") from error
 
 
-def weights_file(network: str, source: str, timeout_s: float = 30) -> Path:
+def weights_file(network: str, source: str) -> Path:
     """Return the file of a source other than `random`; download torchvision's to PyTorch's hub folder if it is missing."""
     if source != "imagenet":
         return Path(source)
@@ -63,16 +67,43 @@ def weights_file(network: str, source: str, timeout_s: float = 30) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with compat.network_timeout(timeout_s):
-            digest = path.stem.rsplit("-", 1)[-1]  # the file name ends in the first digits of its SHA-256
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=True)
-    except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: wrong SHA-256
+        with compat.network_timeout(30):
+            _download(url, path)
+    except _DOWNLOAD_ERRORS as error:
         raise cli.UserError(
             f"the ImageNet weights of {_TITLES[network]} could not be downloaded from {url} ({error}): download them elsewhere "
             "and pass --perceptual-weights FILE; train.py can also do without the loss (--perceptual-weight 0) or use "
             "untrained features (--perceptual-weights random)"
         ) from error
     return path
+
+
+def download_within(network: str, seconds: float) -> bool:
+    """Tell whether torchvision's file is in the hub folder, or can be downloaded to it within `seconds`."""
+    path = hub_path(url := _url(network))
+    if path.exists():
+        return True
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        part = Path(folder, path.name)
+        # In a thread, because neither a slow server nor a name server that does not answer heeds a socket's timeout
+        thread = threading.Thread(target=_download_or_not, args=(url, part), daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if part.exists():  # whole and checked
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.write_atomic(path) as file:
+                file.write(part.read_bytes())
+    return path.exists()
+
+
+def _download_or_not(url: str, path: Path) -> None:
+    with contextlib.suppress(*_DOWNLOAD_ERRORS):
+        _download(url, path, progress=False)
+
+
+def _download(url: str, path: Path, progress: bool = True) -> None:
+    digest = path.stem.rsplit("-", 1)[-1]  # the file name ends in the first digits of its SHA-256
+    torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=progress)
 
 
 def _url(network: str) -> str:

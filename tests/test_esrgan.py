@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import run
 
 import inference
-from esrgan import RRDBGenerator
+from esrgan import RRDBGenerator, UNetDiscriminator
 from utils import checkpoint, cli, images
 from utils.compat import import_torchvision
 
@@ -144,9 +145,60 @@ def test_tiles_are_within_a_level_of_the_whole_image_at_full_depth(astronaut):
 
 def test_it_trains_resumes_and_starts_from_a_file(photos, tmp_path):
     command = ["--train-dir", photos[0], "--val-dir", photos[1], "--crop", 32, "--batch-size", 2, "--generator", "rrdb"]
-    command += ["--blocks", 1, "--epochs", 1, "--pretrain-epochs", 1, "--vgg-weights", "random", "--device", "cpu"]
+    command += ["--blocks", 1, "--epochs", 1, "--pretrain-epochs", 1, "--perceptual-weights", "random", "--device", "cpu"]
     run("train.py", *command, "--out", tmp_path / "a")
     trained = tmp_path / "a" / "checkpoints" / "generator_last.pth"
     assert checkpoint.load_generator(trained).architecture["generator"] == "rrdb"
     assert "finished" in run("train.py", *command, "--out", tmp_path / "a").stdout
     run("train.py", *command, "--out", tmp_path / "b", "--init", trained)
+
+
+# --- discriminator ----------------------------------------------------------------------------------------------------
+
+
+def test_the_unet_has_real_esrgans_size_and_judges_every_pixel():
+    discriminator = UNetDiscriminator()
+    assert sum(parameter.numel() for parameter in discriminator.parameters()) == 4_376_897
+    x = torch.rand(2, 3, 40, 44) * 2 - 1  # 44 cannot be halved three times
+    discriminator.eval()
+    assert discriminator(x).shape == (2, 1, 40, 44)
+    assert torch.equal(discriminator(x), torch.sigmoid(discriminator.logits(x)))
+
+
+def test_the_unet_is_the_published_network():
+    """Recomputed from its raw weights, divided by their largest singular values."""
+    torch.manual_seed(2)
+    discriminator = UNetDiscriminator(features=8)
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    for _ in range(100):  # the power iteration converges
+        discriminator.logits(x)
+    discriminator.eval()
+
+    def conv(module, x, stride=1):
+        raw = module.parametrizations.weight.original
+        return F.conv2d(x, raw / torch.linalg.matrix_norm(raw.flatten(1), 2), stride=stride, padding=1)
+
+    first = F.leaky_relu(discriminator.first(x), 0.2)
+    half = F.leaky_relu(conv(discriminator.down[0], first, 2), 0.2)
+    quarter = F.leaky_relu(conv(discriminator.down[1], half, 2), 0.2)
+    eighth = F.leaky_relu(conv(discriminator.down[2], quarter, 2), 0.2)
+    y = eighth
+    for module, skip in zip(discriminator.up, (quarter, half, first)):
+        y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
+        y = F.leaky_relu(conv(module, y), 0.2) + skip
+    y = F.leaky_relu(conv(discriminator.last[0], y), 0.2)
+    y = F.leaky_relu(conv(discriminator.last[2], y), 0.2)
+    assert torch.allclose(discriminator.last[4](y), discriminator.logits(x), atol=1e-4)
+
+
+def test_the_unet_normalises_in_fp32_whatever_the_precision_of_the_run():
+    discriminator = UNetDiscriminator(features=8)
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    twin = UNetDiscriminator(features=8)
+    twin.load_state_dict(discriminator.state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = discriminator.logits(x)
+    assert logits.dtype == torch.bfloat16
+    twin.logits(x)
+    ours, theirs = discriminator.state_dict(), twin.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.endswith(("._u", "._v")))
