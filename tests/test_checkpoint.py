@@ -171,8 +171,8 @@ def models_of(blocks: int, init: Path, *more: str) -> train.Models:
 
 def test_added_blocks_start_as_the_identity_and_learn(capsys):
     file = ROOT / "weights" / "srresnet_x4.pth"
-    held, models = checkpoint.load_generator(file).to(memory_format=torch.channels_last), models_of(10, file, "--ema", "0.9")
-    assert capsys.readouterr().out == f"--init {file} has 8 of the 10 blocks; the rest start as the identity\n"
+    held, models = checkpoint.load_generator(file).to(memory_format=torch.channels_last), models_of(18, file, "--ema", "0.9")
+    assert capsys.readouterr().out == f"--init {file} has 16 of the 18 blocks; the rest start as the identity\n"
     torch.manual_seed(0)
     lr, hr = torch.rand(2, 3, 12, 10) * 2 - 1, torch.rand(2, 3, 48, 40) * 2 - 1
     for network in (models.generator, models.validated):
@@ -180,10 +180,10 @@ def test_added_blocks_start_as_the_identity_and_learn(capsys):
             with torch.no_grad():
                 ours, expected = (copy.deepcopy(net).train(training)(lr) for net in (network, held))
             assert torch.equal(ours, expected)  # bit for bit: the residuals are multiplied by exactly 0
-    added = {name: value for name, value in models.generator.trunk[8:].named_parameters() if name.endswith("weight")}
+    added = {name: value for name, value in models.generator.trunk[16:].named_parameters() if name.endswith("weight")}
     models.optimizer_g.param_groups[0]["lr"] = 1e-3
     train.pixel_step(models, lr, hr)
-    assert {name for name, value in added.items() if value.grad.any()} == {"8.bn2.weight", "9.bn2.weight"}
+    assert {name for name, value in added.items() if value.grad.any()} == {"16.bn2.weight", "17.bn2.weight"}
     train.pixel_step(models, lr, hr)  # now that the residuals are not zero, everything in them learns
     assert all(value.grad.any() for value in added.values())
 

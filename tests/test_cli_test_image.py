@@ -112,7 +112,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         ([a, "--weights", tmp_path / "w.pth"], "w.pth: refused"),
         ([a, "--weights", tmp_path / "evil.pth"], "would run code"),
         ([a, "--weights", tmp_path / "missing.pth"], "missing.pth: no such generator file"),
-        ([a, *good, "--texture", 0.5], "srgan_x4.pth holds generator srresnet, upscale 4, blocks 8; name a pair"),
+        ([a, *good, "--texture", 0.5], "srgan_x4.pth holds generator srresnet, upscale 4, blocks 16; name a pair"),
         ([a, *good, "--texture-weights", "srgan_x4"], "--texture-weights needs --texture T"),
         ([a, "--texture", 1.5], "'1.5' is not a number from 0 to 1"),
         ([a, *good, "--out", a], "would be overwritten"),

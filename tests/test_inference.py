@@ -150,8 +150,8 @@ def test_a_blend_has_defaults_of_its_own(monkeypatch):
     a, b = (inference.WEIGHTS_FOLDER / f"{name}.pth" for name in ("srresnet_x4", "srgan_x4"))
     assert chosen("--texture", 0.25) == inference.Weights(a, b, 0.25)
     assert chosen("--texture", 0.25).stem == "srresnet_x4_srgan_x4_0.25"
-    named = chosen("--texture", 0, "--weights", "srresnet16_x4", "--texture-weights", "mine/other.pth")
-    assert named == inference.Weights(inference.weights_file("srresnet16_x4"), Path("mine/other.pth"), 0.0)
+    named = chosen("--texture", 0, "--weights", "srgan_x4", "--texture-weights", "mine/other.pth")
+    assert named == inference.Weights(inference.weights_file("srgan_x4"), Path("mine/other.pth"), 0.0)
     with pytest.raises(cli.UserError, match="--texture-weights needs --texture T"):
         chosen("--texture-weights", "srgan_x4")
 

@@ -63,7 +63,10 @@ def to_run() -> dict[str, list[list[str]]]:
             if words[0] != "python" or any(name in word for name in NOT_RUN for word in words):
                 continue
             script, args = parse(words)
-            downloads = script == "train" and options.needs_perceptual(args) and args.perceptual_weights == "imagenet"
+            downloads = (
+                script == "train" and args.epochs and args.perceptual_weight != 0 and args.perceptual_weights == "imagenet"
+            )
+            downloads = downloads or words[2:3] == ["perceptual"]
             if not downloads and kind(words) not in seen:
                 seen.add(kind(words))
                 chosen.setdefault(document.name, []).append(words)

@@ -233,9 +233,13 @@ class Progress:
     best_psnr: float = -math.inf  # of the current phase
 
     def add(self, values: dict[str, Tensor], samples: int) -> None:
-        """Add a batch: its losses and scores, which stay on the device, and its number of samples."""
+        """Add a batch: its losses and scores, which stay on the device, and its number of samples.
+
+        A column that an older version's unfinished epoch lacks stays empty until the next epoch.
+        """
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value * samples
+            if self.batch == 0 or name in self.sums:
+                self.sums[name] = self.sums.get(name, 0) + value * samples
         self.batch += 1
         self.samples += samples
 

@@ -10,8 +10,8 @@ import torch
 
 from esrgan import UNetDiscriminator
 from model import UPSCALES, Discriminator, MultiScaleDiscriminator
-from utils import cli, device, pretrained
-from utils.checkpoint import GENERATORS, check_same_options
+from utils import checkpoint, cli, device, pretrained
+from utils.checkpoint import GENERATORS
 
 DISCRIMINATORS = {"vgg": Discriminator, "multiscale": MultiScaleDiscriminator, "unet": UNetDiscriminator}
 DEFAULT_PERCEPTUAL = {
@@ -63,7 +63,7 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         default="vgg",
         help="SRGAN's; three of them: at full, half and quarter size; or Real-ESRGAN's U-Net, which judges every pixel",
     )
-    model.add_argument("--blocks", type=cli.positive_int, help=f"residual blocks (default: {defaults})")
+    model.add_argument("--blocks", type=cli.positive_int, help=f"residual blocks (default: as --init, else {defaults})")
     loss = parser.add_argument_group("loss")
     loss.add_argument(
         "--pixel-loss", choices=("mse", "l1"), default="mse", help="l1 is ESRGAN's; its values are some ten times larger"
@@ -191,7 +191,8 @@ def resolve(args: argparse.Namespace) -> None:
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.blocks is None:
-        args.blocks = DEFAULT_BLOCKS[args.generator]
+        started = checkpoint.load_generator(args.init).architecture if args.init and args.init.exists() else {}
+        args.blocks = started.get("blocks", DEFAULT_BLOCKS[args.generator])
     if args.workers is None:
         args.workers = min(4, torch.get_num_threads()) if chosen.type == "cuda" and args.no_cache else 0
     _check(args)
@@ -259,7 +260,7 @@ def check_restart(args: argparse.Namespace, saved: dict[str, Any]) -> None:
     begun_with |= {"learning_rate_d": saved["options"]["learning_rate"], **DEFAULT_PERCEPTUAL["vgg16"], **saved["options"]}
     if "vgg_weights" in begun_with:  # the option's name before there were other networks
         begun_with["perceptual_weights"] = begun_with.pop("vgg_weights")
-    check_same_options(begun_with, current, FREE_OPTIONS)
+    checkpoint.check_same_options(begun_with, current, FREE_OPTIONS)
     before, now, pixel_only = begun_with["epochs"], args.epochs, args.pretrain_epochs
     done = saved["progress"]["epoch"] - 1 - pixel_only  # adversarial epochs
     if args.lr_schedule == "constant" or before == now or done < 0 or (done == 0 and not saved["progress"]["batch"]):
