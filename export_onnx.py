@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import inference
-from utils import cli, files
+from utils import cli, files, weights
 
 CHECKED_SIZES = ((24, 32), (37, 19), (64, 50))  # LR height and width
 TOLERANCE = 1e-4  # in a range of 2: about a hundredth of an 8-bit level
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # in a range of 2: about a hundredth of an 8-bit level
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.ArgumentParser(prog="export_onnx.py", description=__doc__)
-    inference.add_weights_option(parser)
+    weights.add_weights_option(parser)
     parser.add_argument("--out", type=Path, help="the ONNX file (default: <weights>.onnx in the current folder)")
     return parser
 
@@ -88,15 +88,15 @@ def largest_difference(generator: nn.Module, model: bytes, height: int, width: i
 
 def main(args: argparse.Namespace) -> int:
     """Export, check and write."""
-    weights = inference.chosen_weights(args)
-    generator = weights.open(torch.device("cpu"))
-    out = args.out or Path(f"{weights.stem}.onnx")
+    chosen = weights.chosen_weights(args)
+    generator = inference.open_generator(device=torch.device("cpu"), **vars(chosen))
+    out = args.out or Path(f"{chosen.stem}.onnx")
     if out.is_dir():
         raise cli.UserError(f"--out {out} is a folder; name a file")
-    if out.resolve() in {path.resolve() for path in (weights.path, weights.texture_path) if path}:
+    if out.resolve() in {path.resolve() for path in (chosen.path, chosen.texture_path) if path}:
         raise cli.UserError(f"--out {out} is the generator file itself; name another file")
     files.make_folder(out.parent)
-    print(f"exporting {weights}")
+    print(f"exporting {chosen}")
     model = export(generator)
     for height, width in CHECKED_SIZES:
         difference = largest_difference(generator, model, height, width)

@@ -3,12 +3,10 @@
 The generator comes from one file, or is a blend of two.
 """
 
-import argparse
 import copy
 import functools
-import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,90 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from model import Generator, fold_batch_norm, move_towards
-from utils import checkpoint, cli, images
+from utils import checkpoint, cli, images, weights
 from utils.device import autocast, free_memory
 
-WEIGHTS_FOLDER = Path(__file__).parent / "weights"
-WEIGHTS = WEIGHTS_FOLDER / "srresnet_x4.pth"  # the scripts' default
-BLENDED = WEIGHTS_FOLDER / "srresnet_x4.pth", WEIGHTS_FOLDER / "srgan_x4.pth"  # by --texture, unless other files are named
 SMALLEST_TILE = 16  # LR pixels
 _LEAST_HALOS = 3  # a smaller tile would be mostly halo: even this one costs (3 + 2)² / 3² = 2.8 times the whole image's work
 _MEMORY_BUDGET = 4 * 2**30  # bytes; larger tiles are no faster
 
-# --- the generator files that a command line names ----------------------------------------------------------------
-
-
-def add_weights_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--weights`, `--texture` and `--texture-weights`, which every script that enlarges images has."""
-    parser.add_argument(
-        "--weights", type=weights_file, metavar="NAME_OR_FILE",
-        help=f"generator file, or the name of one in weights/: {_names()} (default: {WEIGHTS.stem})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--texture", type=_fraction, metavar="T",
-        help=f"blend two generators: (1 - T) of --weights (here {BLENDED[0].stem} by default) and T of --texture-weights; "
-        "T is from 0 to 1",
-    )  # fmt: skip
-    parser.add_argument(
-        "--texture-weights", type=weights_file, metavar="NAME_OR_FILE",
-        help=f"the second generator of --texture, which should have been trained from the first (default: {BLENDED[1].stem})",
-    )  # fmt: skip
-
-
-def _fraction(text: str) -> float:
-    """Parse a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
-def _names() -> str:
-    return ", ".join(sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.pth")))
-
-
-def weights_file(name: str) -> Path:
-    """Return the path of a generator file given by its path, or by its stem in weights/."""
-    known = WEIGHTS_FOLDER / f"{name}.pth"
-    return known if not Path(name).exists() and known.exists() else Path(name)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A generator file, or two to blend; see `open_generator`."""
-
-    path: Path
-    texture_path: Path | None = None
-    texture: float = 0.0
-
-    def open(self, device: torch.device) -> nn.Module:
-        """Return the generator, as `open_generator` does."""
-        return open_generator(self.path, device, self.texture_path, self.texture)
-
-    @property
-    def stem(self) -> str:
-        """A name for results: `srresnet_x4`, or `srresnet_x4_srgan_x4_0.5` for a blend."""
-        return self.path.stem if self.texture_path is None else f"{self.path.stem}_{self.texture_path.stem}_{self.texture}"
-
-    def __str__(self) -> str:
-        blend = "" if self.texture_path is None else f" blended with {self.texture_path} (--texture {self.texture})"
-        return f"{self.path}{blend}"
-
-
-def chosen_weights(args: argparse.Namespace) -> Weights:
-    """Return what the options of `add_weights_option` name, with their defaults filled in.
-
-    Raises:
-        UserError: `--texture-weights` was given without `--texture`.
-    """
-    if args.texture is not None:
-        return Weights(args.weights or BLENDED[0], args.texture_weights or BLENDED[1], args.texture)
-    if args.texture_weights:
-        raise cli.UserError("--texture-weights needs --texture T, a number from 0 to 1 that says how much of that file to take")
-    return Weights(args.weights or WEIGHTS)
+# --- generators ---------------------------------------------------------------------------------------------------
 
 
 def open_generator(
@@ -135,7 +57,9 @@ def open_generator(
 
 def _load(path: str | Path) -> nn.Module:
     if not Path(path).exists():
-        raise cli.UserError(f"{path}: no such generator file; train one with train.py, or name one in weights/: {_names()}")
+        raise cli.UserError(
+            f"{path}: no such generator file; train one with train.py, or name one in weights/: {', '.join(weights.known())}"
+        )
     return checkpoint.load_generator(path)
 
 

@@ -17,7 +17,7 @@ import inference
 import metrics
 from dataloader import TestDatasetFromFolder
 from model import UPSCALES
-from utils import cli, files, images
+from utils import cli, files, images, weights
 from utils.device import add_options, resolve_device, resolve_precision
 
 # The figures and their decimals on screen; some need a network or a larger image
@@ -34,7 +34,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--upscale", type=int, choices=UPSCALES, help="the scale (default: that of the generator file; 4 with --sr)"
     )
-    inference.add_weights_option(parser)
+    weights.add_weights_option(parser)
     parser.add_argument("--out", type=Path, help="folder for the results (default: results/benchmark_<weights or sr>_<hr>)")
     parser.add_argument(
         "--perceptual-weights", metavar="imagenet|FILE",
@@ -144,11 +144,11 @@ def main(args: argparse.Namespace) -> None:
     if args.sr:
         upscale, measured = args.upscale or 4, args.sr.resolve().name
     else:
-        weights = inference.chosen_weights(args)
-        generator = weights.open(device)
-        upscale, measured = generator.upscale, weights.stem
+        chosen = weights.chosen_weights(args)
+        generator = inference.open_generator(device=device, **vars(chosen))
+        upscale, measured = generator.upscale, chosen.stem
         if args.upscale not in (None, upscale):
-            raise cli.UserError(f"--upscale {args.upscale}: {weights} holds an x{upscale} generator")
+            raise cli.UserError(f"--upscale {args.upscale}: {chosen} holds an x{upscale} generator")
     dataset = TestDatasetFromFolder(args.lr, args.hr, upscale)
     out = args.out or Path("results", f"benchmark_{measured}_{args.hr.resolve().name}")
     if args.sr:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import inference
-from utils import cli, images
+from utils import cli, images, weights
 from utils.device import add_options, resolve_device, resolve_precision
 
 
@@ -28,12 +28,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(prog="test_image.py", description=__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="images, or folders of images")
     parser.add_argument("--recursive", action="store_true", help="also read subfolders, which --out then mirrors")
-    inference.add_weights_option(parser)
+    weights.add_weights_option(parser)
     parser.add_argument("--out", type=Path, help="file or folder for the results (default: beside each image)")
     parser.add_argument("--suffix", type=name_suffix, help="text to add to each name (default: _x and the scale, as in _x4)")
     parser.add_argument("--compare", action="store_true", help="also write bicubic | SR as <result>_compare.png")
     parser.add_argument(
-        "--compare-with", type=inference.weights_file, metavar="NAME_OR_FILE",
+        "--compare-with", type=weights.weights_file, metavar="NAME_OR_FILE",
         help="also enlarge with this generator, for the comparison: bicubic | its result | SR",
     )  # fmt: skip
     existing = parser.add_mutually_exclusive_group()
@@ -140,13 +140,13 @@ def open_generators(args: argparse.Namespace, device: torch.device) -> dict[str,
     Raises:
         UserError: they have different scales, or as for `inference.open_generator`.
     """
-    weights = inference.chosen_weights(args)
+    chosen = weights.chosen_weights(args)
     if not args.compare_with:
-        return {"SR": weights.open(device)}
-    opened = [inference.open_generator(args.compare_with, device), weights.open(device)]
+        return {"SR": inference.open_generator(device=device, **vars(chosen))}
+    opened = [inference.open_generator(args.compare_with, device), inference.open_generator(device=device, **vars(chosen))]
     if opened[0].upscale != opened[1].upscale:
-        raise cli.UserError(f"--compare-with {args.compare_with}: an x{opened[0].upscale} generator, but {weights} is not")
-    return dict(zip((args.compare_with.stem, f"{weights.stem} (SR)"), opened, strict=True))
+        raise cli.UserError(f"--compare-with {args.compare_with}: an x{opened[0].upscale} generator, but {chosen} is not")
+    return dict(zip((args.compare_with.stem, f"{chosen.stem} (SR)"), opened, strict=True))
 
 
 def enlarge(generators, source: Path, target: Path, args: argparse.Namespace, precision: str) -> None:

@@ -12,6 +12,7 @@ import metrics
 import test_image
 from model import Generator
 from utils import checkpoint, images
+from utils.weights import weights_file
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +218,7 @@ def test_gray_stays_gray_and_opaque_white_stays_white(tmp_path):
     text = Image.open(tmp_path / "text_x4.png")
     assert text.mode == "L" and np.asarray(text).min() < 30 and np.asarray(text).std() > 40
     assert np.array_equal(np.asarray(text), np.asarray(Image.open(tmp_path / "rgb_x4.png")))
-    generator = inference.open_generator(inference.weights_file("srgan_x4"), torch.device("cpu"))
+    generator = inference.open_generator(weights_file("srgan_x4"), torch.device("cpu"))
     coloured = inference.upscale(generator, np.asarray(page.convert("RGB"))).astype(int)
     assert np.ptp(coloured, axis=2).max() > 20  # what the network makes of it
     assert np.abs(coloured.mean(2) - np.asarray(text)).max() <= 1

@@ -11,7 +11,7 @@ from PIL import Image
 import inference
 from esrgan import RRDBGenerator
 from model import Generator
-from utils import checkpoint, cli, images
+from utils import checkpoint, cli, images, weights
 
 CPU = torch.device("cpu")
 
@@ -137,21 +137,21 @@ def test_files_of_two_architectures_are_not_blended(tmp_path, other):
         inference.open_generator(tmp_path / "a.pth", CPU, tmp_path / "b.pth", 0.0)
 
 
-def chosen(*options) -> inference.Weights:
+def chosen(*options) -> weights.Weights:
     parser = cli.ArgumentParser()
-    inference.add_weights_option(parser)
-    return inference.chosen_weights(parser.parse_args([str(option) for option in options]))
+    weights.add_weights_option(parser)
+    return weights.chosen_weights(parser.parse_args([str(option) for option in options]))
 
 
 def test_a_blend_has_defaults_of_its_own(monkeypatch):
-    assert chosen() == inference.Weights(inference.WEIGHTS) and chosen().stem == inference.WEIGHTS.stem
-    monkeypatch.setattr(inference, "WEIGHTS", inference.weights_file("srgan_x4"))
+    assert chosen() == weights.Weights(weights.WEIGHTS) and chosen().stem == weights.WEIGHTS.stem
+    monkeypatch.setattr(weights, "WEIGHTS", weights.weights_file("srgan_x4"))
     assert chosen().stem == "srgan_x4"
-    a, b = (inference.WEIGHTS_FOLDER / f"{name}.pth" for name in ("srresnet_x4", "srgan_x4"))
-    assert chosen("--texture", 0.25) == inference.Weights(a, b, 0.25)
+    a, b = (weights.WEIGHTS_FOLDER / f"{name}.pth" for name in ("srresnet_x4", "srgan_x4"))
+    assert chosen("--texture", 0.25) == weights.Weights(a, b, 0.25)
     assert chosen("--texture", 0.25).stem == "srresnet_x4_srgan_x4_0.25"
     named = chosen("--texture", 0, "--weights", "srgan_x4", "--texture-weights", "mine/other.pth")
-    assert named == inference.Weights(inference.weights_file("srgan_x4"), Path("mine/other.pth"), 0.0)
+    assert named == weights.Weights(weights.weights_file("srgan_x4"), Path("mine/other.pth"), 0.0)
     with pytest.raises(cli.UserError, match="--texture-weights needs --texture T"):
         chosen("--texture-weights", "srgan_x4")
 
