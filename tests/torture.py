@@ -80,7 +80,7 @@ def pictures(place: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
         wrong = ""
         try:
             with patience(), contextlib.redirect_stdout(None):
-                test_image.enlarge(generator, source, place / "out.png", args, "fp32")
+                test_image.enlarge({"SR": generator}, source, place / "out.png", args, "fp32")
         except (ValueError, OSError) as error:
             wrong = "" if name in str(error) and "\n" not in str(error) else f"unclear: {error}"
         except (Exception, Hang) as error:
