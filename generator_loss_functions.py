@@ -86,9 +86,7 @@ class VGG16Features(Features):
 
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
         """Return the MSE of the features of each pair (N,); only `sr` gets a gradient."""
-        with torch.no_grad():
-            target = self(hr).float()
-        return (self(sr).float() - target).square().flatten(1).mean(1)
+        return (self(sr).float() - self(hr.detach()).float()).square().flatten(1).mean(1)
 
 
 class SqueezeNetFeatures(Features):
@@ -101,7 +99,7 @@ class SqueezeNetFeatures(Features):
     def __init__(self, state_dict: dict[str, Tensor]):
         layers = squeezenet_layers(state_dict["0.weight"])
         super().__init__(layers, state_dict)
-        # The first ReLU, the last module before each pooling, and every module after the last but one
+        # The first ReLU and six of the fire modules; of version 1.1, those of LPIPS
         self.stages = (1, 4, 7, 8, 9, 10, 12) if isinstance(layers[6], nn.MaxPool2d) else (1, 4, 7, 9, 10, 11, 12)
 
     def forward(self, x: Tensor) -> Iterator[Tensor]:
@@ -217,7 +215,7 @@ class GeneratorLoss(nn.Module):
             terms["Loss_Perceptual"] = self.network.distance(self.shifted(sr), self.shifted(hr)).mean()
         terms["Loss_TV"] = self.tv_loss(sr.float())
         terms["Loss_Grid"] = grid_loss(sr.float(), hr, self.upscale)
-        return sum(self.weights[name] * term for name, term in terms.items() if self.weights[name]), terms
+        return sum(self.weights[name] * term for name, term in terms.items()), terms
 
     def shifted(self, image: Tensor) -> Tensor:
         """Return the part of (N, C, H, W) that the perceptual network sees: smaller by the largest shift, at the offset."""

@@ -196,14 +196,15 @@ def resolve(args: argparse.Namespace) -> None:
     if args.workers is None:
         args.workers = min(4, torch.get_num_threads()) if chosen.type == "cuda" and args.no_cache else 0
     _check(args)
-    missing = pretrained.missing_download(args.perceptual, args.perceptual_weights) if needs_perceptual(args) else None
-    if args.dry_run and missing:
+    if not (args.dry_run and needs_perceptual(args)):
+        return
+    if missing := pretrained.missing_download(args.perceptual, args.perceptual_weights):
         print(f"a real run would download {missing}; this dry run uses untrained features instead")
         args.perceptual_weights = "random"
 
 
 def _check(args: argparse.Namespace) -> None:
-    least = max(32, DISCRIMINATORS[args.discriminator].minimum_crop)
+    least = DISCRIMINATORS[args.discriminator].minimum_crop
     if args.crop < least:
         raise cli.UserError(f"--crop {args.crop} is too small: the networks need at least {least}")
     least = args.perceptual_shift + pretrained.LEAST_SIDES[args.perceptual]
