@@ -93,25 +93,25 @@ def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> dict[str, Tensor
 
     # (1) Update D: minimise BCE(D(x), 1) + BCE(D(G(z)), 0)
     models.optimizer_d.zero_grad(set_to_none=True)
-    for lr, hr, share in parts:
+    for part_lr, part_hr, share in parts:
         with autocast(models.device, models.precision):
             with torch.set_grad_enabled(len(parts) == 1):  # otherwise G's step computes each part again
-                fake = models.generate(lr)
-            real_logits, fake_logits = models.discriminate(hr), models.discriminate(fake.detach())
+                fake = models.generate(part_lr)
+            real_logits, fake_logits = models.discriminate(part_hr), models.discriminate(fake.detach())
         loss_d, scores = models.loss.adversarial.discriminator(real_logits, fake_logits)
         scaler.scale(share * loss_d).backward()
         add_values(values, {"Loss_D": loss_d, **scores}, share)
     models.update(models.optimizer_d)
 
-    # (2) Update G: minimise pixel + 0.001 BCE(D(G(z)), 1) + 0.006 perceptual + 2e-8 TV
+    # (2) Update G: minimise pixel + 0.001 BCE(D(G(z)), 1) + 0.006 perceptual + 2e-8 TV (the weights are options)
     models.optimizer_g.zero_grad(set_to_none=True)
     models.discriminator.requires_grad_(False)
-    for lr, hr, share in parts:
+    for part_lr, part_hr, share in parts:
         with autocast(models.device, models.precision):
             if len(parts) > 1:  # computed again, to hold only one part's graph at a time
-                fake = models.generate(lr)
-            real_logits = models.discriminate_frozen(hr) if models.loss.adversarial.needs_real else None
-            sr, target = images.signed_to_unit(fake.float()), images.signed_to_unit(hr)
+                fake = models.generate(part_lr)
+            real_logits = models.discriminate_frozen(part_hr) if models.loss.adversarial.needs_real else None
+            sr, target = images.signed_to_unit(fake.float()), images.signed_to_unit(part_hr)
             loss_g, terms = models.loss(sr, target, models.discriminate_frozen(fake), real_logits)
         scaler.scale(share * loss_g).backward()
         add_values(values, {"Loss_G": loss_g, **terms}, share)

@@ -109,7 +109,7 @@ def test_commands_of_every_kind_are_run():
 
 @pytest.mark.parametrize(
     ("parser", "documents"),
-    [(train.get_args_parser(), ["README.md", "docs/training.md"]), (test_image.get_args_parser(), ["README.md"])],
+    [(train.get_args_parser(), ["README.md", "docs/training.md"]), (test_image.get_args_parser(), ["docs/enlarging.md"])],
     ids=lambda value: getattr(value, "prog", None),
 )
 def test_every_option_is_documented(parser, documents):

@@ -100,7 +100,7 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
     )
     loss.add_argument("--tv-weight", type=cli.non_negative_float, default=2e-8, help="weight of the total variation")
     loss.add_argument(
-        "--grid-weight", type=cli.non_negative_float, default=0.0, help="weight of the penalty on a grid, such as 1000"
+        "--grid-weight", type=cli.non_negative_float, default=0.0, help="weight of the penalty on a grid, such as 5000"
     )
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--epochs", type=cli.non_negative_int, default=100, help="adversarial epochs")
