@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+import degradations
 from utils import cli, images
 from utils.pixel_cache import ImageStore, Layout, cache_folder_for
 
@@ -24,6 +25,7 @@ class TrainDatasetFromFolder(Dataset):
     """Random crops as (LR, HR), uint8 (3, crop/upscale, crop/upscale) and (3, crop, crop), in all eight orientations.
 
     LR crops are cut from the whole LR image, so they look as they do at test time; HR crops start at multiples of the scale.
+    With the degradation "photo", they are made from the HR image around each crop instead.
 
     A sample has one of two kinds of index. (epoch, i) always gives the same crop, in any process and at any time. A plain i,
     as in `DataLoader(dataset, shuffle=True)`, gives a new crop at each access. Its position comes from PyTorch's global
@@ -40,9 +42,11 @@ class TrainDatasetFromFolder(Dataset):
         cache_folder: where decoded pixels are kept; None to decode an image for every crop.
         skip_bad: leave out images that cannot be read.
         headers_only: without a cache, read only the images' headers instead of decoding each image once to check it.
+        degradation: "bicubic" or "photo", see degradations.py.
 
     Raises:
-        UserError: the crop is not a multiple of the scale, no image is as large as the crop, or as for `ImageStore.open`.
+        UserError: the crop is not a multiple of the scale, no image is as large as the crop, both `lr_folder` and a
+            degradation are given, or as for `ImageStore.open`.
     """
 
     def __init__(
@@ -57,10 +61,13 @@ class TrainDatasetFromFolder(Dataset):
         cache_folder: str | Path | None = None,
         skip_bad: bool = False,
         headers_only: bool = False,
+        degradation: str = "bicubic",
     ):
         if crop_size < upscale or crop_size % upscale:
             raise cli.UserError(f"crop size {crop_size} is not a multiple of the scale {upscale}")
         self.crop_size, self.upscale, self.crops_per_image, self.seed = crop_size, upscale, crops_per_image, seed
+        self.recipe = degradations.describe("files" if lr_folder else degradation)
+        self.degraded = _checked(degradation, lr_folder) != "bicubic"
         self.store = store = ImageStore.open(
             Layout(folder, upscale, lr_folder), cache_folder, skip_bad, headers_only=headers_only
         )
@@ -92,11 +99,16 @@ class TrainDatasetFromFolder(Dataset):
             if isinstance(index, tuple):
                 epoch, sample = index
                 down, across, turn = self._draw_epoch(epoch)[sample]
+                seeds = [self.seed, epoch, sample, 3]
             else:
                 sample, (down, across, turn) = index, torch.rand(3).tolist()
+                seeds = torch.randint(2**62, (1,)).tolist() if self.degraded else []
             hr, lr = self.store[self.usable[sample // self.crops_per_image]][:2]
             top, left = int(down * (lr.shape[0] - lr_side + 1)), int(across * (lr.shape[1] - lr_side + 1))
-            lr = lr[top : top + lr_side, left : left + lr_side]
+            if self.degraded:
+                lr = degradations.degrade_crop(hr, top, left, lr_side, self.upscale, np.random.default_rng(seeds))
+            else:
+                lr = lr[top : top + lr_side, left : left + lr_side]
             top, left = top * self.upscale, left * self.upscale
             hr = hr[top : top + self.crop_size, left : left + self.crop_size]
             _copy_turned(lr, int(turn * 8), lr_batch[position])
@@ -108,6 +120,13 @@ class TrainDatasetFromFolder(Dataset):
         if self._draws[0] != epoch:
             self._draws = epoch, np.random.default_rng([self.seed, epoch]).random((len(self), 3))
         return self._draws[1]
+
+
+def _checked(degradation: str, lr_folder: str | Path | None) -> str:
+    """Return the name of a degradation; raise UserError if LR is read from files."""
+    if degradation != "bicubic" and lr_folder is not None:
+        raise cli.UserError(f"LR files of {lr_folder} with --degradation {degradation}: LR is read or made, not both")
+    return degradation
 
 
 def _copy_turned(image: np.ndarray, turn: int, target: np.ndarray) -> None:
@@ -156,7 +175,7 @@ def new_loader(
 
     `batch_size` counts the crops of all `world_size` processes together; the loader gives the share of process `rank`.
 
-    Workers pay off only without a cache, when an image is decoded for every crop. With a cache, cutting 16 crops of 88 pixels
+    Workers pay off only when an image is decoded or degraded for every crop. Otherwise, cutting 16 crops of 88 pixels
     takes about 0.5 ms, but passing them on from a worker takes 2 ms: most of that is the handshake for the file descriptors
     of the two tensors, the rest is fresh pages of shared memory.
     """
@@ -231,6 +250,7 @@ class ValDatasetFromFolder(Dataset):
 
     Args:
         folder, upscale, lr_folder, cache_folder, skip_bad, headers_only: as for training.
+        degradation: as for training, and the same at every access.
         count: use only the first `count` images.
 
     Raises:
@@ -247,10 +267,11 @@ class ValDatasetFromFolder(Dataset):
         cache_folder: str | Path | None = None,
         skip_bad: bool = False,
         headers_only: bool = False,
+        degradation: str = "bicubic",
     ):
-        self.store = store = ImageStore.open(
-            Layout(folder, upscale, lr_folder, bicubic=True), cache_folder, skip_bad, headers_only=headers_only
-        )
+        made = {"make_lr": degradations.degrade_file, "recipe": degradations.describe(degradation)["version"]}
+        layout = Layout(folder, upscale, lr_folder, bicubic=True, **({} if degradation == "bicubic" or lr_folder else made))
+        self.store = store = ImageStore.open(layout, cache_folder, skip_bad, headers_only=headers_only)
         usable = [index for index, entry in enumerate(store.entries) if entry.height and entry.width]
         self.too_small = [entry.name for entry in store.entries if not (entry.height and entry.width)]
         if not usable:
@@ -320,6 +341,7 @@ def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, Val
     def shared(folder: Path, lr_folder: Path | None) -> dict[str, Any]:
         cache = None if args.no_cache or args.dry_run else cache_folder_for(folder, args.cache, args.out)
         common = {"upscale": args.upscale, "skip_bad": args.skip_bad_images, "headers_only": args.dry_run}
+        common["degradation"] = args.degradation
         return {"lr_folder": lr_folder, "cache_folder": cache, **common}
 
     options = {"crops_per_image": args.crops_per_image, "seed": args.seed, **shared(args.train_dir, args.train_lr_dir)}

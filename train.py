@@ -256,9 +256,9 @@ def finish_epoch(args, models: Models, progress: Progress, scores: dict[str, flo
     best = scores.get("PSNR", -math.inf) > progress.best_psnr
     kept = {"last": True, "best": best, "pretrained": progress.epoch == args.pretrain_epochs}
     kept[f"epoch_{progress.epoch:03d}"] = bool(args.save_every) and progress.epoch % args.save_every == 0
+    about = {"epoch": progress.epoch, "validation_psnr_db": scores.get("PSNR"), "degradation": log.recipe}
     for name in [name for name, due in kept.items() if due and distributed.rank() == 0]:
-        path = args.out / "checkpoints" / f"generator_{name}.pth"
-        checkpoint.save_generator(path, models.validated, epoch=progress.epoch, validation_psnr_db=scores.get("PSNR"))
+        checkpoint.save_generator(args.out / "checkpoints" / f"generator_{name}.pth", models.validated, **about)
     return Progress(epoch=progress.epoch + 1, best_psnr=scores["PSNR"] if best else progress.best_psnr)
 
 

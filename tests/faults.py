@@ -15,6 +15,7 @@ TIMES = {"Images_Per_Second", "Seconds"}
 OPTIONS = [
     *("--crop", 32, "--batch-size", 4, "--blocks", 1, "--device", "cpu", "--ema", 0.9, "--val-triplets", 1),
     *("--pretrain-epochs", 2, "--epochs", 1, "--perceptual-weight", 0, "--perceptual-weights", "random"),
+    *("--degradation", "photo"),
 ]
 
 

@@ -99,11 +99,11 @@ def test_config_says_whether_the_files_differ_from_the_commit(tmp_path, monkeypa
     found = []
     for text in ("one", "two"):
         (tmp_path / "run_log.py").write_text(text)
-        run_log.write_config(tmp_path / "config.json", {}, machine)
+        run_log.write_config(tmp_path / "config.json", {"options": {}, "degradation": {}, "machine": machine})
         found.append(json.loads((tmp_path / "config.json").read_text()))
     assert len(found[0]["git_commit"]) == 40 and [config["git_dirty"] for config in found] == [False, True]
     monkeypatch.setenv("PATH", str(tmp_path))  # without git
-    run_log.write_config(tmp_path / "config.json", {}, machine)
+    run_log.write_config(tmp_path / "config.json", {"options": {}, "degradation": {}, "machine": machine})
     assert json.loads((tmp_path / "config.json").read_text())["git_commit"] is None
 
 
@@ -290,9 +290,10 @@ def test_more_epochs_under_a_cosine(whole_run, tmp_path):
     assert len(rows_of(tmp_path / "whole")) == 4
 
 
-def test_what_is_random_in_the_loss_depends_on_the_place_in_the_run_alone(photos, tmp_path):
-    """One epoch and then another, with a random shift and ESRGAN's losses, give the same as two at once."""
+def test_what_is_random_depends_on_the_place_in_the_run_alone(photos, tmp_path):
+    """One epoch and then another, with a random shift, ESRGAN's losses and degraded LR, give the same as two at once."""
     options = ["--perceptual", "squeezenet", "--adversarial-loss", "relativistic", "--discriminator", "unet"]
+    options += ["--degradation", "photo"]
     options += ["--grid-weight", 1000, "--pixel-loss", "l1"]
     run("train.py", *command(photos, tmp_path / "a", "--epochs", 2, *options))
     for epochs in (1, 2):
@@ -304,6 +305,23 @@ def test_what_is_random_in_the_loss_depends_on_the_place_in_the_run_alone(photos
     assert total == pytest.approx(float(row["Loss_G"]), rel=1e-4)
     run("train.py", *command(photos, tmp_path / "c", "--epochs", 2, *options, "--perceptual-shift", 0))
     assert rows_of(tmp_path / "c")[0]["Loss_Perceptual"] != row["Loss_Perceptual"]
+
+
+def test_the_degradation_belongs_to_a_run_and_to_its_files(photos, tmp_path):
+    options = ["--pretrain-epochs", 1, "--epochs", 0, "--degradation", "photo"]
+    run("train.py", *command(photos, tmp_path / "out", *options))
+    recipe = json.loads((tmp_path / "out" / "config.json").read_text())["degradation"]
+    assert recipe["version"] == "photo-1" and recipe["passes"]["full"][0]["quality"] == [40, 95]
+    assert files.load_tensors(tmp_path / "out" / "checkpoints" / "generator_last.pth")["degradation"] == "photo-1"
+    bicubic = run("train.py", *command(photos, tmp_path / "out", *options[:4]), status=2)
+    assert "--degradation (was photo, is bicubic)" in the_error(bicubic)
+    path = tmp_path / "out" / "checkpoints" / "last.pth"
+    state = files.load_tensors(path)
+    state["degradation"]["version"] = "photo-0"
+    state["progress"]["epoch"] = 1
+    files.save_tensors(path, state)
+    error = the_error(run("train.py", *command(photos, tmp_path / "out", *options), status=2))
+    assert "started with the degradation photo-0, this version has photo-1" in error
 
 
 def test_a_run_of_the_time_before_other_perceptual_networks_goes_on(photos, tmp_path):
@@ -474,6 +492,8 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
         (["--train-dir", tmp_path / "none"], "none: no such folder"),
         (["--val-dir", tmp_path / "empty"], "no image in this folder"),
         (["--crop", 88], "use a smaller --crop"),
+        (["--degradation", "photo", "--train-lr-dir", photos[0]], "with --degradation photo: LR is read or made, not both"),
+        (["--degradation", "fog"], "invalid choice: 'fog'"),
         (["--crop", 31], "--crop 28 is too small: the networks need at least 32"),
         (["--init", tmp_path / "no.pth"], "no.pth: refused"),
         (["--vgg-weights", tmp_path / "no.pth"], "no.pth: refused"),

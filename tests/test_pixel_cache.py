@@ -1,3 +1,4 @@
+import functools
 import os
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dataloader
 from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder
 from utils import distributed, pixel_cache
 
@@ -136,11 +138,14 @@ def test_a_cache_that_another_run_replaces_stays_open(photos, tmp_path):
     assert len(list(dataset)) == 2
 
 
+def black_lr(hr, upscale, _name):
+    return np.zeros_like(hr[::upscale, ::upscale])
+
+
 def test_another_recipe_for_lr_makes_another_cache_and_removes_the_old_one(photos, tmp_path, monkeypatch):
     old = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
     (first,) = (tmp_path / "cache").glob("x4-*")
-    monkeypatch.setattr(pixel_cache, "LR_RECIPE", "black-1")
-    monkeypatch.setattr(pixel_cache.images, "downscale", lambda hr, upscale: np.zeros_like(hr[::upscale, ::upscale]))
+    monkeypatch.setattr(dataloader, "Layout", functools.partial(pixel_cache.Layout, recipe="bicubic-2", make_lr=black_lr))
     new = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
     (second,) = (tmp_path / "cache").glob("x4-*")
     assert second != first

@@ -299,13 +299,16 @@ def restore(
         facts: from `run_log.describe_run`, for this start.
 
     Raises:
-        UserError: the images or the perceptual network are not those that the run started with.
+        UserError: the images, the degradation or the perceptual network are not those that the run started with.
     """
     for what, seen in facts["images"].items():
         check_same_images(what, saved["images"][what], seen)
     started_with = saved.get("perceptual")  # None: not needed at that start, or saved by the first version
     if started_with and facts["perceptual"] and started_with != facts["perceptual"]:
         raise cli.UserError("--perceptual-weights: not the weights that the run started with; use those, or another --out")
+    recipe, now = (run.get("degradation", facts["degradation"])["version"] for run in (saved, facts))  # older ones have none
+    if recipe != now:
+        raise cli.UserError(f"the run was started with the degradation {recipe}, this version has {now}; use another --out")
     for name, part in parts.items():
         if saved["models"].get(name):  # the scaler's is empty if the run was not in fp16
             part.load_state_dict(saved["models"][name])

@@ -49,7 +49,8 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--workers", type=cli.non_negative_int,
-        help="data loader processes; they pay off only with --no-cache (default: 0; up to 4 with --no-cache on a GPU)",
+        help="data loader processes, which pay off only with --no-cache or --degradation photo (default: 0; with one of these, up "
+        "to 8 on a GPU; with photo, 1 on a CPU)",
     )  # fmt: skip
     data.add_argument("--cache", type=Path, help="folder for decoded pixels (default: .srgan-cache in the image folder)")
     data.add_argument("--no-cache", action="store_true", help="decode an image for every crop: slow, but needs no disk space")
@@ -62,6 +63,12 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         choices=DISCRIMINATORS,
         default="vgg",
         help="SRGAN's; three of them: at full, half and quarter size; or Real-ESRGAN's U-Net, which judges every pixel",
+    )
+    model.add_argument(
+        "--degradation",
+        choices=("bicubic", "photo"),
+        default="bicubic",
+        help="how LR is made of HR; photo adds the blur, noise and JPEG blocks that ordinary pictures have",
     )
     model.add_argument("--blocks", type=cli.positive_int, help=f"residual blocks (default: as --init, else {defaults})")
     loss = parser.add_argument_group("loss")
@@ -194,7 +201,9 @@ def resolve(args: argparse.Namespace) -> None:
         started = checkpoint.load_generator(args.init).architecture if args.init and args.init.exists() else {}
         args.blocks = started.get("blocks", DEFAULT_BLOCKS[args.generator])
     if args.workers is None:
-        args.workers = min(4, torch.get_num_threads()) if chosen.type == "cuda" and args.no_cache else 0
+        work = args.no_cache or args.degradation != "bicubic"  # cutting crops from the cache takes less than passing them on
+        most = {"cuda": 8, "cpu": int(args.degradation != "bicubic")}.get(chosen.type, 0)
+        args.workers = min(most, torch.get_num_threads()) if work else 0
     _check(args)
     if not (args.dry_run and needs_perceptual(args)):
         return

@@ -2,7 +2,7 @@
 
 A cache file holds the pixels of every image of a folder, then an index as JSON, then the index's length, its CRC-32 and a
 magic word. Its name is a digest of everything that determines its content: the folders, the scale, the names, sizes and
-times of the image files, and `LR_RECIPE`.
+times of the image files, and the recipe for LR.
 
 At every start, each process checks the index and the size of the file, which takes no time. The first process on a machine
 also verifies the checksums of all pixels, while the others wait (`distributed.one_after_another`). For DIV2K this reads
@@ -18,6 +18,7 @@ import struct
 import sys
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,7 +29,6 @@ import numpy as np
 from utils import cli, distributed, files, images
 
 CACHE_FOLDER = ".srgan-cache"
-LR_RECIPE = "bicubic-1"  # Pillow's bicubic on whole images; raise the number when `Layout.decode` changes
 _MAGIC = b"srgan-cache-2\n\0\0"
 _TAIL = struct.Struct("<QI16s")  # of a file: the index's length, its CRC-32 and the magic word
 
@@ -48,14 +48,21 @@ class Entry:
     error: str | None = None
 
 
+def bicubic_lr(hr: np.ndarray, upscale: int, _name: str) -> np.ndarray:
+    """Make the LR image of an HR image (H, W, 3) uint8 with bicubic."""
+    return images.downscale(hr, upscale)
+
+
 @dataclass
 class Layout:
     """What is decoded for every image: HR, LR and, for validation, LR enlarged by bicubic."""
 
     folder: Path
     upscale: int
-    lr_folder: Path | None = None  # None: LR is made with bicubic
+    lr_folder: Path | None = None  # None: LR is made from HR
     bicubic: bool = False  # whether the enlarged LR is kept too
+    make_lr: Callable[[np.ndarray, int, str], np.ndarray] = bicubic_lr  # of HR, the scale and the image's name
+    recipe: str = "bicubic-1"  # name and version of what `make_lr` does
 
     def __post_init__(self):
         self.folder = Path(self.folder)
@@ -81,7 +88,7 @@ class Layout:
         if not hr.size:
             return []
         if self.lr_folder is None:
-            lr = images.downscale(hr, self.upscale)
+            lr = self.make_lr(hr, self.upscale, entry.name)
         else:
             lr = images.read_picture(self.lr_folder / entry.lr_name).rgb
             height, width = (side // self.upscale for side in hr.shape[:2])
@@ -230,10 +237,11 @@ def _pair(layout: Layout, entries: list[Entry]) -> None:
 
 def _cache_name(layout: Layout, entries: list[Entry]) -> str:
     """Name the cache file: the part before the last hyphen stays the same when the images or the recipe change."""
-    kind = f"x{layout.upscale}" + ("-validation" if layout.bicubic else "")
+    method = layout.recipe.rsplit("-", 1)[0]
+    kind = f"x{layout.upscale}" + ("-validation" if layout.bicubic else "") + ("" if method == "bicubic" else f"-{method}")
     place = _digest([str(layout.folder.resolve()), str(layout.lr_folder and layout.lr_folder.resolve())])
     states = [[entry.name, entry.lr_name, entry.file_bytes, entry.mtime_ns] for entry in entries]
-    return f"{kind}-{place}-{_digest([LR_RECIPE, states])}"
+    return f"{kind}-{place}-{_digest([layout.recipe, states])}"
 
 
 def _digest(value) -> str:

@@ -85,6 +85,7 @@ def describe_run(args: argparse.Namespace, train_set, val_set) -> dict[str, Any]
     return {
         "options": plain_options(args),
         "images": {"training": train_set.store.fingerprint(), "validation": val_set.store.fingerprint()},
+        "degradation": train_set.recipe,
         "perceptual": pretrained.fingerprint(args.perceptual, args.perceptual_weights) if needs_perceptual(args) else None,
         "machine": machine | {"threads": torch.get_num_threads(), "processes": distributed.world_size()},
     }
@@ -106,13 +107,14 @@ class RunLog:
 
     def __init__(self, out: Path, facts: dict[str, Any], rows: list[dict[str, Any]]):
         self.out, self.rows, self.board, self.leader = out, rows, None, distributed.rank() == 0
+        self.recipe = facts["degradation"]["version"]
         if not self.leader:
             return
         for name in ("checkpoints", "validation"):
             files.make_folder(out / name)
         if facts["options"]["tensorboard"]:
             self.board = TensorBoard(out / "tensorboard", len(rows))
-        write_config(out / "config.json", facts["options"], facts["machine"])
+        write_config(out / "config.json", facts)
         write_statistics(out / "statistics.csv", rows)
 
     def __enter__(self) -> "RunLog":
@@ -256,13 +258,15 @@ class TensorBoard:
         self._writer.close()
 
 
-def write_config(path: Path, options: dict[str, Any], machine: dict[str, Any]) -> None:
-    """Record how a run was made: every option, library versions, git commit, device."""
+def write_config(path: Path, facts: dict[str, Any]) -> None:
+    """Record how a run was made: every option, the degradation's ranges, library versions, git commit, device."""
+    machine = facts["machine"]
     gpu = machine["device"] == "cuda"
     name = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
     packages = ("torch", "torchvision", "numpy", "pillow", "pandas", "pytorch-msssim")
     config = {
-        "options": options,
+        "options": facts["options"],
+        "degradation": facts["degradation"],
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
         **_git_state(),
         "device": {"type": machine["device"], "name": name, "threads": machine["threads"]},
