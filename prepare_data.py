@@ -1,9 +1,10 @@
-"""Get images to train on: DIV2K from its home page, scikit-image's photographs, or smaller copies of your own.
+"""Get images to train on (DIV2K, scikit-image's photographs, smaller copies of your own), and degraded ones to test on.
 
 python prepare_data.py div2k
 python prepare_data.py demo
 python prepare_data.py perceptual
 python prepare_data.py smaller my_photos/train --out my_photos/train_sizes
+python prepare_data.py degraded my_photos/valid --out my_photos/valid_degraded
 """
 
 import argparse
@@ -22,6 +23,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+import degradations
+from model import UPSCALES
 from utils import cli, files, images, pretrained
 
 DIV2K_URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
@@ -75,6 +80,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     smaller.add_argument("--out", type=Path, required=True, help="folder for the copies, which are PNG files")
     smaller.add_argument(
         "--factors", type=factor, nargs="+", default=[1, 0.7, 0.5], help="relative sizes of the copies, above 0 and up to 1"
+    )
+    degraded = commands.add_parser(
+        "degraded", help="write LR files of a folder of HR images as train.py --degradation photo makes them, to measure on"
+    )
+    degraded.add_argument("folder", type=Path, help="folder of HR images; subfolders are included")
+    degraded.add_argument("--out", type=Path, required=True, help="folder for the LR images, PNG files of the same names")
+    degraded.add_argument("--seed", type=cli.non_negative_int, default=0, help="another seed gives other degradations")
+    degraded.add_argument("--upscale", type=int, choices=UPSCALES, default=4, help="how many times smaller LR is")
+    degraded.add_argument(
+        "--sheet", type=Path, help="also draw some degradations of the first images, to look at, as this file"
     )
     return parser
 
@@ -292,8 +307,64 @@ def _write_smaller(out: Path, sizes: dict[str, float], job: tuple[Path, str]) ->
         images.write_picture(out / f"{name}_{label}.png", images.Picture(smaller))
 
 
+# --- degraded copies ----------------------------------------------------------------------------------------------
+
+
+def prepare_degraded(folder: Path, out: Path, seed: int, upscale: int) -> None:
+    """Write the degraded LR image of every HR image of a folder, the same on every machine, as `<name>.png`.
+
+    Raises:
+        UserError: the folder does not exist, has no image, one that cannot be read or two of one name, or `out` lies inside
+            it.
+        OSError: the disk is full or cannot be written.
+    """
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise cli.UserError(f"--out {out} lies inside {folder}, whose images are copied; name another folder")
+    names = images.list_image_names(folder)
+    targets = [Path(name).with_suffix(".png") for name in names]
+    if len(set(targets)) < len(names):
+        twice = next(str(target.with_suffix("")) for target in targets if targets.count(target) > 1)
+        raise cli.UserError(f"{folder}: several images are named {twice}, and LR is found by its name; rename them")
+    for place in {target.parent for target in targets}:
+        files.make_folder(out / place)
+    job = functools.partial(_write_degraded, folder, out, seed, upscale)
+    written = sum(cli.map_in_processes(job, names, None, f"degrading {folder.name}"))
+    print(f"{out}: {written} images" + (f", {len(names) - written} left out (too small)" if written < len(names) else ""))
+
+
+def _write_degraded(folder: Path, out: Path, seed: int, upscale: int, name: str) -> bool:
+    hr = images.crop_to_multiple(images.read_picture(folder / name).rgb, upscale)
+    if hr.size:
+        lr = degradations.degrade_file(hr, upscale, name, seed)
+        images.write_picture((out / name).with_suffix(".png"), images.Picture(lr))
+    return bool(hr.size)
+
+
+def draw_sheet(folder: Path, path: Path, seed: int, upscale: int, rows: int = 6, side: int = 48) -> None:
+    """Draw the LR of the first images' centres, three times as large: bicubic, three light and three full degradations."""
+    panels = []
+    for name in images.list_image_names(folder):
+        hr = images.crop_to_multiple(images.read_picture(folder / name).rgb, upscale)
+        if min(hr.shape[:2]) < side * upscale or len(panels) == rows:
+            continue
+        hr = np.ascontiguousarray(images.crop_centre(hr, side * upscale))
+        rng = np.random.default_rng([seed, len(panels)])
+        kinds = ["clean", *3 * ["light"], *3 * ["full"]]
+        panels.append(np.concatenate([degradations.degrade(hr, upscale, rng, kind=kind) for kind in kinds], 1))
+    if not panels:
+        raise cli.UserError(f"{folder}: no image is as large as {side * upscale}x{side * upscale}, which --sheet needs")
+    images.write_picture(path, images.Picture(np.concatenate(panels).repeat(3, 0).repeat(3, 1)))
+    print(f"{path}: in each row, bicubic, three light and three full degradations")
+
+
 def main(args: argparse.Namespace) -> None:
     """Run the chosen command."""
+    if args.command == "degraded":
+        if args.sheet:
+            images.prepare_output(args.sheet)
+            draw_sheet(args.folder, args.sheet, args.seed, args.upscale)
+        prepare_degraded(args.folder, args.out, args.seed, args.upscale)
+        return
     if args.command == "smaller":
         prepare_smaller(args.folder, args.out, args.factors)
         return

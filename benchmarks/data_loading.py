@@ -2,6 +2,7 @@
 
 python benchmarks/data_loading.py
 
+The column "photo" has LR made by `--degradation photo` instead of bicubic.
 Decoding needs worker processes; cutting crops from the cache is faster without them (see `dataloader.new_loader`).
 """
 
@@ -60,7 +61,10 @@ def main(args) -> int:
             loader = new_loader(ours, BATCH, 0, workers)
             with workers_of(loader):
                 fast = samples_per_second(loader, 18 * args.samples)
-            rows.append({"workers": workers, "classic": slow, "ours": fast, "ratio": fast / slow})
+            degraded = new_loader(TrainDatasetFromFolder(folder, CROP, 4, **options, degradation="photo"), BATCH, 0, workers)
+            with workers_of(degraded):
+                photo = samples_per_second(degraded, args.samples)
+            rows.append({"workers": workers, "classic": slow, "ours": fast, "ratio": fast / slow, "photo": photo})
         cache_bytes = sum(path.stat().st_size for path in cache.iterdir())
     result = {
         "ratio": rows[0]["ratio"],
