@@ -317,7 +317,7 @@ def add_gaussian(image: np.ndarray, rng: np.random.Generator, strength: float, g
 def add_poisson(image: np.ndarray, rng: np.random.Generator, strength: float, gray: bool) -> np.ndarray:
     """Add `strength` times the noise of counting photons, 255 for white; `gray`: that of the luma, the same in all channels.
 
-    Photons are counted with a normal distribution of the same variance, which takes a tenth of the time to draw.
+    Photons are counted with a normal distribution of the same variance, which takes a quarter of the time to draw.
     """
     photons = clipped(image @ _LUMA.astype(image.dtype) if gray else image.copy())
     return clipped(image + strength * np.sqrt(photons, out=photons) * _normal(image, rng, gray))

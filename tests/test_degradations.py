@@ -1,6 +1,5 @@
 import collections
 import io
-import itertools
 import zlib
 
 import numpy as np

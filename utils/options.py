@@ -49,8 +49,8 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--workers", type=cli.non_negative_int,
-        help="data loader processes, which pay off only with --no-cache or --degradation photo (default: 0; with one of these, up "
-        "to 8 on a GPU; with photo, 1 on a CPU)",
+        help="data loader processes; they pay off only with --no-cache or --degradation photo (default: 0; with one of them, "
+        "up to 8 on a GPU; with photo, 1 on a CPU)",
     )  # fmt: skip
     data.add_argument("--cache", type=Path, help="folder for decoded pixels (default: .srgan-cache in the image folder)")
     data.add_argument("--no-cache", action="store_true", help="decode an image for every crop: slow, but needs no disk space")
