@@ -1,7 +1,6 @@
 """The generator files that a command line names: by path, by their names in weights/, or two to blend."""
 
 import argparse
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
         help=f"generator file, or the name of one in weights/: {', '.join(known())} (default: {WEIGHTS.stem})",
     )  # fmt: skip
     parser.add_argument(
-        "--texture", type=_fraction, metavar="T",
+        "--texture", type=cli.number_between(0, 1), metavar="T",
         help=f"blend two generators: (1 - T) of --weights (here {BLENDED[0].stem} by default) and T of --texture-weights; "
         "T is from 0 to 1",
     )  # fmt: skip
@@ -27,17 +26,6 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
         "--texture-weights", type=weights_file, metavar="NAME_OR_FILE",
         help=f"the second generator of --texture, which should have been trained from the first (default: {BLENDED[1].stem})",
     )  # fmt: skip
-
-
-def _fraction(text: str) -> float:
-    """Parse a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
 
 
 def known() -> list[str]:
