@@ -21,7 +21,7 @@ from typing import Any
 
 import inference
 import metrics
-from utils import animation, cli, clips, files, images, segments, video, weights
+from utils import animation, cli, clips, encoding, files, images, segments, weights
 from utils.device import add_options, resolve_device, resolve_precision
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}, {rate_noinv_fmt}]"
@@ -34,10 +34,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     weights.add_weights_option(parser)
     parser.add_argument(
         "--out", type=Path,
-        help=f"file for the result: {' '.join((*video.SUFFIXES, *animation.SUFFIXES))} (default: beside the clip, "
+        help=f"file for the result: {' '.join((*encoding.SUFFIXES, *animation.SUFFIXES))} (default: beside the clip, "
         "with its suffix if that is one of these, else .mp4)",
     )  # fmt: skip
-    parser.add_argument("--codec", help=f"{', '.join(video.CODECS)} (default: vp9 in .webm, else h264)")
+    parser.add_argument("--codec", help=f"{', '.join(encoding.CODECS)} (default: vp9 in .webm, else h264)")
     parser.add_argument("--crf", type=cli.non_negative_int, metavar="N", help=f"quality, 0 is best (default: {default_crfs()})")
     parser.add_argument("--start", type=seconds, metavar="S", help="begin here: seconds, or minutes:seconds")
     parser.add_argument("--end", type=seconds, metavar="S", help="end before this time")
@@ -52,7 +52,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def default_crfs() -> str:
     """Return the codecs' default CRFs as text."""
-    return ", ".join(f"{name} {codec.crf}" for name, codec in video.CODECS.items() if codec.crf is not None)
+    return ", ".join(f"{name} {codec.crf}" for name, codec in encoding.CODECS.items() if codec.crf is not None)
 
 
 def seconds(text: str) -> Fraction:
@@ -77,7 +77,7 @@ def plan_outputs(args: argparse.Namespace, upscale: int) -> dict[str, Path]:
     if not args.clip.is_file():
         raise cli.UserError(f"{args.clip}: no such clip" if not args.clip.exists() else f"{args.clip}: not a file")
     suffix = args.clip.suffix.lower()
-    suffix = suffix if suffix in (*video.SUFFIXES, *animation.SUFFIXES) else ".mp4"
+    suffix = suffix if suffix in (*encoding.SUFFIXES, *animation.SUFFIXES) else ".mp4"
     ending = f"_x{upscale}"
     stem = images.fitting_name(args.clip.stem, f".{ending}_compare{suffix}.unfinished")
     out = args.out or args.clip.with_name(f"{stem}{ending}{suffix}")
@@ -97,7 +97,7 @@ def check_options(args: argparse.Namespace, out: Path) -> str | None:
     if args.start is not None and args.end is not None and args.start >= args.end:
         raise cli.UserError(f"--end {float(args.end):g} is not after --start {float(args.start):g}")
     if out.suffix.lower() not in animation.SUFFIXES:
-        return video.check_codec(out, args.codec, args.crf)
+        return encoding.check_codec(out, args.codec, args.crf)
     if args.codec or args.crf is not None:
         raise cli.UserError(f"{out}: --codec and --crf are for videos; {out.suffix} has neither")
     return None
@@ -112,7 +112,7 @@ def open_tracks(plan: dict[str, Path], clip: clips.Clip, codec: str | None, crf:
         if codec is None:
             tracks[name] = animation.AnimationTrack(path, clip, *sizes[name])
         else:
-            tracks[name] = video.VideoTrack(path, clip, codec, crf, *sizes[name])
+            tracks[name] = encoding.VideoTrack(path, clip, codec, crf, *sizes[name])
     for note in [*(f"{clip.path}: {note}" for note in clip.notes), *tracks["sr"].notes]:
         print(note, file=sys.stderr)
     return tracks
@@ -163,7 +163,10 @@ def write_results(plan: dict[str, Path], tracks: dict[str, Any], kept: segments.
         with files.write_atomic(kept.folder / name) as file:
             track.write(file, kept.packets(name))
     for name, path in reversed(plan.items()):
-        files.put_in_place(kept.folder / name, path)
+        try:
+            files.put_in_place(kept.folder / name, path)
+        except OSError as error:
+            raise files.cannot_be_written(path, error) from error
     kept.remove_from(0)
 
 
@@ -174,7 +177,6 @@ def main(args: argparse.Namespace) -> int | None:
     precision = resolve_precision(args.precision, device, generator)
     plan = plan_outputs(args, generator.upscale)
     codec = check_options(args, plan["sr"])
-    files.make_folder(plan["sr"].parent)
     reader = animation if animation.is_picture(args.clip) else clips
     clip = reader.read_clip(args.clip, args.start, args.end)
     tracks = open_tracks(plan, clip, codec, args.crf, generator.upscale)
@@ -186,6 +188,7 @@ def main(args: argparse.Namespace) -> int | None:
         "versions": [version(name) for name in ("torch", "pillow", "av") if codec or name != "av"],
     }  # fmt: skip
     upscale_frame = partial(inference.upscale_picture, generator, tile=args.tile, precision=precision)
+    files.make_folder(plan["sr"].parent)
     with segments.kept_segments(plan["sr"], settings, args.overwrite) as kept:
         try:
             difference = enlarge(upscale_frame, reader, clip, tracks, kept)
@@ -193,7 +196,7 @@ def main(args: argparse.Namespace) -> int | None:
         except SystemExit:  # Ctrl-C or SIGTERM
             frames = min(len(kept.paths()) * segments.FRAMES, len(clip.times))
             advice = "run the same command again to continue" if frames else "nothing is written"
-            print(f"\nstopped: {frames} of {len(clip.times)} frames are kept; {advice}", file=sys.stderr)
+            print(f"stopped: {frames} of {len(clip.times)} frames are kept; {advice}", file=sys.stderr)
             raise
     print(*plan.values(), sep="\n")
     if means := difference.means():

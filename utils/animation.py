@@ -11,14 +11,14 @@ import numpy as np
 from PIL import GifImagePlugin, Image
 
 from utils import cli, decoding, images
-from utils.clips import BT709, LIMITED, Clip, Colours
-from utils.video import Packet
+from utils.clips import Clip
+from utils.encoding import Packet
+from utils.frames import Colours
 
 SUFFIXES = {".gif": 65_535, ".webp": 16_383}  # that can be written, with their largest sides
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # Pillow's formats whose frames are not pages
 _QUALITY = 90  # of WebP, which is lossy here: losslessly, every frame would take megabytes
 _SHORTEST_DELAY = 2  # hundredths of a second; browsers take 0 and 1 for 10
-_SRGB = Colours(BT709, LIMITED, primaries=1, transfer=13)
 
 
 def is_picture(path: str | Path) -> bool:
@@ -79,7 +79,7 @@ def read_clip(
     shift = times[0]
     return Clip(
         path=path, width=width, height=height, time_base=Fraction(1, 1000), times=[time - shift for time in times],
-        durations=durations, rate=Fraction(1000 * len(times), sum(durations)).limit_denominator(1001), colours=_SRGB,
+        durations=durations, rate=Fraction(1000 * len(times), sum(durations)).limit_denominator(1001), colours=Colours(),
         skipped=skipped, animated=True, transparent=transparent, plays=plays,
         notes=["its colour profile is left out"] if profiles else [],
     )  # fmt: skip
@@ -96,7 +96,7 @@ def pictures(clip: Clip, first: int = 0) -> Iterator[images.Picture]:
 
 
 class AnimationTrack:
-    """The frames of a GIF or an animated WebP, each encoded by itself; used as `video.VideoTrack` is.
+    """The frames of a GIF or an animated WebP, each encoded by itself; used as `encoding.VideoTrack` is.
 
     Raises:
         UserError: the format cannot hold frames of this size.

@@ -15,23 +15,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from utils import cli, decoding, images
-
-BT709, UNSPECIFIED, BT601 = 1, 2, 6  # H.273's codes, as FFmpeg counts them
-_MATRICES = (BT709, 4, 5, BT601, 7, 9)  # between RGB and YCbCr, those that swscale knows
-LIMITED, FULL = 1, 2  # ranges of Y: 16 to 235, or 0 to 255
-
-
-@dataclass(frozen=True)
-class Colours:
-    """How pixels are coded: matrix between RGB and YCbCr, range of Y, primaries, transfer function (H.273's codes)."""
-
-    matrix: int = BT709
-    range: int = LIMITED
-    primaries: int = 1
-    transfer: int = 13  # sRGB
+from utils.frames import Colours, colours_of, display_matrix, is_lying, pyav, to_rgb, upright
 
 
 @dataclass
@@ -77,16 +62,6 @@ class Clip:
     span: tuple[Fraction, Fraction] | None = None
 
 
-def pyav():
-    """Import PyAV, or raise UserError."""
-    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder would print its settings
-    try:
-        import av
-    except ImportError as error:
-        raise cli.UserError(f"video clips need PyAV, which is missing ({error}); pip install av") from error
-    return av
-
-
 # --- opening ------------------------------------------------------------------------------------------------------
 
 
@@ -96,20 +71,24 @@ def opened(path: Path) -> Iterator[Any]:
     av = pyav()
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise cli.UserError(f"{path}: not a file")
+    if not os.stat(path).st_size:
+        raise cli.UserError(f"{path}: the file is empty")
+
+    def refuse(url: str, _flags, _options):
+        raise cli.UserError(f"{path}: refers to another file, {url}, which is not opened")
+
     with open(path, "rb") as file:
         try:
-            with av.open(file, io_open=_refuse) as container:
+            with av.open(file, io_open=refuse) as container:
                 yield container
         except (av.FFmpegError, UnicodeDecodeError) as error:
             if cli.is_out_of_memory(error):
                 raise
-            empty = os.fstat(file.fileno()).st_size == 0
-            problem = "the file is empty" if empty else f"not a video, cut short or damaged ({reason(error)})"
-            raise cli.UserError(f"{path}: {problem}") from error
-
-
-def _refuse(url: str, _flags, _options):
-    raise PermissionError(f"{url} is another file")
+            raise cli.UserError(f"{path}: not a video, cut short or damaged ({reason(error)})") from error
+        except OSError as error:  # the disk is at fault, not the clip
+            if error.filename is None:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
 
 
 def reason(error: BaseException) -> str:
@@ -246,36 +225,45 @@ class _Scan:
             times[index] = max(times[index], times[index - 1] + 1)
         durations = [after - before for before, after in itertools.pairwise(times)]
         durations.append(self.last_duration or (durations[-1] if durations else round(1 / self.rate / self.time_base)) or 1)
-        self.check_length(times[-1] + durations[-1])
+        self.check_length(times[-1] + durations[-1], container)
         cut = self.start is not None or self.end is not None
         shift = times[0] if self.start is not None else 0
         anywhere = pyav().format.Flags.ts_discont.value  # where the clock of a broadcast starts
         if not shift and container.format.flags & anywhere:
             shift = round(self.zero / self.time_base)
-        matrix = _display_matrix(first)
-        height, width = (first.width, first.height) if _is_lying(matrix) else (first.height, first.width)
+        matrix = display_matrix(first)
+        height, width = (first.width, first.height) if is_lying(matrix) else (first.height, first.width)
         aspect = stream.sample_aspect_ratio
-        if aspect and _is_lying(matrix):
+        if aspect and is_lying(matrix):
             aspect = 1 / aspect
         return Clip(
             path=self.path, width=width, height=height, rate=self.rate, time_base=self.time_base,
             times=[time - shift for time in times], durations=durations, notes=self.notes(), aspect=aspect or None,
-            colours=_colours(self.path, first), matrix=matrix, seek=seek, skipped=self.skipped,
+            colours=self.colours(), matrix=matrix, seek=seek, skipped=self.skipped,
             offset=shift * self.time_base,
             span=(times[0] * self.time_base, (times[-1] + durations[-1]) * self.time_base) if cut else None,
         )  # fmt: skip
+
+    def colours(self) -> Colours:
+        """Return how the frames are coded."""
+        try:
+            return colours_of(self.first)
+        except cli.UserError as error:
+            raise cli.UserError(f"{self.path}: {error}") from error
 
     def length(self, container) -> str:
         """Return how long the clip lasts, for a message."""
         seconds = container.duration / 1_000_000 if container.duration else self.skipped / self.rate
         return f"{float(seconds):.2f}"
 
-    def check_length(self, end: int) -> None:
+    def check_length(self, end: int, container) -> None:
         """Raise UserError if the file says that the pictures last longer than they do, by more than half a second."""
         if self.ended or self.counted:
             return
         said = None
-        if self.stream.duration is not None:
+        if container.format.name == "avi":  # whose durations are those of what is there
+            said = self.stream.frames / self.rate
+        elif self.stream.duration is not None:
             said = (self.stream.start_time or 0) * self.time_base + self.stream.duration * self.time_base
         elif match := re.fullmatch(r"(\d+):(\d\d):([\d.]+)", self.stream.metadata.get("DURATION", "")):  # Matroska, WebM
             hours, minutes, seconds = match.groups()
@@ -301,46 +289,6 @@ def _plausible(rate: Fraction | None) -> Fraction:
     return Fraction(rate).limit_denominator(1001) if rate and 1 <= rate <= 1000 else Fraction(25)
 
 
-def _colours(path: Path, frame) -> Colours:
-    """Return how a frame is coded; what it does not say is guessed as players do."""
-    name, matrix, full = frame.format.name, frame.colorspace, frame.color_range == FULL
-    if frame.format.is_rgb or matrix == 0:
-        return Colours(BT709, LIMITED, frame.color_primaries, frame.color_trc)
-    if matrix == UNSPECIFIED:
-        matrix = BT709 if frame.height >= 720 else BT601
-    if matrix not in _MATRICES:
-        raise cli.UserError(f"{path}: its colours are coded in a way that is not supported (matrix {matrix} of H.273)")
-    full = full or (not frame.color_range and name.startswith(("yuvj", "gray")))
-    return Colours(matrix, FULL if full else LIMITED, frame.color_primaries, frame.color_trc)
-
-
-def _display_matrix(frame) -> tuple[int, ...] | None:
-    """Return a, b, u, c, d of the display matrix, which maps a pixel (x, y) to (a·x + c·y, b·x + d·y)."""
-    data = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
-    return None if data is None else tuple(np.frombuffer(data, np.int32)[:5].tolist())
-
-
-def _is_lying(matrix: tuple[int, ...] | None) -> bool:
-    """Tell whether a display matrix turns columns into rows."""
-    return matrix is not None and abs(matrix[1]) > abs(matrix[0])
-
-
-def upright(rgb: np.ndarray, matrix: tuple[int, ...] | None) -> np.ndarray:
-    """Turn and mirror an image (H, W, 3) as a display matrix says, by the nearest quarter of a turn."""
-    if matrix is None:
-        return rgb
-    a, b, _, c, d = matrix
-    if _is_lying(matrix):
-        rgb, a, d = rgb.swapaxes(0, 1), c, b
-    return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
-
-
-def scaler_flags():
-    """Return swscale's slow and accurate ways: rounded to the nearest, chroma interpolated."""
-    kind = pyav().video.reformatter.Interpolation
-    return kind.BICUBIC | kind.FULL_CHR_H_INT | kind.FULL_CHR_H_INP | kind.ACCURATE_RND | kind.BITEXACT
-
-
 def pictures(clip: Clip, first: int = 0) -> Iterator[images.Picture]:
     """Decode the frames of a clip again, from number `first` on, as upright 8-bit RGB.
 
@@ -350,16 +298,13 @@ def pictures(clip: Clip, first: int = 0) -> Iterator[images.Picture]:
     """
     with opened(clip.path) as container:
         stream, skip = video_stream(clip.path, container), clip.skipped + first
-        left, flags = len(clip.times) - first, scaler_flags()
+        left = len(clip.times) - first
         for number, frame in enumerate(_frames(container, stream, clip.seek)):
-            if number < skip or not left:
-                if not left:
-                    return
+            if not left:
+                return
+            if number < skip:
                 continue
-            if not frame.format.is_rgb and frame.colorspace != 0:
-                frame.colorspace, frame.color_range = clip.colours.matrix, clip.colours.range
-            shown = frame.reformat(format="rgb24", dst_color_range=FULL, interpolation=flags)
-            rgb = upright(shown.to_ndarray(), clip.matrix)
+            rgb = upright(to_rgb(frame, clip.colours), clip.matrix)
             left -= 1
             yield images.Picture(rgb, gray=decoding.is_gray(rgb))
         if left:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from utils import cli, files
-from utils.video import Packet
+from utils.encoding import Packet
 
 FRAMES = 32  # in a segment: what an interruption costs at most
 

@@ -5,6 +5,8 @@ Sound and subtitles are copied packet by packet, never decoded.
 
 import heapq
 import io
+import math
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,11 +17,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from utils import cli, clips, images
-from utils.clips import Clip, pyav, reason
+from utils.clips import Clip, reason
+from utils.frames import from_rgb, pyav
 
 SUFFIXES = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}  # and their muxers
 _GLOBAL_HEADER = 1 << 22  # a codec's flag
-_SWSCALE_CODES = {clips.BT601: 5}  # of matrices; the others are those of H.273
+_LARGEST_LAG = 10  # seconds by which a file's streams may be apart
 _KEPT_TAGS = ("language", "title", "handler_name")
 _CONTAINERS_OWN_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
 
@@ -132,20 +135,14 @@ class VideoTrack:
     def start(self, first: int) -> None:
         """Begin a segment with frame number `first`."""
         self.encoder = self._set_up(pyav().CodecContext.create(self.codec.encoder, "w"))
-        self.first, self.count, self.packets, self.flags = first, 0, [], clips.scaler_flags()
+        self.first, self.count, self.packets = first, 0, []
 
     def add(self, picture: images.Picture) -> None:
         """Encode the next frame, on white where it is transparent."""
         rgb = images.on_white(picture)
         if any(self.padding):
             rgb = np.pad(rgb, ((0, self.padding[0]), (0, self.padding[1]), (0, 0)), "edge")
-        frame = pyav().VideoFrame.from_ndarray(np.ascontiguousarray(rgb))
-        frame.color_range = clips.FULL
-        if self.codec.pixels == "yuv420p":
-            matrix = _SWSCALE_CODES.get(self.clip.colours.matrix, self.clip.colours.matrix)
-            frame = frame.reformat(
-                format="yuv420p", dst_colorspace=matrix, dst_color_range=self.clip.colours.range, interpolation=self.flags
-            )
+        frame = from_rgb(rgb, self.codec.pixels, self.clip.colours)
         frame.pts, frame.time_base = self.count, 1 / self.clip.rate
         self.count += 1
         self._keep(self.encoder.encode(frame))
@@ -198,7 +195,7 @@ class VideoTrack:
         stream = out.add_stream(self.codec.encoder, rate=self.clip.rate)
         self._set_up(stream.codec_context)
         stream.time_base = self.clip.time_base
-        if self.muxer == "mp4" and self.codec.encoder == "libx265":
+        if self.muxer in ("mp4", "mov") and self.codec.encoder == "libx265":
             stream.codec_context.codec_tag = "hvc1"  # Apple's players want it
         copies = {}
         for index in copied:
@@ -218,11 +215,7 @@ class VideoTrack:
         Raises:
             OSError: it cannot be written.
         """
-        av, options = pyav(), {}
-        if self.muxer in ("mp4", "mov"):
-            options["movflags"] = "+faststart"
-            if self.clip.time_base.numerator == 1:
-                options["video_track_timescale"] = str(self.clip.time_base.denominator)
+        av = pyav()
 
         def read_back(_url, _flags, _options):  # for faststart, which moves the index to the front
             file.flush()
@@ -230,7 +223,7 @@ class VideoTrack:
 
         with _source(self.clip) as source:
             try:
-                with av.open(file, "w", format=self.muxer, container_options=options, io_open=read_back) as out:
+                with av.open(file, "w", self.muxer, container_options=self._options(source), io_open=read_back) as out:
                     stream, copies = self._streams(out, source, self.copied)
                     if source is not None:
                         out.metadata.update({k: v for k, v in source.metadata.items() if k not in _CONTAINERS_OWN_TAGS})
@@ -240,8 +233,20 @@ class VideoTrack:
                     others = _copied_packets(source, copies, self.clip) if copies else ()
                     for packet in heapq.merge(self._timed(stream, packets), others, key=_decoding_time):
                         out.mux_one(packet)
-            except av.FFmpegError as error:
-                raise OSError(getattr(error, "errno", None), reason(error), file.name) from error
+            except (av.FFmpegError, OSError) as error:
+                raise OSError(error.errno, reason(error), file.name) from error
+
+    def _options(self, source) -> dict[str, str]:
+        """Return the muxer's options: an MP4 has its index in front and units in which all times are whole."""
+        if self.muxer not in ("mp4", "mov"):
+            return {}
+        units = [self.clip.time_base.denominator, *(source.streams[index].time_base.denominator for index in self.copied)]
+        common = math.lcm(*units)
+        return {
+            "movflags": "+faststart",
+            "movie_timescale": str(common if common < 2**31 else 90_000),
+            **({"video_track_timescale": str(units[0])} if self.clip.time_base.numerator == 1 else {}),
+        }
 
     def _timed(self, stream, packets: Iterable[Packet]) -> Iterator[Any]:
         """Give the packets the times of their frames; they are decoded `reorder` frames before these are due."""
@@ -271,15 +276,23 @@ def _decoding_time(packet) -> Fraction:
 
 def _copied_packets(source, copies: dict[int, Any], clip: Clip) -> Iterator[Any]:
     """Yield the packets of the copied streams that begin within the clip, at their new times."""
-    for packet in source.demux([source.streams[index] for index in copies]):
+    for packet in _until_damaged(source.demux([source.streams[index] for index in copies]), clip.path):
         if packet.dts is None:  # the end of a stream
             continue
         begin = (packet.dts if packet.pts is None else packet.pts) * packet.time_base
+        if clip.span and begin > clip.span[1] + _LARGEST_LAG:
+            return
         if clip.span and not clip.span[0] <= begin < clip.span[1]:
             continue
         shift = round(clip.offset / packet.time_base)
-        copy = copies[packet.stream_index]
         packet.dts -= shift
         packet.pts = None if packet.pts is None else packet.pts - shift
-        packet.stream = copy
+        packet.stream = copies[packet.stream_index]
         yield packet
+
+
+def _until_damaged(packets: Iterator[Any], path: Path) -> Iterator[Any]:
+    try:
+        yield from packets
+    except pyav().FFmpegError as error:
+        print(f"{path}: sound and subtitles end where the file is damaged ({reason(error)})", file=sys.stderr)
