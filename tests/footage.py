@@ -25,6 +25,21 @@ def scene(index: int, width: int = 32, height: int = 24) -> np.ndarray:
     return rgb
 
 
+def bars(_index: int, width: int, height: int) -> np.ndarray:
+    """A gray ramp above eight bars of colour."""
+    rgb = np.zeros((height, width, 3), np.uint8)
+    rgb[: height // 2] = np.linspace(0, 255, width).astype(np.uint8)[None, :, None]
+    for place in range(8):
+        rgb[height // 2 :, place * width // 8 : (place + 1) * width // 8] = [255 * (place >> bit & 1) for bit in range(3)]
+    return rgb
+
+
+def flat_parts(image: np.ndarray, scale: int = 1) -> list[np.ndarray]:
+    """The ramp, and the inner parts of the bars, of an image of 128x32 enlarged by `scale`."""
+    inner = [image[20 * scale : 30 * scale, (16 * place + 4) * scale : (16 * place + 12) * scale] for place in range(8)]
+    return [image[: 12 * scale].astype(int), *(part.astype(int) for part in inner)]
+
+
 def make_clip(
     path: Path, count: int = 40, size=(32, 24), codec: str = "libx264", times=None, sound: str | None = None, words: str = "",
     colours: Colours | None = None, pixels: str = "yuv420p", draw=scene, rotation: int = 0, aspect=None, time_base: Fraction = TIME_BASE, **options,

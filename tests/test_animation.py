@@ -6,9 +6,9 @@ from PIL import Image
 
 pytest.importorskip("av", reason="the helper that makes clips needs PyAV: pip install av")
 
-import footage  # noqa: E402 - needs PyAV
+import footage
 
-from utils import animation, cli, images  # noqa: E402
+from utils import animation, cli, images
 
 DURATIONS = (50, 100, 30, 200)
 
@@ -78,7 +78,7 @@ def test_still_damaged_and_too_large_pictures_are_refused(tmp_path):
     pages = [Image.fromarray(footage.scene(index)) for index in range(2)]
     pages[0].save(tmp_path / "b.tif", save_all=True, append_images=pages[1:])
     for name in ("a.webp", "b.tif"):
-        with pytest.raises(cli.UserError, match="a still picture; enlarge it with python test_image.py"):
+        with pytest.raises(cli.UserError, match="a still picture; enlarge it with python"):
             animation.read_clip(tmp_path / name)
     path = footage.make_gif(tmp_path / "c.gif", DURATIONS)
     clip = animation.read_clip(path)

@@ -12,30 +12,15 @@ from utils import cli, clips, frames  # noqa: E402
 from utils.frames import BT601, BT709, FULL, LIMITED, Colours  # noqa: E402
 
 
-def bars(_index: int, width: int, height: int) -> np.ndarray:
-    """A gray ramp above eight bars of colour."""
-    rgb = np.zeros((height, width, 3), np.uint8)
-    rgb[: height // 2] = np.linspace(0, 255, width).astype(np.uint8)[None, :, None]
-    for place in range(8):
-        rgb[height // 2 :, place * width // 8 : (place + 1) * width // 8] = [255 * (place >> bit & 1) for bit in range(3)]
-    return rgb
-
-
-def flat_parts(image: np.ndarray, scale: int = 1) -> list[np.ndarray]:
-    """The ramp, and the inner parts of the bars, of an image of 128x32 enlarged by `scale`."""
-    inner = [image[20 * scale : 30 * scale, (16 * place + 4) * scale : (16 * place + 12) * scale] for place in range(8)]
-    return [image[: 12 * scale].astype(int), *(part.astype(int) for part in inner)]
-
-
 @pytest.mark.parametrize("matrix", [BT601, BT709, 9])
 @pytest.mark.parametrize("value_range", [LIMITED, FULL])
 def test_ramps_and_bars_are_read_by_their_matrix_and_range(tmp_path, matrix, value_range):
     colours = Colours(matrix, value_range)
-    path = footage.make_clip(tmp_path / "a.mp4", 2, (128, 32), draw=bars, colours=colours, crf="1")
+    path = footage.make_clip(tmp_path / "a.mp4", 2, (128, 32), draw=footage.bars, colours=colours, crf="1")
     clip = clips.read_clip(path)
     assert (clip.colours.matrix, clip.colours.range) == (matrix, value_range)
     for picture in clips.pictures(clip):
-        for got, true in zip(flat_parts(picture.rgb), flat_parts(bars(0, 128, 32)), strict=True):
+        for got, true in zip(footage.flat_parts(picture.rgb), footage.flat_parts(footage.bars(0, 128, 32)), strict=True):
             assert np.abs(got - true).max() <= 3
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from utils import cli, files, segments
@@ -6,11 +8,12 @@ from utils.encoding import Packet
 
 def test_segments_are_kept_until_a_damaged_one_and_the_folder_is_removed_when_empty(tmp_path, capsys):
     out, settings = tmp_path / "a.mp4", {"crf": 18, "end": "None"}
-    packets = [[Packet(2 * n, True, b"one" * n), Packet(2 * n + 1, False, bytes([n]))] for n in range(4)]
+    packets = [[Packet(2 * n, True, b"one" * n + b"!"), Packet(2 * n + 1, False, bytes([n]))] for n in range(4)]
     with segments.kept_segments(out, settings) as kept:
         for number in range(4):
-            kept.save(number, {"sr": packets[number], "compare": []}, [1.5, number, 2])
-        assert list(kept.packets("sr")) == sum(packets, []) and not list(kept.packets("compare"))
+            kept.save(number, {"sr": packets[number], "compare": packets[number][:1]}, [1.5, number, 2])
+        assert list(kept.packets("sr")) == [*itertools.chain(*packets)]
+        assert list(kept.packets("compare")) == [pair[0] for pair in packets]
         with pytest.raises(cli.UserError, match="another process is using"), segments.kept_segments(out, settings):
             pass
     folder = tmp_path / ".a.mp4.unfinished"
@@ -39,5 +42,5 @@ def test_a_full_disk_names_the_segment(tmp_path, monkeypatch):
     with segments.kept_segments(tmp_path / "a.mp4", {}) as kept:
         monkeypatch.setattr(files.os, "fsync", full)
         with pytest.raises(OSError, match=r"segment_00000000\.pth"):
-            kept.save(0, {"sr": []}, [])
+            kept.save(0, {"sr": [Packet(0, True, b"one")]}, [])
     assert not list(tmp_path.iterdir())
