@@ -35,7 +35,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path,
         help=f"file for the result: {' '.join((*encoding.SUFFIXES, *animation.SUFFIXES))} (default: beside the clip, "
-        "with its suffix if that is one of these, else .mp4)",
+        "with its suffix if that is one of these, else .mp4, or .webp for an animation)",
     )  # fmt: skip
     parser.add_argument("--codec", help=f"{', '.join(encoding.CODECS)} (default: vp9 in .webm, else h264)")
     parser.add_argument("--crf", type=cli.non_negative_int, metavar="N", help=f"quality, 0 is best (default: {default_crfs()})")
@@ -77,7 +77,8 @@ def plan_outputs(args: argparse.Namespace, upscale: int) -> dict[str, Path]:
     if not args.clip.is_file():
         raise cli.UserError(f"{args.clip}: no such clip" if not args.clip.exists() else f"{args.clip}: not a file")
     suffix = args.clip.suffix.lower()
-    suffix = suffix if suffix in (*encoding.SUFFIXES, *animation.SUFFIXES) else ".mp4"
+    if suffix not in (*encoding.SUFFIXES, *animation.SUFFIXES):
+        suffix = ".webp" if animation.is_picture(args.clip) else ".mp4"
     ending = f"_x{upscale}"
     stem = images.fitting_name(args.clip.stem, f".{ending}_compare{suffix}.unfinished")
     out = args.out or args.clip.with_name(f"{stem}{ending}{suffix}")

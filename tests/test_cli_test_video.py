@@ -73,44 +73,53 @@ def test_a_variable_frame_rate_is_kept_exactly(tmp_path, weights):
     assert 0 < data.find(b"moov") < data.find(b"mdat")  # so that it plays while it is still loading
 
 
-@pytest.mark.parametrize(("fault", "status", "event"), [("stop", 143, 50), ("interrupt", 130, 5), ("kill", -9, 80)])
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(tmp_path, weights, fault, status, event):
-    clip = footage.make_clip(tmp_path / "a.mp4", 70, sound="aac", times=[7 * index + index % 3 for index in range(70)])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, weights):
+    """A command, what it prints, and the file that it writes, of a clip of 40 frames: two segments."""
+    folder = tmp_path_factory.mktemp("whole")
+    times = [7 * index + index % 3 for index in range(40)]
+    clip = footage.make_clip(folder / "a.mp4", 40, (16, 16), sound="aac", times=times)
     command = ["test_video.py", clip, "--weights", weights / "x2.pth", *FIXED, "--codec", "vp9", "--out"]
-    run(*command, tmp_path / "whole.mp4")
+    return command, run(*command, folder / "whole.mp4").stdout, folder / "whole.mp4"
+
+
+# Events: 4 to write the settings, 32 frames, 4 to write a segment, 8 frames, 4 to write the other one, 5 for the result.
+@pytest.mark.parametrize(
+    ("fault", "status", "event", "kept"),
+    [("interrupt", 130, 9, 0), ("stop", 143, 45, 32), ("kill", -9, 38, 0), ("kill", -9, 54, 40)],
+)
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(tmp_path, whole, fault, status, event, kept):
+    command, printed, expected = whole
     out = tmp_path / "parts.mp4"
     stopped = started_script(ROOT / "tests/faulty.py", fault, event, *command, out)()
     assert stopped.returncode == status and not out.exists()
     if fault == "interrupt":
-        assert said(stopped) == ["stopped: 0 of 70 frames are kept; nothing is written"] and not leftovers(tmp_path)
+        assert said(stopped) == ["stopped: 0 of 40 frames are kept; nothing is written"] and not leftovers(tmp_path)
     else:
         assert leftovers(tmp_path) == [".parts.mp4.unfinished"]
     if fault == "stop":
-        assert said(stopped) == ["stopped: 32 of 70 frames are kept; run the same command again to continue"]
+        assert said(stopped) == ["stopped: 32 of 40 frames are kept; run the same command again to continue"]
         error = the_error(run(*command, out, "--crf", 40, status=None))
         assert "an unfinished run with another crf; finish it with its own command, or drop it with --overwrite" in error
     again = run(*command, out)
-    if fault != "interrupt":
-        assert f"{32 if fault == 'stop' else 64} of 70 frames are kept from an unfinished run" in again.stderr
-    assert out.read_bytes() == (tmp_path / "whole.mp4").read_bytes() and not leftovers(tmp_path)
-    assert again.stdout.splitlines()[1:] == run(*command, tmp_path / "whole.mp4", "--overwrite").stdout.splitlines()[1:]
+    assert said(again) == ([f"{kept} of 40 frames are kept from an unfinished run"] if kept else [])
+    assert out.read_bytes() == expected.read_bytes() and not leftovers(tmp_path)
+    assert again.stdout.splitlines()[1:] == printed.splitlines()[1:]
     shown, times = footage.decoded(out)
-    assert len(shown) == 70 and times == footage.decoded(clip)[1]
+    assert len(shown) == 40 and times == footage.decoded(command[1])[1]
 
 
-def test_a_full_disk_is_one_line_and_the_kept_segments_survive(tmp_path, weights):
-    clip = footage.make_clip(tmp_path / "a.mp4", 40)
-    command = ["test_video.py", clip, "--weights", weights / "x2.pth", *FIXED]
-    # settings: 4 events, first segment: 4, second: 4, the result: 4
-    for event in (1, 6, 9, 13, 14, 15):
-        done = started_script(ROOT / "tests/faulty.py", "full", event, *command)()
+def test_a_full_disk_is_one_line_and_the_kept_segments_survive(tmp_path, whole):
+    command, _, expected = whole
+    out = tmp_path / "a.mp4"
+    for event, kept in ((1, 0), (6, 0), (9, 32), (10, 40), (5, 40), (9, 40)):  # the segments that are kept need no event
+        done = started_script(ROOT / "tests/faulty.py", "full", event, *command, out)()
         error = said(done)[-1]
         assert done.returncode == 2 and "No space left on device" in error and str(tmp_path) in error
         assert len(said(done)) == 1 or "of 40 frames are kept" in said(done)[0]
-        assert not (tmp_path / "a_x2.mp4").exists()
-        assert leftovers(tmp_path) == ([] if event < 7 else [".a_x2.mp4.unfinished"])
-    assert "40 of 40 frames are kept" in run(*command).stderr
-    assert len(footage.decoded(tmp_path / "a_x2.mp4")[0]) == 40 and not leftovers(tmp_path)
+        assert not out.exists() and leftovers(tmp_path) == ([".a.mp4.unfinished"] if kept else [])
+    assert "40 of 40 frames are kept" in run(*command, out).stderr
+    assert out.read_bytes() == expected.read_bytes() and not leftovers(tmp_path)
 
 
 def test_a_part_of_a_clip_with_its_sound_and_a_comparison(tmp_path, weights):

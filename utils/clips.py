@@ -79,9 +79,9 @@ def opened(path: Path) -> Iterator[Any]:
 
     with open(path, "rb") as file:
         try:
-            with av.open(file, io_open=refuse) as container:
+            with av.open(file, metadata_errors="replace", io_open=refuse) as container:
                 yield container
-        except (av.FFmpegError, UnicodeDecodeError) as error:
+        except av.FFmpegError as error:
             if cli.is_out_of_memory(error):
                 raise
             raise cli.UserError(f"{path}: not a video, cut short or damaged ({reason(error)})") from error
@@ -175,7 +175,6 @@ class _Scan:
         self.times: list[int] = []
         self.last_duration = 0
         self.counted = False  # frames carry no times
-        self.ended = False
 
     def seconds(self, ticks: int) -> Fraction:
         """Return a time of the player's clock."""
@@ -197,7 +196,6 @@ class _Scan:
             )
         ticks = number if self.counted or frame.pts is None else frame.pts
         if self.end is not None and self.seconds(ticks) >= self.end:
-            self.ended = True
             return False
         if self.start is not None and not self.times and self.seconds(ticks) < self.start:
             self.skipped += 1
@@ -257,8 +255,8 @@ class _Scan:
         return f"{float(seconds):.2f}"
 
     def check_length(self, end: int, container) -> None:
-        """Raise UserError if the file says that the pictures last longer than they do, by more than half a second."""
-        if self.ended or self.counted:
+        """Raise UserError if the file says that the pictures last longer than they do, unless `end` was given."""
+        if self.end is not None or self.counted:
             return
         said = None
         if container.format.name == "avi":  # whose durations are those of what is there
