@@ -96,7 +96,7 @@ def test_the_commands_run(document, tmp_path, astronaut):
     for index in range(2):
         for part in ("train", "valid"):
             Image.fromarray(astronaut[index * 100 : index * 100 + 96, :96]).save(tmp_path / f"my_photos/{part}/{index}.png")
-    for name in ("photo.jpg", "old_photos/1.png", "old_photos/2.jpg"):
+    for name in ("photo.jpg", "render.png", "old_photos/1.png", "old_photos/2.jpg"):
         Image.fromarray(astronaut[:24, :32]).save(tmp_path / name)
     for words in to_run().get(document.name, []):
         dry = "train.py" in words and "results/short" not in words
