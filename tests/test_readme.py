@@ -17,6 +17,7 @@ from PIL import Image
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 import test_image
+import test_video
 import train
 from utils import options
 
@@ -28,7 +29,8 @@ NOT_RUN = (
     *DATA_SETS,
     "app.py",
     "export_onnx.py",
-)  # a page served until it is stopped; a long command with its own test
+    "test_video.py",
+)  # a page served until it is stopped; long commands with their own tests
 SMALL = ["--dry-run", "--crop", "72", "--batch-size", "2"]  # the last value of a repeated option counts
 
 
@@ -109,7 +111,11 @@ def test_commands_of_every_kind_are_run():
 
 @pytest.mark.parametrize(
     ("parser", "documents"),
-    [(train.get_args_parser(), ["README.md", "docs/training.md"]), (test_image.get_args_parser(), ["docs/enlarging.md"])],
+    [
+        (train.get_args_parser(), ["README.md", "docs/training.md"]),
+        (test_image.get_args_parser(), ["docs/enlarging.md"]),
+        (test_video.get_args_parser(), ["docs/video.md"]),
+    ],
     ids=lambda value: getattr(value, "prog", None),
 )
 def test_every_option_is_documented(parser, documents):

@@ -102,6 +102,11 @@ def non_negative_float(text: str) -> float:
     return _number(text, float, 0)
 
 
+def tile_side(text: str) -> int | None:
+    """Parse the side of a tile in LR pixels: `auto` (None), or a whole number; 0 means the whole image."""
+    return None if text == "auto" else non_negative_int(text)
+
+
 def number_between(least: float, most: float) -> Callable[[str], float]:
     """Return a parser of numbers from `least` to `most`."""
 
