@@ -1,0 +1,249 @@
+"""Serve a Gradio page privately: nothing but its own addresses, no outside requests, files that only their owner finds.
+
+Gradio is optional, so nothing here imports it before a page is asked for.
+"""
+
+import contextlib
+import ipaddress
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from utils import cli, files
+
+if TYPE_CHECKING:
+    import gradio
+
+KEPT_SECONDS = 3600  # what was uploaded or made is removed after this time
+SCRIPT, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".js", ".css"))
+PERMANENT = "permanent"  # the folder in the temporary one whose files stay as long as the server
+_PREFIX = "srgan-page-"
+
+# All that the page of one Gradio application fetches. Gradio serves more, such as copies of web pages by address.
+_ADDRESSES = re.compile(
+    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)|/(assets|static)/.+"
+    r"|/gradio_api/(upload|upload_progress|cancel|reset|startup-events|queue/data|heartbeat/\w+)"
+)
+_CALLS, _LARGEST_CALL = {"/gradio_api/queue/join", "/gradio_api/run/predict"}, 2**20
+_FILE = "/gradio_api/file="
+_HEADERS = (
+    (b"content-security-policy", b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+_OUTSIDE_TAGS = re.compile(
+    rb'<meta\s+(property="og:|name="twitter:)[^>]*>\s*'
+)  # previews for other sites, with Gradio's address
+
+
+def import_gradio(folder: Path) -> ModuleType:
+    """Import Gradio with its statistics, downloads and caches turned off; `folder` holds what is uploaded and made.
+
+    Raises:
+        UserError: the package is missing.
+    """
+    os.environ |= {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "GRADIO_TEMP_DIR": str(folder),
+        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),
+    }
+    try:
+        import gradio
+    except ImportError as error:
+        raise cli.UserError(f"package {error.name} is missing; pip install gradio") from error
+    return gradio
+
+
+def theme(gr: ModuleType) -> "gradio.themes.Base":
+    """Return Gradio's theme with the fonts of the user's system, so that none is fetched."""
+    return gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def temporary_folder(kept_seconds: float = KEPT_SECONDS) -> Iterator[Path]:
+    """Yield a folder whose files are removed once they are old; it is removed at the end, and those of killed servers before."""
+    place = Path(tempfile.gettempdir()).resolve()
+    for old in place.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, cli.UserError), files.lock(old / ".lock"):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    ended = threading.Event()
+
+    def keep_tidy() -> None:
+        while not ended.wait(min(60, kept_seconds)):
+            remove_old(folder, kept_seconds)
+
+    try:
+        with files.lock(folder / ".lock"):
+            threading.Thread(target=keep_tidy, daemon=True).start()
+            yield folder
+    finally:
+        ended.set()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_old(folder: Path, kept_seconds: float) -> None:
+    """Remove the files in the subfolders of `folder` that are older than `kept_seconds`, and subfolders that are empty."""
+    oldest = time.time() - kept_seconds
+    for path in sorted(folder.glob("*/**/*"), reverse=True) + list(folder.glob("*/")):
+        with contextlib.suppress(OSError):  # the file of an upload can be renamed meanwhile
+            if PERMANENT not in path.relative_to(folder).parts and path.stat().st_mtime < oldest:
+                path.rmdir() if path.is_dir() else path.unlink()
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+class OnlyThisPage:
+    """ASGI middleware that answers nothing but what the page asks for, and lets neither side fetch anything from outside."""
+
+    def __init__(self, app: Callable, folder: Path):
+        self.app, self.files = app, f"{_FILE}{folder.as_posix()}/"
+
+    async def __call__(self, scope, receive, send) -> None:
+        """Answer 404 to other addresses and to requests that name files elsewhere; add headers that bind the browser."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        if scope["path"] in _CALLS:
+            body = await _body(receive)
+            allowed = body is not None and not _names_an_address(body)
+            receive = _once(body, receive)
+        else:
+            allowed = self._allows(scope["path"])
+        if not allowed:
+            start = {"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]}
+            await send(start)
+            return await send({"type": "http.response.body", "body": b"no such address\n"})
+        if scope["path"] == "/":
+            scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]  # to be readable below
+        await self.app(scope, receive, _Cleaned(send) if scope["path"] == "/" else _guarded(send))
+
+    def _allows(self, path: str) -> bool:
+        if path.startswith(_FILE):
+            inside = path.removeprefix(self.files)
+            return inside != path and not any(part.startswith(".") for part in inside.split("/"))
+        return ".." not in path and _ADDRESSES.fullmatch(path) is not None
+
+
+async def _body(receive) -> bytes | None:
+    """Return the body of a request; None if it is larger than any of the page's."""
+    body, more = b"", True
+    while more and len(body) <= _LARGEST_CALL:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body if len(body) <= _LARGEST_CALL else None
+
+
+def _once(body: bytes | None, receive):
+    """Return an ASGI `receive` that gives the body first."""
+    waiting = [{"type": "http.request", "body": body or b"", "more_body": False}]
+
+    async def again():
+        return waiting.pop() if waiting else await receive()
+
+    return again
+
+
+def _names_an_address(body: bytes) -> bool:
+    """Tell whether a call names a file by its address, which Gradio would fetch, or is no JSON."""
+    try:
+        waiting = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return True
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if "://" in str(value.get("path")):
+                return True
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return False
+
+
+def _guarded(send):
+    """Return an ASGI `send` that adds the headers of this page."""
+
+    async def guarded(message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *_HEADERS]
+        await send(message)
+
+    return guarded
+
+
+class _Cleaned:
+    """An ASGI `send` for the page itself that also removes its tags for other sites."""
+
+    def __init__(self, send):
+        self.send, self.start, self.page = _guarded(send), {}, b""
+
+    async def __call__(self, message) -> None:
+        if message["type"] == "http.response.start":
+            self.start = message
+            return
+        self.page += message.get("body", b"")
+        if not message.get("more_body"):
+            page = _OUTSIDE_TAGS.sub(b"", self.page)
+            headers = [pair for pair in self.start["headers"] if pair[0] != b"content-length"]
+            await self.send({**self.start, "headers": [*headers, (b"content-length", b"%d" % len(page))]})
+            await self.send({"type": "http.response.body", "body": page})
+
+
+# --- serving ------------------------------------------------------------------------------------------------------
+
+
+def serve(page: "gradio.Blocks", host: str, port: int, folder: Path, stop_work: Callable[[], None], **options) -> None:
+    """Serve a page until a signal ends the process, which then calls `stop_work`; port 0 means any free one.
+
+    `options` are those of `gradio.mount_gradio_app`.
+
+    Raises:
+        UserError: the address cannot be used.
+    """
+    import fastapi
+    import gradio
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, number, frame) -> None:
+            stop_work()
+            super().handle_exit(number, frame)
+
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise cli.UserError(f"{host}:{port}: {cli.describe(error)}; choose another --port or --host") from error
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    private = {"run_history": False, "enable_monitoring": False, "pwa": False, "mcp_server": False, "ssr_mode": False}
+    gradio.mount_gradio_app(app, page, "/", host, port, show_error=False, footer_links=[], **private, **options)
+    with listening:
+        print(address(host, listening.getsockname()[1]), flush=True)
+        config = uvicorn.Config(OnlyThisPage(app, folder), log_level="critical", timeout_graceful_shutdown=1)
+        Server(config).run(sockets=[listening])
+
+
+def address(host: str, port: int) -> str:
+    """Return what to tell the user about an address that is served."""
+    everywhere = host in ("", "0.0.0.0", "::")
+    name = "127.0.0.1" if everywhere else f"[{host}]" if ":" in host else host
+    text = f"open http://{name}:{port} in a browser; Ctrl-C ends the server"
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host or "0.0.0.0").is_loopback:
+            return text
+    return text if host == "localhost" else f"{text}\nother computers can use it too: there is no password"
