@@ -54,6 +54,10 @@ MAX_FILE_SIZE = "100mb"
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp"}
 EXAMPLES = ("chelsea.png", "coffee.png", "rocket.jpg")  # scikit-image's photographs
 TITLE = "Enlarge a picture"
+INTRODUCTION = "Pictures stay on the computer that serves this page, and are removed from it after an hour."
+NO_PICTURE = "PNG, JPEG, WebP, TIFF, GIF and other formats, up to {:g} million pixels"
+NO_RESULT = "The result will be shown here."
+HINT = "Drag the line, or press the arrow keys on it. Zoom with the mouse wheel, two fingers, or + and −."
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -235,7 +239,7 @@ def explained(error: Exception) -> str:
 def build_page(gr: ModuleType, enlarger: Enlarger) -> "gradio.Blocks":
     """Return the page: its controls and what they do."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.HTML(f"<h1>{TITLE}</h1>")
+        gr.HTML(f"<h1>{TITLE}</h1><p>{INTRODUCTION}</p>", elem_id="heading")
         state = functools.partial(gr.State, time_to_live=pages.KEPT_SECONDS)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
@@ -248,34 +252,47 @@ def build_page(gr: ModuleType, enlarger: Enlarger) -> "gradio.Blocks":
 
 def input_controls(gr: ModuleType, enlarger: Enlarger) -> dict[str, "gradio.components.Component"]:
     """Add the left half of the page: the picture and how to enlarge it."""
+    picture = gr.Image(
+        label="Picture", sources=["upload"], type="filepath", buttons=[], height=260, elem_id="picture",
+        placeholder="Drop or paste a picture\nor click to choose one",
+    )  # fmt: skip
+    about = gr.HTML(message(NO_PICTURE.format(enlarger.args.max_pixels / 1e6)), elem_id="about")
+    examples = gr.Dataset(
+        label="Or take an example", components=["image"], samples=[[path] for path in enlarger.examples()],
+        type="index", layout="gallery", elem_id="examples",
+    )  # fmt: skip
     choices = [(purpose.label, index) for index, purpose in enumerate(enlarger.purposes)]
+    purpose = gr.Radio(choices, value=0, label="What the picture needs", elem_id="purpose")
+    texture = gr.Slider(
+        0, 1, TEXTURE, step=0.05, label="Faithful – detailed", visible=enlarger.purposes[0].texture_path is not None,
+        info="0 is faithful and a little soft; 1 has the most detail, but invents it", elem_id="texture",
+    )  # fmt: skip
+    with gr.Row():
+        go = gr.Button("Enlarge", variant="primary", interactive=False, elem_id="go", min_width=100)
+        cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", min_width=100)
     return {
-        "picture": gr.Image(label="Picture", sources=["upload"], type="filepath", buttons=[], height=260, elem_id="picture"),
-        "examples": gr.Dataset(
-            label="Or take an example", components=["image"], samples=[[path] for path in enlarger.examples()],
-            type="index", layout="gallery", elem_id="examples",
-        ),
-        "purpose": gr.Radio(choices, value=0, label="What the picture needs", elem_id="purpose"),
-        "texture": gr.Slider(
-            0, 1, TEXTURE, step=0.05, label="Faithful – detailed", info="0: faithful, a little soft. 1: the most detail, invented",
-            visible=enlarger.purposes[0].texture_path is not None, elem_id="texture",
-        ),
-        "go": gr.Button("Enlarge", variant="primary", interactive=False, elem_id="go"),
-        "cancel": gr.Button("Cancel", interactive=False, elem_id="cancel"),
-    }  # fmt: skip
+        "picture": picture,
+        "about": about,
+        "examples": examples,
+        "purpose": purpose,
+        "texture": texture,
+        "go": go,
+        "cancel": cancel,
+    }
 
 
 def output_controls(gr: ModuleType) -> dict[str, "gradio.components.Component"]:
     """Add the right half of the page: the result and its download."""
-    return {
-        "note": gr.HTML(message("Add a picture, or take an example."), elem_id="note"),
-        "comparison": gr.ImageSlider(
-            label="Bicubic (left) and enlarged (right)", type="filepath", interactive=False, max_height=640,
-            buttons=["fullscreen"], elem_id="comparison",
-        ),
-        "kind": gr.Radio(list(FORMATS), value="PNG", label="File format", elem_id="kind"),
-        "download": gr.DownloadButton("Download", interactive=False, elem_id="download"),
-    }  # fmt: skip
+    note = gr.HTML(message(NO_RESULT), elem_id="note")
+    comparison = gr.ImageSlider(
+        label="Bicubic (left) and enlarged (right)", type="filepath", interactive=False, max_height=640,
+        buttons=["fullscreen"], elem_id="comparison",
+    )  # fmt: skip
+    gr.HTML(f"<p>{HINT}</p>", elem_id="hint")
+    with gr.Row(equal_height=True):
+        kind = gr.Radio(list(FORMATS), value="PNG", label="File format", elem_id="kind", min_width=240)
+        download = gr.DownloadButton("Download", interactive=False, elem_id="download", min_width=200)
+    return {"note": note, "comparison": comparison, "kind": kind, "download": download}
 
 
 def connect(gr: ModuleType, enlarger: Enlarger, on: SimpleNamespace) -> None:
@@ -297,7 +314,7 @@ def connect(gr: ModuleType, enlarger: Enlarger, on: SimpleNamespace) -> None:
         return take(example_file(index))
 
     def remove():
-        return None, gr.update(interactive=False), message("Add a picture, or take an example.")
+        return None, gr.update(interactive=False), message(NO_PICTURE.format(enlarger.args.max_pixels / 1e6))
 
     def start(request: gr.Request):
         enlarger.start(request.session_hash)
@@ -317,16 +334,20 @@ def connect(gr: ModuleType, enlarger: Enlarger, on: SimpleNamespace) -> None:
             if stopped.is_set():
                 raise Cancelled
             result = enlarger.enlarge(path, enlarger.purposes[index], texture, on_tile)
-            file = enlarger.save(result, kind)
+            file = downloadable(result, kind)
         except Cancelled:
             return *unchanged, message("Cancelled.")
         except Exception as error:
             return *unchanged, message(explained(error), alert=True)
-        return result, result.before_and_after, gr.update(value=file, interactive=True), message(result.text)
+        return result, result.before_and_after, file, message(result.text)
+
+    def downloadable(result, kind):
+        file = enlarger.save(result, kind)
+        return gr.update(value=file, label=f"Download {kind} ({file.stat().st_size / 1e6:.1f} MB)", interactive=True)
 
     def save(result, kind):
         try:
-            return gr.update(value=enlarger.save(result, kind), interactive=True) if result else gr.skip(), gr.skip()
+            return (downloadable(result, kind) if result else gr.skip()), gr.skip()
         except Exception as error:
             return gr.update(interactive=False), message(explained(error), alert=True)
 
@@ -338,10 +359,10 @@ def connect(gr: ModuleType, enlarger: Enlarger, on: SimpleNamespace) -> None:
         enlarger.stop(request.session_hash, forget=True)
 
     private = {"api_visibility": "private"}
-    taken = {"outputs": [on.picture, on.source, on.go, on.note], "show_progress": "minimal", **private}
+    taken = {"outputs": [on.picture, on.source, on.go, on.about], "show_progress": "minimal", **private}
     on.picture.upload(upload, on.picture, preprocess=False, show_progress_on=on.picture, **taken)
     on.examples.click(take_example, on.examples, show_progress_on=on.picture, **taken)
-    on.picture.clear(remove, None, [on.source, on.go, on.note], queue=False, **private)
+    on.picture.clear(remove, None, [on.source, on.go, on.about], queue=False, **private)
     on.purpose.change(
         lambda index: gr.update(visible=enlarger.purposes[index].texture_path is not None),
         on.purpose,
@@ -353,7 +374,7 @@ def connect(gr: ModuleType, enlarger: Enlarger, on: SimpleNamespace) -> None:
     started = on.go.click(start, None, [*waiting, on.note], queue=False, show_progress="hidden", **private)
     run = started.then(
         enlarge, [on.source, on.purpose, on.texture, on.kind], [on.result, on.comparison, on.download, on.note],
-        show_progress_on=on.comparison, concurrency_limit=1, **private,
+        show_progress_on=on.comparison, scroll_to_output=True, concurrency_limit=1, **private,
     )  # fmt: skip
     run.then(lambda: idle, None, waiting, queue=False, show_progress="hidden", **private)
     on.cancel.click(cancel, None, [*waiting, on.note], cancels=run, queue=False, show_progress="hidden", **private)

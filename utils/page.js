@@ -1,14 +1,27 @@
-// What Gradio's components lack: pasting a picture anywhere, and a divider that the keyboard moves.
+// What Gradio's components lack: pasting or dropping a picture anywhere, and a divider that the keyboard moves.
 (() => {
-  document.addEventListener("paste", (event) => {
-    const picture = [...(event.clipboardData?.files ?? [])].find((file) => file.type.startsWith("image/"));
+  const take = (file, attempts = 20) => {
     const input = document.querySelector("#picture input[type=file]");
-    if (!picture || !input) return;
-    const files = new DataTransfer();
-    files.items.add(picture);
-    input.files = files.files;
-    input.dispatchEvent(new Event("change", { bubbles: true }));
+    if (input) {
+      const files = new DataTransfer();
+      files.items.add(file);
+      input.files = files.files;
+      input.dispatchEvent(new Event("change", { bubbles: true }));
+    } else if (attempts) {
+      document.querySelector("#picture button[aria-label='Remove Image']")?.click(); // the one that is there
+      setTimeout(() => take(file, attempts - 1), 50);
+    }
+  };
+  const takeOnly = (event, file) => {
+    if (!file) return;
     event.preventDefault();
+    take(file);
+  };
+  document.addEventListener("paste", (event) =>
+    takeOnly(event, [...(event.clipboardData?.files ?? [])].find((file) => file.type.startsWith("image/"))));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    if (!event.defaultPrevented) takeOnly(event, event.dataTransfer?.files[0]); // outside the control, which has its own
   });
 
   const middle = (element) => {
@@ -37,6 +50,11 @@
   };
 
   const makeReachable = () => {
+    document.querySelectorAll("#comparison img").forEach((image, index) => {
+      image.alt ||= ["Enlarged by bicubic interpolation", "Enlarged by the generator"][index] ?? "";
+    });
+    for (const image of document.querySelectorAll("#examples button img"))
+      image.alt ||= `Example: ${image.src.split("/").pop().split(".")[0]}`;
     for (const divider of document.querySelectorAll("#comparison [data-testid=slider]:not([tabindex])")) {
       const describe = () => divider.setAttribute("aria-valuenow", share(divider));
       for (const [name, value] of Object.entries({

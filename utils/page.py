@@ -67,7 +67,11 @@ def import_gradio(folder: Path) -> ModuleType:
 
 def theme(gr: ModuleType) -> "gradio.themes.Base":
     """Return Gradio's theme with the fonts of the user's system, so that none is fetched."""
-    return gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    readable = {"body_text_color_subdued": "*neutral_600", "block_info_text_color": "*neutral_600"}
+    return gr.themes.Base(**fonts).set(
+        **readable, body_text_color_subdued_dark="*neutral_300", block_info_text_color_dark="*neutral_300"
+    )
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -75,7 +79,7 @@ def theme(gr: ModuleType) -> "gradio.themes.Base":
 
 @contextlib.contextmanager
 def temporary_folder(kept_seconds: float = KEPT_SECONDS) -> Iterator[Path]:
-    """Yield a folder whose files are removed once they are old; it is removed at the end, and those of killed servers before."""
+    """Yield a folder whose files are removed when they are old; remove it at the end, and those of killed servers first."""
     place = Path(tempfile.gettempdir()).resolve()
     for old in place.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, cli.UserError), files.lock(old / ".lock"):
