@@ -396,16 +396,15 @@ def example_file(index: int) -> Path:
 
 def main(args: argparse.Namespace) -> None:
     """Serve the page until a signal ends it."""
-    with pages.temporary_folder() as folder:
-        gr = pages.import_gradio(folder)
+    with pages.listen(args.host, args.port) as listening, pages.temporary_folder() as folder:
         enlarger = Enlarger(args, folder)
-        page = build_page(gr, enlarger)
+        gr = pages.import_gradio(folder)
         looks = {
             "theme": pages.theme(gr),
             "css": pages.STYLE.read_text(),
             "head": f"<script>{pages.SCRIPT.read_text()}</script>",
         }
-        pages.serve(page, args.host, args.port, folder, enlarger.stop_all, max_file_size=MAX_FILE_SIZE, **looks)
+        pages.serve(build_page(gr, enlarger), listening, folder, enlarger.stop_all, max_file_size=MAX_FILE_SIZE, **looks)
 
 
 if __name__ == "__main__":

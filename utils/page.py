@@ -40,7 +40,8 @@ _HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
-_OUTSIDE_TAGS = re.compile(
+# Tags for previews on other sites, and examples of calls; no browser follows them, but a private page does not name them
+_OUTSIDE = re.compile(rb'<meta\s+(property="og:|name="twitter:)[^>]*>\s*|https://[\w.]*github\w*\.com/gradio-app/[^"\\]*')
     rb'<meta\s+(property="og:|name="twitter:)[^>]*>\s*'
 )  # previews for other sites, with Gradio's address
 
@@ -192,7 +193,7 @@ def _guarded(send):
 
 
 class _Cleaned:
-    """An ASGI `send` for the page itself that also removes its tags for other sites."""
+    """An ASGI `send` for the page itself that also removes what it names elsewhere."""
 
     def __init__(self, send):
         self.send, self.start, self.page = _guarded(send), {}, b""
@@ -203,7 +204,7 @@ class _Cleaned:
             return
         self.page += message.get("body", b"")
         if not message.get("more_body"):
-            page = _OUTSIDE_TAGS.sub(b"", self.page)
+            page = _OUTSIDE.sub(b"", self.page)
             headers = [pair for pair in self.start["headers"] if pair[0] != b"content-length"]
             await self.send({**self.start, "headers": [*headers, (b"content-length", b"%d" % len(page))]})
             await self.send({"type": "http.response.body", "body": page})
@@ -212,14 +213,20 @@ class _Cleaned:
 # --- serving ------------------------------------------------------------------------------------------------------
 
 
-def serve(page: "gradio.Blocks", host: str, port: int, folder: Path, stop_work: Callable[[], None], **options) -> None:
-    """Serve a page until a signal ends the process, which then calls `stop_work`; port 0 means any free one.
-
-    `options` are those of `gradio.mount_gradio_app`.
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address; port 0 means any free one.
 
     Raises:
         UserError: the address cannot be used.
     """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise cli.UserError(f"{host}:{port}: {cli.describe(error)}; choose another --port or --host") from error
+
+
+def serve(page: "gradio.Blocks", listening: socket.socket, folder: Path, stop_work: Callable[[], None], **options) -> None:
+    """Serve a page until a signal ends the process, which then calls `stop_work`; `options`: see `mount_gradio_app`."""
     import fastapi
     import gradio
     import uvicorn
@@ -229,25 +236,18 @@ def serve(page: "gradio.Blocks", host: str, port: int, folder: Path, stop_work: 
             stop_work()
             super().handle_exit(number, frame)
 
-    try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise cli.UserError(f"{host}:{port}: {cli.describe(error)}; choose another --port or --host") from error
+    host, port = listening.getsockname()[:2]
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     private = {"run_history": False, "enable_monitoring": False, "pwa": False, "mcp_server": False, "ssr_mode": False}
     gradio.mount_gradio_app(app, page, "/", host, port, show_error=False, footer_links=[], **private, **options)
-    with listening:
-        print(address(host, listening.getsockname()[1]), flush=True)
-        config = uvicorn.Config(OnlyThisPage(app, folder), log_level="critical", timeout_graceful_shutdown=1)
-        Server(config).run(sockets=[listening])
+    config = uvicorn.Config(OnlyThisPage(app, folder), log_level="critical", timeout_graceful_shutdown=1)
+    print(address(host, port), flush=True)
+    Server(config).run(sockets=[listening])
 
 
 def address(host: str, port: int) -> str:
-    """Return what to tell the user about an address that is served."""
-    everywhere = host in ("", "0.0.0.0", "::")
-    name = "127.0.0.1" if everywhere else f"[{host}]" if ":" in host else host
+    """Return what to tell the user about the address of a page."""
+    number = ipaddress.ip_address(host)
+    name = "127.0.0.1" if number.is_unspecified else f"[{host}]" if number.version == 6 else host
     text = f"open http://{name}:{port} in a browser; Ctrl-C ends the server"
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host or "0.0.0.0").is_loopback:
-            return text
-    return text if host == "localhost" else f"{text}\nother computers can use it too: there is no password"
+    return text if number.is_loopback else f"{text}\nother computers can use it too: there is no password"
