@@ -260,7 +260,7 @@ def test_nothing_else_is_served(path):
     assert status == 404 and b"served" not in body
 
 
-def test_calls_that_name_addresses_are_refused():
+def test_calls_that_name_other_files_or_addresses_are_refused():
     call, file = (
         "/gradio_api/queue/join",
         {"path": "/tmp/served/a.png", "url": "http://127.0.0.1/gradio_api/file=/tmp/served/a.png"},
@@ -271,6 +271,10 @@ def test_calls_that_name_addresses_are_refused():
     for refused in (
         json.dumps({"data": [1, {"a": [file | {"path": "http://example.org/a.png"}]}]}).encode(),
         b'{"data": [{"path": "\\u0068ttps://example.org"}]}',
+        b'{"data": {"path": "/etc/passwd"}}',
+        b'{"data": {"path": "/tmp/served/../a"}}',
+        b'{"data": {"path": "README.md"}}',
+        b'{"data": {"path": ["/tmp/served/a"]}}',
         b"no JSON",
         b"[" * 100_000,
         json.dumps({"data": "x" * 2**21}).encode(),

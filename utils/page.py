@@ -42,8 +42,6 @@ _HEADERS = (
 )
 # Tags for previews on other sites, and examples of calls; no browser follows them, but a private page does not name them
 _OUTSIDE = re.compile(rb'<meta\s+(property="og:|name="twitter:)[^>]*>\s*|https://[\w.]*github\w*\.com/gradio-app/[^"\\]*')
-    rb'<meta\s+(property="og:|name="twitter:)[^>]*>\s*'
-)  # previews for other sites, with Gradio's address
 
 
 def import_gradio(folder: Path) -> ModuleType:
@@ -117,7 +115,7 @@ class OnlyThisPage:
     """ASGI middleware that answers nothing but what the page asks for, and lets neither side fetch anything from outside."""
 
     def __init__(self, app: Callable, folder: Path):
-        self.app, self.files = app, f"{_FILE}{folder.as_posix()}/"
+        self.app, self.folder = app, folder
 
     async def __call__(self, scope, receive, send) -> None:
         """Answer 404 to other addresses and to requests that name files elsewhere; add headers that bind the browser."""
@@ -125,7 +123,7 @@ class OnlyThisPage:
             return await self.app(scope, receive, send)
         if scope["path"] in _CALLS:
             body = await _body(receive)
-            allowed = body is not None and not _names_an_address(body)
+            allowed = body is not None and _files_are_in(self.folder, body)
             receive = _once(body, receive)
         else:
             allowed = self._allows(scope["path"])
@@ -139,9 +137,13 @@ class OnlyThisPage:
 
     def _allows(self, path: str) -> bool:
         if path.startswith(_FILE):
-            inside = path.removeprefix(self.files)
-            return inside != path and not any(part.startswith(".") for part in inside.split("/"))
+            return _is_in(self.folder, path.removeprefix(_FILE))
         return ".." not in path and _ADDRESSES.fullmatch(path) is not None
+
+
+def _is_in(folder: Path, path: str) -> bool:
+    """Tell whether a path leads into a folder, not upwards again, and to nothing hidden."""
+    return folder in Path(path).parents and not any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
 
 
 async def _body(receive) -> bytes | None:
@@ -164,21 +166,21 @@ def _once(body: bytes | None, receive):
     return again
 
 
-def _names_an_address(body: bytes) -> bool:
-    """Tell whether a call names a file by its address, which Gradio would fetch, or is no JSON."""
+def _files_are_in(folder: Path, body: bytes) -> bool:
+    """Tell whether a call is JSON that names files in a folder only; Gradio would read others, and fetch web addresses."""
     try:
         waiting = [json.loads(body)]
     except (ValueError, RecursionError):
-        return True
+        return False
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            if "://" in str(value.get("path")):
-                return True
+            if value.get("path") is not None and not _is_in(folder, str(value["path"])):
+                return False
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
-    return False
+    return True
 
 
 def _guarded(send):
@@ -240,6 +242,7 @@ def serve(page: "gradio.Blocks", listening: socket.socket, folder: Path, stop_wo
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     private = {"run_history": False, "enable_monitoring": False, "pwa": False, "mcp_server": False, "ssr_mode": False}
     gradio.mount_gradio_app(app, page, "/", host, port, show_error=False, footer_links=[], **private, **options)
+    page.has_launched = True  # else Gradio would take any file of this computer for an upload
     config = uvicorn.Config(OnlyThisPage(app, folder), log_level="critical", timeout_graceful_shutdown=1)
     print(address(host, port), flush=True)
     Server(config).run(sockets=[listening])
