@@ -16,6 +16,7 @@ from conftest import ROOT, run
 from PIL import Image
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+import app
 import test_image
 import train
 from utils import options
@@ -109,7 +110,11 @@ def test_commands_of_every_kind_are_run():
 
 @pytest.mark.parametrize(
     ("parser", "documents"),
-    [(train.get_args_parser(), ["README.md", "docs/training.md"]), (test_image.get_args_parser(), ["docs/enlarging.md"])],
+    [
+        (train.get_args_parser(), ["README.md", "docs/training.md"]),
+        (test_image.get_args_parser(), ["docs/enlarging.md"]),
+        (app.get_args_parser(), ["docs/page.md"]),
+    ],
     ids=lambda value: getattr(value, "prog", None),
 )
 def test_every_option_is_documented(parser, documents):
