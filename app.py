@@ -9,12 +9,10 @@ Needs: pip install gradio. The results are the files that test_image.py writes w
 
 import argparse
 import functools
-import html
 import secrets
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +23,7 @@ import numpy as np
 from torch import nn
 
 import inference
-from utils import cli, images, weights
+from utils import cli, images, web, weights
 from utils import page as pages
 from utils.device import add_options, resolve_device, resolve_precision
 
@@ -48,7 +46,7 @@ PURPOSES = (
     Purpose("JPEG photographs: removes blocks and noise", weights.weights_file("photo_x4")),
 )
 TEXTURE = 0.3  # where the slider from faithful (0) to detailed (1) starts
-MAX_PIXELS = 4_000_000  # minutes on a CPU; more than browsers like to show is refused too
+MAX_PIXELS = 4_000_000  # LR; minutes on a CPU, and a result of 64 million, which browsers still show
 TILE = 192  # LR pixels: a second or two on two CPU cores, in which nothing can be cancelled
 MAX_FILE_SIZE = "100mb"
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp"}
@@ -78,10 +76,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 # --- pictures, without Gradio ---------------------------------------------------------------------------------------
 
 
-class Cancelled(Exception):
-    """The user no longer wants the result."""
-
-
 @dataclass
 class Result:
     """An enlarged picture, and the files that show it; they lie in a folder whose name cannot be guessed."""
@@ -107,11 +101,10 @@ class Enlarger:
         for purpose in self.purposes:
             self.generator(purpose)  # a file that cannot be used is reported before anything is served
         self._reading = threading.Lock()  # opening a picture changes a limit of Pillow's that all threads share
-        self._stops: dict[str, threading.Event] = {}
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - the one enlarger lives as long as the process
-    def generator(self, purpose: Purpose, texture: float = TEXTURE) -> nn.Module:
-        """Return the generator for a purpose; `texture` counts only where it blends two files."""
+    def generator(self, purpose: Purpose, texture: float = 0.0) -> nn.Module:
+        """Return the generator for a purpose; `texture` is for those that blend two files."""
         return inference.open_generator(purpose.path, self.device, purpose.texture_path, texture)
 
     def read(self, path: Path) -> images.Picture:
@@ -147,7 +140,7 @@ class Enlarger:
     def enlarge(self, path: Path, purpose: Purpose, texture: float, on_tile: Callable[[int, int], None]) -> Result:
         """Enlarge a picture file, and write what the page shows of it; `on_tile` is that of `inference.upscale`."""
         begin = time.monotonic()
-        picture, generator = self.read(path), self.generator(purpose, texture)
+        picture, generator = self.read(path), self.generator(purpose, texture if purpose.texture_path else 0.0)
         scale = generator.upscale
         height, width = (side * scale for side in picture.rgb.shape[:2])
         images.check_output_path("before.jpg", width, height)
@@ -189,28 +182,6 @@ class Enlarger:
         folder.mkdir()
         return folder
 
-    # Cancelling: each open page has an event of its own, which is checked after every tile
-
-    def start(self, session: str) -> threading.Event:
-        """Return a new event for the next picture of a session."""
-        self._stops[session] = threading.Event()
-        return self._stops[session]
-
-    def event(self, session: str) -> threading.Event:
-        """Return the event of a session's picture."""
-        return self._stops.get(session) or self.start(session)
-
-    def stop(self, session: str, forget: bool = False) -> None:
-        """End the work on a session's picture after the current tile."""
-        self.event(session).set()
-        if forget:
-            del self._stops[session]
-
-    def stop_all(self) -> None:
-        """End all work after the current tile."""
-        for event in list(self._stops.values()):
-            event.set()
-
 
 def named(paths: list[Path]) -> dict[str, Path]:
     """Return generator files by their names, without folders; a name that occurs again is numbered."""
@@ -221,22 +192,10 @@ def named(paths: list[Path]) -> dict[str, Path]:
     return found
 
 
-def explained(error: Exception) -> str:
-    """Return an error as the page tells it: the user's own in its words, any other in general ones, details in the terminal."""
-    if isinstance(error, cli.UserError):
-        return str(error)
-    traceback.print_exception(error)
-    if cli.is_out_of_memory(error):
-        return "The server has too little memory for this picture. Try a smaller one."
-    if isinstance(error, cli.RunError):
-        return "This generator gave no picture: its weights are damaged or diverged."
-    return "Something went wrong on the server; its terminal says what."
-
-
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-def build_page(gr: ModuleType, enlarger: Enlarger) -> "gradio.Blocks":
+def build_page(gr: ModuleType, enlarger: Enlarger, stops: pages.Stops) -> "gradio.Blocks":
     """Return the page: its controls and what they do."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(f"<h1>{TITLE}</h1><p>{INTRODUCTION}</p>", elem_id="heading")
@@ -246,7 +205,7 @@ def build_page(gr: ModuleType, enlarger: Enlarger) -> "gradio.Blocks":
                 inputs = input_controls(gr, enlarger)
             with gr.Column(scale=3, min_width=300):
                 outputs = output_controls(gr)
-        connect(gr, enlarger, SimpleNamespace(page=page, source=state(), result=state(), **inputs, **outputs))
+        connect(gr, enlarger, stops, SimpleNamespace(page=page, source=state(), result=state(), **inputs, **outputs))
     return page.queue(max_size=32, default_concurrency_limit=4)
 
 
@@ -256,7 +215,7 @@ def input_controls(gr: ModuleType, enlarger: Enlarger) -> dict[str, "gradio.comp
         label="Picture", sources=["upload"], type="filepath", buttons=[], height=260, elem_id="picture",
         placeholder="Drop or paste a picture\nor click to choose one",
     )  # fmt: skip
-    about = gr.HTML(message(NO_PICTURE.format(enlarger.args.max_pixels / 1e6)), elem_id="about")
+    about = gr.HTML(pages.message(NO_PICTURE.format(enlarger.args.max_pixels / 1e6)), elem_id="about")
     examples = gr.Dataset(
         label="Or take an example", components=["image"], samples=[[path] for path in enlarger.examples()],
         type="index", layout="gallery", elem_id="examples",
@@ -270,20 +229,12 @@ def input_controls(gr: ModuleType, enlarger: Enlarger) -> dict[str, "gradio.comp
     with gr.Row():
         go = gr.Button("Enlarge", variant="primary", interactive=False, elem_id="go", min_width=100)
         cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", min_width=100)
-    return {
-        "picture": picture,
-        "about": about,
-        "examples": examples,
-        "purpose": purpose,
-        "texture": texture,
-        "go": go,
-        "cancel": cancel,
-    }
+    return dict(picture=picture, about=about, examples=examples, purpose=purpose, texture=texture, go=go, cancel=cancel)
 
 
 def output_controls(gr: ModuleType) -> dict[str, "gradio.components.Component"]:
     """Add the right half of the page: the result and its download."""
-    note = gr.HTML(message(NO_RESULT), elem_id="note")
+    note = gr.HTML(pages.message(NO_RESULT), elem_id="note")
     comparison = gr.ImageSlider(
         label="Bicubic (left) and enlarged (right)", type="filepath", interactive=False, max_height=640,
         buttons=["fullscreen"], elem_id="comparison",
@@ -292,20 +243,20 @@ def output_controls(gr: ModuleType) -> dict[str, "gradio.components.Component"]:
     with gr.Row(equal_height=True):
         kind = gr.Radio(list(FORMATS), value="PNG", label="File format", elem_id="kind", min_width=240)
         download = gr.DownloadButton("Download", interactive=False, elem_id="download", min_width=200)
-    return {"note": note, "comparison": comparison, "kind": kind, "download": download}
+    return dict(note=note, comparison=comparison, kind=kind, download=download)
 
 
-def connect(gr: ModuleType, enlarger: Enlarger, on: SimpleNamespace) -> None:
+def connect(gr: ModuleType, enlarger: Enlarger, stops: pages.Stops, on: SimpleNamespace) -> None:
     """Say what happens when the controls `on` the page are used."""
-    waiting = [on.go, on.cancel]
+    waiting, no_picture = [on.go, on.cancel], pages.message(NO_PICTURE.format(enlarger.args.max_pixels / 1e6))
     idle, working = ((gr.update(interactive=not busy), gr.update(interactive=busy)) for busy in (False, True))
 
     def take(path):
         try:
             copy, text = enlarger.preview(path)
         except Exception as error:
-            return None, None, gr.update(interactive=False), message(explained(error), alert=True)
-        return copy, path, gr.update(interactive=True), message(text)
+            return None, None, gr.update(interactive=False), pages.message(pages.explained(error), alert=True)
+        return copy, path, gr.update(interactive=True), pages.message(text)
 
     def upload(file):
         return take(Path(file["path"]))  # in the temporary folder, or Gradio would have refused it
@@ -314,32 +265,35 @@ def connect(gr: ModuleType, enlarger: Enlarger, on: SimpleNamespace) -> None:
         return take(example_file(index))
 
     def remove():
-        return None, gr.update(interactive=False), message(NO_PICTURE.format(enlarger.args.max_pixels / 1e6))
+        return None, gr.update(interactive=False), no_picture
+
+    def blends(index):
+        return gr.update(visible=enlarger.purposes[index].texture_path is not None)
 
     def start(request: gr.Request):
-        enlarger.start(request.session_hash)
-        return *working, message("Working …")
+        stops.start(request.session_hash)
+        return *working, pages.message("Working …")
 
     def enlarge(path, index, texture, kind, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         unchanged = (gr.skip(), gr.skip(), gr.skip())
-        stopped, begin = enlarger.event(request.session_hash), time.monotonic()
+        check, begin = stops.check(request.session_hash), time.monotonic()
 
         def on_tile(done, total):
-            if stopped.is_set():
-                raise Cancelled
+            check()
             left = (time.monotonic() - begin) / done * (total - done)
             progress((done, total), desc=f"Enlarging, about {left:.0f} s left", unit="tiles")
 
         try:
-            if stopped.is_set():
-                raise Cancelled
+            check()
+            if path is None:
+                raise cli.UserError("The picture is no longer on the server; add it again.")
             result = enlarger.enlarge(path, enlarger.purposes[index], texture, on_tile)
             file = downloadable(result, kind)
-        except Cancelled:
-            return *unchanged, message("Cancelled.")
+        except pages.Cancelled:
+            return *unchanged, pages.message("Cancelled.")
         except Exception as error:
-            return *unchanged, message(explained(error), alert=True)
-        return result, result.before_and_after, file, message(result.text)
+            return *unchanged, pages.message(pages.explained(error), alert=True)
+        return result, result.before_and_after, file, pages.message(result.text)
 
     def downloadable(result, kind):
         file = enlarger.save(result, kind)
@@ -349,28 +303,21 @@ def connect(gr: ModuleType, enlarger: Enlarger, on: SimpleNamespace) -> None:
         try:
             return (downloadable(result, kind) if result else gr.skip()), gr.skip()
         except Exception as error:
-            return gr.update(interactive=False), message(explained(error), alert=True)
+            return gr.update(interactive=False), pages.message(pages.explained(error), alert=True)
 
     def cancel(request: gr.Request):
-        enlarger.stop(request.session_hash)
-        return *idle, message("Cancelled.")
+        stops.stop(request.session_hash)
+        return *idle, pages.message("Cancelled.")
 
     def leave(request: gr.Request):
-        enlarger.stop(request.session_hash, forget=True)
+        stops.forget(request.session_hash)
 
     private = {"api_visibility": "private"}
     taken = {"outputs": [on.picture, on.source, on.go, on.about], "show_progress": "minimal", **private}
     on.picture.upload(upload, on.picture, preprocess=False, show_progress_on=on.picture, **taken)
     on.examples.click(take_example, on.examples, show_progress_on=on.picture, **taken)
     on.picture.clear(remove, None, [on.source, on.go, on.about], queue=False, **private)
-    on.purpose.change(
-        lambda index: gr.update(visible=enlarger.purposes[index].texture_path is not None),
-        on.purpose,
-        on.texture,
-        queue=False,
-        show_progress="hidden",
-        **private,
-    )
+    on.purpose.change(blends, on.purpose, on.texture, queue=False, show_progress="hidden", **private)
     started = on.go.click(start, None, [*waiting, on.note], queue=False, show_progress="hidden", **private)
     run = started.then(
         enlarge, [on.source, on.purpose, on.texture, on.kind], [on.result, on.comparison, on.download, on.note],
@@ -382,11 +329,6 @@ def connect(gr: ModuleType, enlarger: Enlarger, on: SimpleNamespace) -> None:
     on.page.unload(leave)
 
 
-def message(text: str, alert: bool = False) -> str:
-    """Return a line of text as HTML that screen readers read out."""
-    return f'<p role="{"alert" if alert else "status"}">{html.escape(text)}</p>'
-
-
 def example_file(index: int) -> Path:
     """Return the file of an example."""
     import skimage
@@ -396,15 +338,11 @@ def example_file(index: int) -> Path:
 
 def main(args: argparse.Namespace) -> None:
     """Serve the page until a signal ends it."""
-    with pages.listen(args.host, args.port) as listening, pages.temporary_folder() as folder:
-        enlarger = Enlarger(args, folder)
+    with web.listen(args.host, args.port) as listening, pages.temporary_folder() as folder:
+        enlarger, stops = Enlarger(args, folder), pages.Stops()
         gr = pages.import_gradio(folder)
-        looks = {
-            "theme": pages.theme(gr),
-            "css": pages.STYLE.read_text(),
-            "head": f"<script>{pages.SCRIPT.read_text()}</script>",
-        }
-        pages.serve(build_page(gr, enlarger), listening, folder, enlarger.stop_all, max_file_size=MAX_FILE_SIZE, **looks)
+        page = build_page(gr, enlarger, stops)
+        web.serve(page, listening, folder, stops.stop_all, max_file_size=MAX_FILE_SIZE, **pages.looks(gr))
 
 
 if __name__ == "__main__":

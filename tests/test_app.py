@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 import app
 from model import Generator
-from utils import checkpoint, cli, page
+from utils import checkpoint, cli, page, web
 
 TILE = 8
 
@@ -100,7 +100,7 @@ def test_what_is_no_picture_is_named_without_its_folder(enlarger, tmp_path, cont
     path.write_bytes(content)
     with pytest.raises(cli.UserError) as raised:
         enlarger.preview(path)
-    assert app.explained(raised.value).startswith(f"a.png: {reason}") and str(tmp_path) not in str(raised.value)
+    assert page.explained(raised.value).startswith(f"a.png: {reason}") and str(tmp_path) not in str(raised.value)
     path.unlink()
     with pytest.raises(cli.UserError, match=r"^a.png is no longer on the server"):
         enlarge(enlarger, path)
@@ -118,22 +118,48 @@ def test_cancelling_takes_effect_after_the_current_tile(enlarger, tmp_path, monk
     Image.new("RGB", (4 * TILE, 3 * TILE)).save(tmp_path / "a.png")
     passes, forward = [], Generator.forward
     monkeypatch.setattr(Generator, "forward", lambda self, lr: passes.append(1) or forward(self, lr))
-    stopped, other = enlarger.start("mine"), enlarger.start("another's")
+    stops = page.Stops()
+    stops.start("mine")
+    stops.start("another's")
+    mine, other = stops.check("mine"), stops.check("another's")
 
     def on_tile(done, total):
         assert total == 12
         if done == 5:
-            enlarger.stop("mine")
-        if stopped.is_set():
-            raise app.Cancelled
+            stops.stop("mine")
+        mine()
 
-    with pytest.raises(app.Cancelled):
+    with pytest.raises(page.Cancelled):
         enlarge(enlarger, tmp_path / "a.png", on_tile)
-    assert len(passes) == 5 and not other.is_set()
-    assert not enlarger.start("mine").is_set()  # the next picture is not cancelled
-    enlarger.stop("mine", forget=True)
-    enlarger.stop_all()
-    assert other.is_set()
+    assert len(passes) == 5
+    other()  # goes on
+
+
+def test_each_visitors_work_ends_on_its_own():
+    stops, checks = page.Stops(), []
+    for visitor in ("a", "b", "c", "d"):
+        stops.start(visitor)
+        checks.append(stops.check(visitor))
+
+    def ended() -> list[int]:
+        found = []
+        for index, check in enumerate(checks):
+            try:
+                check()
+            except page.Cancelled:
+                found.append(index)
+        return found
+
+    stops.stop("nobody")
+    assert ended() == []
+    stops.stop("a")
+    stops.forget("b")
+    stops.start("c")  # another picture
+    assert ended() == [0, 1, 2]
+    stops.check("c")()
+    stops.check("b")()  # somebody new
+    stops.stop_all()
+    assert ended() == [0, 1, 2, 3]
 
 
 def test_errors_that_are_not_the_users_are_told_in_general_words(capsys, tmp_path):
@@ -142,12 +168,12 @@ def test_errors_that_are_not_the_users_are_told_in_general_words(capsys, tmp_pat
         (MemoryError(), "too little memory"),
         (cli.RunError("values that are not finite"), "weights are damaged"),
     ):
-        assert words in app.explained(error) and str(tmp_path) not in app.explained(error)
+        assert words in page.explained(error) and str(tmp_path) not in page.explained(error)
         assert type(error).__name__ in capsys.readouterr().err
 
 
 def test_a_file_name_is_no_html():
-    assert app.message("<b>.png", alert=True) == '<p role="alert">&lt;b&gt;.png</p>'
+    assert page.message("<b>.png", alert=True) == '<p role="alert">&lt;b&gt;.png</p>'
 
 
 # --- the server -----------------------------------------------------------------------------------------------------
@@ -179,7 +205,7 @@ def test_wrong_options_are_one_line(tmp_path):
     ],
 )
 def test_a_page_that_others_can_reach_is_called_so(host, url, warned):
-    assert url in page.address(host, 80) and ("no password" in page.address(host, 80)) == warned
+    assert url in web.address(host, 80) and ("no password" in web.address(host, 80)) == warned
 
 
 def test_the_folder_ends_with_the_server_and_with_a_later_one(tmp_path, monkeypatch):
@@ -231,7 +257,7 @@ def answer(path: str, body: bytes = b"", folder: Path = Path("/tmp/served")) -> 
         sent.append(message)
 
     scope = {"type": "http", "path": path, "headers": []}
-    asyncio.run(page.OnlyThisPage(everything, folder)(scope, receive, send))
+    asyncio.run(web.OnlyThisPage(everything, folder)(scope, receive, send))
     return sent[0]["status"], dict(sent[0]["headers"]), b"".join(message["body"] for message in sent[1:])
 
 

@@ -1,47 +1,27 @@
-"""Serve a Gradio page privately: nothing but its own addresses, no outside requests, files that only their owner finds.
+"""What a Gradio page needs beside its controls: its looks, its visitors, messages to them, and files that do not stay.
 
-Gradio is optional, so nothing here imports it before a page is asked for.
+Gradio is optional, so it is imported only when a page is built.
 """
 
 import contextlib
-import ipaddress
-import json
+import html
 import os
-import re
 import shutil
-import socket
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
 
 from utils import cli, files
-
-if TYPE_CHECKING:
-    import gradio
 
 KEPT_SECONDS = 3600  # what was uploaded or made is removed after this time
 SCRIPT, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".js", ".css"))
 PERMANENT = "permanent"  # the folder in the temporary one whose files stay as long as the server
 _PREFIX = "srgan-page-"
-
-# All that the page of one Gradio application fetches. Gradio serves more, such as copies of web pages by address.
-_ADDRESSES = re.compile(
-    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)|/(assets|static)/.+"
-    r"|/gradio_api/(upload|upload_progress|cancel|reset|startup-events|queue/data|heartbeat/\w+)"
-)
-_CALLS, _LARGEST_CALL = {"/gradio_api/queue/join", "/gradio_api/run/predict"}, 2**20
-_FILE = "/gradio_api/file="
-_HEADERS = (
-    (b"content-security-policy", b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-)
-# Tags for previews on other sites, and examples of calls; no browser follows them, but a private page does not name them
-_OUTSIDE = re.compile(rb'<meta\s+(property="og:|name="twitter:)[^>]*>\s*|https://[\w.]*github\w*\.com/gradio-app/[^"\\]*')
 
 
 def import_gradio(folder: Path) -> ModuleType:
@@ -60,17 +40,78 @@ def import_gradio(folder: Path) -> ModuleType:
     try:
         import gradio
     except ImportError as error:
-        raise cli.UserError(f"package {error.name} is missing; pip install gradio") from error
+        raise cli.UserError(f"package {error.name or 'gradio'} is missing; pip install gradio") from error
     return gradio
 
 
-def theme(gr: ModuleType) -> "gradio.themes.Base":
-    """Return Gradio's theme with the fonts of the user's system, so that none is fetched."""
+def looks(gr: ModuleType) -> dict[str, Any]:
+    """Return the options of `serve` for how a page looks: the fonts of the user's system, so that none is fetched."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    readable = {"body_text_color_subdued": "*neutral_600", "block_info_text_color": "*neutral_600"}
-    return gr.themes.Base(**fonts).set(
-        **readable, body_text_color_subdued_dark="*neutral_300", block_info_text_color_dark="*neutral_300"
-    )
+    names = ("body_text_color_subdued", "block_info_text_color")  # too pale in Gradio's own theme
+    readable = {name: "*neutral_600" for name in names} | {f"{name}_dark": "*neutral_300" for name in names}
+    script = f"<script>{SCRIPT.read_text('utf-8')}</script>"
+    return {"theme": gr.themes.Base(**fonts).set(**readable), "css": STYLE.read_text("utf-8"), "head": script}
+
+
+# --- visitors -----------------------------------------------------------------------------------------------------
+
+
+class Cancelled(Exception):
+    """A visitor no longer wants the result."""
+
+
+class Stops:
+    """Who no longer wants a result; visitors are told apart by Gradio's session hash."""
+
+    def __init__(self):
+        self._events: dict[str, threading.Event] = {}
+
+    def start(self, session: str) -> None:
+        """Begin anew for a visitor; earlier work for the same one ends."""
+        self.stop(session)
+        self._events[session] = threading.Event()
+
+    def check(self, session: str) -> Callable[[], None]:
+        """Return a function that raises Cancelled once the visitor's work, which is about to begin, is to end."""
+        event = self._events.setdefault(session, threading.Event())
+
+        def check() -> None:
+            if event.is_set():
+                raise Cancelled
+
+        return check
+
+    def stop(self, session: str) -> None:
+        """End a visitor's work."""
+        if session in self._events:
+            self._events[session].set()
+
+    def forget(self, session: str) -> None:
+        """End the work of a visitor who has left."""
+        self.stop(session)
+        self._events.pop(session, None)
+
+    def stop_all(self) -> None:
+        """End all work."""
+        for session in list(self._events):
+            self.stop(session)
+
+
+def message(text: str, alert: bool = False) -> str:
+    """Return a line of text as HTML that screen readers read out."""
+    return f'<p role="{"alert" if alert else "status"}">{html.escape(text)}</p>'
+
+
+def explained(error: Exception) -> str:
+    """Return an error as visitors are told it: a UserError in its words, others in general ones; the terminal has details."""
+    if isinstance(error, cli.UserError):
+        return str(error)
+    traceback.print_exception(error)
+    if cli.is_out_of_memory(error):
+        return "The server has too little memory for this picture. Try a smaller one."
+    if isinstance(error, cli.RunError):
+        return "This generator gave no picture: its weights are damaged or diverged."
+    return "Something went wrong on the server; its terminal says what."
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -106,151 +147,3 @@ def remove_old(folder: Path, kept_seconds: float) -> None:
         with contextlib.suppress(OSError):  # the file of an upload can be renamed meanwhile
             if PERMANENT not in path.relative_to(folder).parts and path.stat().st_mtime < oldest:
                 path.rmdir() if path.is_dir() else path.unlink()
-
-
-# --- requests -----------------------------------------------------------------------------------------------------
-
-
-class OnlyThisPage:
-    """ASGI middleware that answers nothing but what the page asks for, and lets neither side fetch anything from outside."""
-
-    def __init__(self, app: Callable, folder: Path):
-        self.app, self.folder = app, folder
-
-    async def __call__(self, scope, receive, send) -> None:
-        """Answer 404 to other addresses and to requests that name files elsewhere; add headers that bind the browser."""
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        if scope["path"] in _CALLS:
-            body = await _body(receive)
-            allowed = body is not None and _files_are_in(self.folder, body)
-            receive = _once(body, receive)
-        else:
-            allowed = self._allows(scope["path"])
-        if not allowed:
-            start = {"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]}
-            await send(start)
-            return await send({"type": "http.response.body", "body": b"no such address\n"})
-        if scope["path"] == "/":
-            scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]  # to be readable below
-        await self.app(scope, receive, _Cleaned(send) if scope["path"] == "/" else _guarded(send))
-
-    def _allows(self, path: str) -> bool:
-        if path.startswith(_FILE):
-            return _is_in(self.folder, path.removeprefix(_FILE))
-        return ".." not in path and _ADDRESSES.fullmatch(path) is not None
-
-
-def _is_in(folder: Path, path: str) -> bool:
-    """Tell whether a path leads into a folder, not upwards again, and to nothing hidden."""
-    return folder in Path(path).parents and not any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
-
-
-async def _body(receive) -> bytes | None:
-    """Return the body of a request; None if it is larger than any of the page's."""
-    body, more = b"", True
-    while more and len(body) <= _LARGEST_CALL:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return body if len(body) <= _LARGEST_CALL else None
-
-
-def _once(body: bytes | None, receive):
-    """Return an ASGI `receive` that gives the body first."""
-    waiting = [{"type": "http.request", "body": body or b"", "more_body": False}]
-
-    async def again():
-        return waiting.pop() if waiting else await receive()
-
-    return again
-
-
-def _files_are_in(folder: Path, body: bytes) -> bool:
-    """Tell whether a call is JSON that names files in a folder only; Gradio would read others, and fetch web addresses."""
-    try:
-        waiting = [json.loads(body)]
-    except (ValueError, RecursionError):
-        return False
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            if value.get("path") is not None and not _is_in(folder, str(value["path"])):
-                return False
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return True
-
-
-def _guarded(send):
-    """Return an ASGI `send` that adds the headers of this page."""
-
-    async def guarded(message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], *_HEADERS]
-        await send(message)
-
-    return guarded
-
-
-class _Cleaned:
-    """An ASGI `send` for the page itself that also removes what it names elsewhere."""
-
-    def __init__(self, send):
-        self.send, self.start, self.page = _guarded(send), {}, b""
-
-    async def __call__(self, message) -> None:
-        if message["type"] == "http.response.start":
-            self.start = message
-            return
-        self.page += message.get("body", b"")
-        if not message.get("more_body"):
-            page = _OUTSIDE.sub(b"", self.page)
-            headers = [pair for pair in self.start["headers"] if pair[0] != b"content-length"]
-            await self.send({**self.start, "headers": [*headers, (b"content-length", b"%d" % len(page))]})
-            await self.send({"type": "http.response.body", "body": page})
-
-
-# --- serving ------------------------------------------------------------------------------------------------------
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address; port 0 means any free one.
-
-    Raises:
-        UserError: the address cannot be used.
-    """
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise cli.UserError(f"{host}:{port}: {cli.describe(error)}; choose another --port or --host") from error
-
-
-def serve(page: "gradio.Blocks", listening: socket.socket, folder: Path, stop_work: Callable[[], None], **options) -> None:
-    """Serve a page until a signal ends the process, which then calls `stop_work`; `options`: see `mount_gradio_app`."""
-    import fastapi
-    import gradio
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, number, frame) -> None:
-            stop_work()
-            super().handle_exit(number, frame)
-
-    host, port = listening.getsockname()[:2]
-    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    private = {"run_history": False, "enable_monitoring": False, "pwa": False, "mcp_server": False, "ssr_mode": False}
-    gradio.mount_gradio_app(app, page, "/", host, port, show_error=False, footer_links=[], **private, **options)
-    page.has_launched = True  # else Gradio would take any file of this computer for an upload
-    config = uvicorn.Config(OnlyThisPage(app, folder), log_level="critical", timeout_graceful_shutdown=1)
-    print(address(host, port), flush=True)
-    Server(config).run(sockets=[listening])
-
-
-def address(host: str, port: int) -> str:
-    """Return what to tell the user about the address of a page."""
-    number = ipaddress.ip_address(host)
-    name = "127.0.0.1" if number.is_unspecified else f"[{host}]" if number.version == 6 else host
-    text = f"open http://{name}:{port} in a browser; Ctrl-C ends the server"
-    return text if number.is_loopback else f"{text}\nother computers can use it too: there is no password"
