@@ -241,7 +241,7 @@ def output_controls(gr: ModuleType) -> dict[str, "gradio.components.Component"]:
     )  # fmt: skip
     gr.HTML(f"<p>{HINT}</p>", elem_id="hint")
     with gr.Row(equal_height=True):
-        kind = gr.Radio(list(FORMATS), value="PNG", label="File format", elem_id="kind", min_width=240)
+        kind = gr.Radio(list(FORMATS), value="PNG", label="File format", elem_id="kind", min_width=300)
         download = gr.DownloadButton("Download", interactive=False, elem_id="download", min_width=200)
     return dict(note=note, comparison=comparison, kind=kind, download=download)
 

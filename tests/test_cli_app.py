@@ -25,6 +25,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is no
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TILE = 4
 PATIENCE_MS = 120_000
+AT_WORK = re.compile(r"\d/2\.5k tiles")  # of 2,500
 FIXED = ["--device", "cpu", "--precision", "fp32", "--tile", TILE]
 PURPOSES = {"faithful": 0, "sharper": 1, "JPEG": 2, "tiny": 3}
 
@@ -248,14 +249,14 @@ def test_cancelling_and_leaving_end_the_work(open_page, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "short.png")
     leaving, waiting, page = open_page(), open_page(), open_page()
     start(leaving, tmp_path / "long.png", "faithful")
-    leaving.get_by_text("/2500 tiles").wait_for()
+    leaving.get_by_text(AT_WORK).wait_for()
     start(waiting, tmp_path / "long.png", "faithful")
     waiting.get_by_text("queue: 1/1").wait_for()
     waiting.locator("#cancel:enabled").click()
     waiting.locator("#note", has_text="Cancelled.").wait_for()
     leaving.close()
     start(page, tmp_path / "long.png", "faithful")
-    page.get_by_text("/2500 tiles").wait_for()  # in less than the work of the other two, which is minutes
+    page.get_by_text(AT_WORK).wait_for()  # in less than the work of the other two, which is minutes
     page.locator("#cancel:enabled").click()
     page.locator("#note", has_text="Cancelled.").wait_for()
     page.locator("#go:enabled").wait_for()
