@@ -26,6 +26,7 @@ demo: .venv/installed
 	@$(BIN)/python test_image.py data/demo/valid/chelsea.png --weights srgan_x4 --compare-with srresnet_x4 \
 		--out $(DEMO)/chelsea_srgan_x4.png --overwrite
 	@echo "the trained files of this project (bicubic | srresnet_x4 | srgan_x4): $(DEMO)/chelsea_srgan_x4_compare.png"
+	@echo "your own pictures, in a browser: $(BIN)/pip install gradio && $(BIN)/python app.py"
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ The generator comes from one file, or is a blend of two.
 import copy
 import functools
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +74,12 @@ def prepared(generator: nn.Module) -> nn.Module:
 
 
 def upscale(
-    generator: nn.Module, lr: np.ndarray, tile: int | None = None, precision: str = "fp32", progress: bool = False
+    generator: nn.Module,
+    lr: np.ndarray,
+    tile: int | None = None,
+    precision: str = "fp32",
+    progress: bool = False,
+    on_tile: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Enlarge an image with a generator in evaluation mode, on the generator's device.
 
@@ -87,6 +93,7 @@ def upscale(
             When memory runs out, the tile is halved and a line says so.
         precision: fp32, bf16 or fp16; a tile whose result is not finite is computed again in fp32.
         progress: show a bar over the tiles.
+        on_tile: called after each tile with the number of finished tiles and that of all; what it raises ends the work.
 
     Returns:
         (s·H, s·W, 3) uint8.
@@ -103,7 +110,7 @@ def upscale(
     tile = min(tile or max(height, width), max(height, width))
     while True:
         try:
-            return _upscale_tiles(generator, lr, tile, device, precision, progress)
+            return _upscale_tiles(generator, lr, tile, device, precision, progress, on_tile)
         except (RuntimeError, MemoryError) as error:
             if not cli.is_out_of_memory(error) or tile <= SMALLEST_TILE:
                 raise
@@ -119,13 +126,14 @@ def upscale_picture(
     tile: int | None = None,
     precision: str = "fp32",
     progress: bool = False,
+    on_tile: Callable[[int, int], None] | None = None,
 ) -> images.Picture:
     """Enlarge a decoded picture: RGB with the generator, alpha with bicubic. Gray stays gray; profile and metadata are kept.
 
     Arguments and errors are those of `upscale`.
     """
     rgb = picture.rgb if picture.alpha is None else images.fill_transparent(picture.rgb, picture.alpha)
-    sr = upscale(generator, rgb, tile, precision, progress)
+    sr = upscale(generator, rgb, tile, precision, progress, on_tile)
     if picture.gray:
         sr = images.to_gray(sr)
     alpha = None if picture.alpha is None else images.upscale_bicubic(picture.alpha, generator.upscale)
@@ -133,12 +141,13 @@ def upscale_picture(
 
 
 @torch.inference_mode()
-def _upscale_tiles(generator, lr, tile, device, precision, progress) -> np.ndarray:
+def _upscale_tiles(generator, lr, tile, device, precision, progress, on_tile) -> np.ndarray:
     height, width = lr.shape[:2]
     scale, halo = generator.upscale, generator.halo
     sr = np.empty((height * scale, width * scale, 3), np.uint8)
     corners = [(top, left) for top in range(0, height, tile) for left in range(0, width, tile)]
-    for top, left in cli.progress_bar(corners, desc="tiles", unit="tile", disable=not progress or len(corners) == 1):
+    bar = cli.progress_bar(corners, desc="tiles", unit="tile", disable=not progress or len(corners) == 1)
+    for done, (top, left) in enumerate(bar, 1):
         bottom, right = min(top + tile, height), min(left + tile, width)
         outer_top, outer_left = max(top - halo, 0), max(left - halo, 0)
         patch = np.ascontiguousarray(lr[outer_top : bottom + halo, outer_left : right + halo])
@@ -150,6 +159,8 @@ def _upscale_tiles(generator, lr, tile, device, precision, progress) -> np.ndarr
             (left - outer_left) * scale : (right - outer_left) * scale,
         ]
         sr[top * scale : bottom * scale, left * scale : right * scale] = images.to_array(images.signed_to_uint8(inner))
+        if on_tile:
+            on_tile(done, len(corners))
     return sr
 
 

@@ -85,6 +85,21 @@ def test_tiles_of_esrgans_generator_are_close_to_the_whole_image(astronaut, prec
     assert np.abs(whole - tiled).max() <= levels
 
 
+def test_every_tile_is_reported_and_what_the_report_raises_ends_the_work(astronaut):
+    seen, passes, generator = [], [], new_generator()
+    generator.register_forward_pre_hook(lambda *_: passes.append(1))
+    inference.upscale(generator, astronaut[:20, :30], 12, on_tile=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 6) for done in range(1, 7)] and len(passes) == 6
+
+    def stop(done, total):
+        if done == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        inference.upscale(generator, astronaut[:20, :30], 12, on_tile=stop)
+    assert len(passes) == 6 + 2
+
+
 def test_a_halo_narrower_than_the_receptive_field_shows_seams(astronaut, monkeypatch):
     generator = new_generator()
     whole = inference.upscale(generator, astronaut[:64, :64], tile=0)

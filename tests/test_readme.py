@@ -16,6 +16,7 @@ from conftest import ROOT, run
 from PIL import Image
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+import app
 import test_image
 import test_video
 import train
@@ -115,6 +116,7 @@ def test_commands_of_every_kind_are_run():
         (train.get_args_parser(), ["README.md", "docs/training.md"]),
         (test_image.get_args_parser(), ["docs/enlarging.md"]),
         (test_video.get_args_parser(), ["docs/video.md"]),
+        (app.get_args_parser(), ["docs/page.md"]),
     ],
     ids=lambda value: getattr(value, "prog", None),
 )

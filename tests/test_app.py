@@ -1,0 +1,308 @@
+import asyncio
+import io
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+import corpus
+import numpy as np
+import pytest
+from conftest import ROOT, run, the_error
+from PIL import Image, ImageCms
+
+import app
+from model import Generator
+from utils import checkpoint, cli, page, web
+
+TILE = 8
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    checkpoint.save_generator(folder / "mine.pth", Generator(4, 1))
+    return folder / "mine.pth"
+
+
+@pytest.fixture
+def enlarger(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr(app, "PURPOSES", ())
+    (tmp_path / "served").mkdir()
+    options = ["--weights", str(weights), "--device", "cpu", "--precision", "fp32", "--tile", str(TILE), "--max-pixels", "5000"]
+    return app.Enlarger(app.get_args_parser().parse_args(options), tmp_path / "served")
+
+
+def enlarge(enlarger, path, on_tile=None) -> app.Result:
+    return enlarger.enlarge(path, enlarger.purposes[0], 0.5, on_tile or (lambda done, total: None))
+
+
+def test_every_purpose_has_its_files_and_starts_with_a_texture_that_the_slider_has():
+    for purpose in app.PURPOSES:
+        assert purpose.path.exists() and (purpose.texture_path is None or purpose.texture_path.exists())
+    assert any(purpose.texture_path for purpose in app.PURPOSES) and 0 <= app.TEXTURE <= 1
+    assert len({purpose.label for purpose in app.PURPOSES}) == len(app.PURPOSES)
+
+
+def test_generator_files_appear_by_their_names_without_folders():
+    paths = [Path("a/x.pth"), Path("b/y.safetensors"), Path("c/x.pth")]
+    assert app.named(paths) == dict(zip(["x", "y", "x (2)"], paths, strict=True))
+
+
+@pytest.mark.parametrize("kind", app.FORMATS)
+def test_pictures_of_every_mode_are_saved_as_test_image_does(enlarger, tmp_path, astronaut, weights, kind):
+    rgb = Image.fromarray(astronaut[:12, :20])
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    rgb.save(tmp_path / "described.jpg", icc_profile=profile, **corpus.described_options("jpg", orientation=6, width=20))
+    rgb.convert("L").save(tmp_path / "gray.png")
+    rgb.convert("CMYK").save(tmp_path / "cmyk.tif")
+    rgb.quantize(8).save(tmp_path / "palette.gif")
+    Image.fromarray(np.full((5, 6), 40_000, np.uint16)).save(tmp_path / "16 bit.png")
+    clear = rgb.convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(rgb.size))
+    clear.save(tmp_path / "alpha.webp")
+    sources = [path for path in sorted(tmp_path.iterdir()) if path.is_file()]
+    assert len(sources) == 6
+    out = tmp_path / "expected"
+    for source in sources if kind == "PNG" else [tmp_path / "described.jpg", tmp_path / "alpha.webp"]:
+        target = out / f"{source.stem}_x4{app.FORMATS[kind]}"
+        options = ["--weights", weights, "--device", "cpu", "--precision", "fp32", "--tile", TILE]
+        run("test_image.py", source, "--out", target, *options)
+        result = enlarge(enlarger, source)
+        file = enlarger.save(result, kind)
+        assert file.name == target.name and file.read_bytes() == target.read_bytes(), source
+        before, after = (Image.open(path) for path in result.before_and_after)
+        assert before.size == after.size == Image.open(file).size
+        assert before.info.get("icc_profile") == after.info.get("icc_profile")
+        assert enlarger.preview(source)[0].is_file()
+
+
+def test_pixels_are_counted_before_they_are_decoded(enlarger, tmp_path):
+    data = io.BytesIO()
+    Image.new("L", (100, 51)).save(data, "PNG")
+    (tmp_path / "large.png").write_bytes(data.getvalue()[:60])  # decoding would find that it is cut short
+    with pytest.raises(
+        cli.UserError, match=r"^large.png: has 100 × 51 pixels, 0.0 million; this page takes up to 0.005 million"
+    ):
+        enlarger.read(tmp_path / "large.png")
+    Image.new("L", (100, 50)).save(tmp_path / "fits.png")
+    assert enlarger.read(tmp_path / "fits.png").rgb.shape == (50, 100, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"text", "not an image"), (b"", "the file is empty"), (b"\x89PNG\r\n\x1a\n1234", "not an image")]
+)
+def test_what_is_no_picture_is_named_without_its_folder(enlarger, tmp_path, content, reason):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(cli.UserError) as raised:
+        enlarger.preview(path)
+    assert page.explained(raised.value).startswith(f"a.png: {reason}") and str(tmp_path) not in str(raised.value)
+    path.unlink()
+    with pytest.raises(cli.UserError, match=r"^a.png is no longer on the server"):
+        enlarge(enlarger, path)
+
+
+def test_a_format_that_cannot_hold_the_result_is_named_without_its_folder(enlarger, tmp_path):
+    Image.new("L", (4100, 1)).save(tmp_path / "wide.png")
+    result = enlarge(enlarger, tmp_path / "wide.png")
+    with pytest.raises(cli.UserError, match=r"^wide_x4.webp: WEBP holds at most 16383 pixels per side"):
+        enlarger.save(result, "WebP")
+    assert enlarger.save(result, "PNG").exists()
+
+
+def test_cancelling_takes_effect_after_the_current_tile(enlarger, tmp_path, monkeypatch):
+    Image.new("RGB", (4 * TILE, 3 * TILE)).save(tmp_path / "a.png")
+    passes, forward = [], Generator.forward
+    monkeypatch.setattr(Generator, "forward", lambda self, lr: passes.append(1) or forward(self, lr))
+    stops = page.Stops()
+    stops.start("mine")
+    stops.start("another's")
+    mine, other = stops.check("mine"), stops.check("another's")
+
+    def on_tile(done, total):
+        assert total == 12
+        if done == 5:
+            stops.stop("mine")
+        mine()
+
+    with pytest.raises(page.Cancelled):
+        enlarge(enlarger, tmp_path / "a.png", on_tile)
+    assert len(passes) == 5
+    other()  # goes on
+
+
+def test_each_visitors_work_ends_on_its_own():
+    stops, checks = page.Stops(), []
+    for visitor in ("a", "b", "c", "d"):
+        stops.start(visitor)
+        checks.append(stops.check(visitor))
+
+    def ended() -> list[int]:
+        found = []
+        for index, check in enumerate(checks):
+            try:
+                check()
+            except page.Cancelled:
+                found.append(index)
+        return found
+
+    stops.stop("nobody")
+    assert ended() == []
+    stops.stop("a")
+    stops.forget("b")
+    stops.start("c")  # another picture
+    assert ended() == [0, 1, 2]
+    stops.check("c")()
+    stops.check("b")()  # somebody new
+    stops.stop_all()
+    assert ended() == [0, 1, 2, 3]
+
+
+def test_errors_that_are_not_the_users_are_told_in_general_words(capsys, tmp_path):
+    for error, words in (
+        (OSError(28, "No space left on device", str(tmp_path / "x.png")), "Something went wrong on the server"),
+        (MemoryError(), "too little memory"),
+        (cli.RunError("values that are not finite"), "weights are damaged"),
+    ):
+        assert words in page.explained(error) and str(tmp_path) not in page.explained(error)
+        assert type(error).__name__ in capsys.readouterr().err
+
+
+def test_a_file_name_is_no_html():
+    assert page.message("<b>.png", alert=True) == '<p role="alert">&lt;b&gt;.png</p>'
+
+
+# --- the server -----------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_gradio_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(cli.UserError, match="package gradio is missing; pip install gradio"):
+        app.main(app.get_args_parser().parse_args(["--port", "0"]))
+
+
+def test_wrong_options_are_one_line(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"nothing")
+    assert "w.pth: refused" in the_error(run("app.py", "--port", 0, "--weights", tmp_path / "w.pth", status=None))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        error = the_error(run("app.py", "--port", port, status=None))
+    assert f"127.0.0.1:{port}: " in error and "choose another --port or --host" in error
+
+
+@pytest.mark.parametrize(
+    ("host", "url", "warned"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80 ", False),
+        ("::1", "http://[::1]:80 ", False),
+        ("0.0.0.0", "http://127.0.0.1:80 ", True),
+        ("192.168.1.2", "http://192.168.1.2:80 ", True),
+    ],
+)
+def test_a_page_that_others_can_reach_is_called_so(host, url, warned):
+    assert url in web.address(host, 80) and ("no password" in web.address(host, 80)) == warned
+
+
+def test_the_folder_ends_with_the_server_and_with_a_later_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(page.tempfile, "gettempdir", lambda: str(tmp_path))
+    with page.temporary_folder() as first:
+        assert first.stat().st_mode & 0o077 == 0
+        killed = tmp_path / "srgan-page-killed"
+        shutil.copytree(first, killed)
+        with page.temporary_folder() as second:
+            assert first.exists() and second.exists() and not killed.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_removed_when_they_are_old(tmp_path):
+    hour_ago = time.time() - 3601
+    for name in ("old/a.png", "old/deep/b.png", "mixed/old.png", "mixed/new.png", f"{page.PERMANENT}/c.jpg", ".lock"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        if "new" not in name:
+            os.utime(path, (hour_ago, hour_ago))
+    page.remove_old(tmp_path, 3600)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"mixed/new.png", f"{page.PERMANENT}/c.jpg", ".lock"}
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (hour_ago, hour_ago))
+    page.remove_old(tmp_path, 3600)
+    page.remove_old(tmp_path, -1)
+    assert {path.name for path in tmp_path.iterdir()} == {page.PERMANENT, ".lock"}
+
+
+def answer(path: str, body: bytes = b"", folder: Path = Path("/tmp/served")) -> tuple[int, dict[bytes, bytes], bytes]:
+    """Status, headers and body that OnlyThisPage gives for a request, in front of a server that answers everything."""
+
+    async def everything(scope, receive, send):
+        received = (await receive())["body"]
+        html = b'<head><meta property="og:image"\n content="https://example.org/x.png" />\n<title>a</title></head>' + received
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(html))]})
+        await send({"type": "http.response.body", "body": html[:9], "more_body": True})
+        await send({"type": "http.response.body", "body": html[9:]})
+
+    parts, sent = [body[:7], body[7:]], []
+
+    async def receive():
+        part = parts.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(parts)}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "headers": []}
+    asyncio.run(web.OnlyThisPage(everything, folder)(scope, receive, send))
+    return sent[0]["status"], dict(sent[0]["headers"]), b"".join(message["body"] for message in sent[1:])
+
+
+def test_the_page_comes_without_tags_for_other_sites_and_binds_the_browser():
+    status, headers, html = answer("/")
+    assert status == 200 and html == b"<head><title>a</title></head>" and headers[b"content-length"] == b"%d" % len(html)
+    assert b"default-src 'self'" in headers[b"content-security-policy"]
+
+
+@pytest.mark.parametrize("path", ["/config", "/assets/index.js", "/gradio_api/upload", "/gradio_api/file=/tmp/served/a/b.png"])
+def test_what_the_page_needs_is_served(path):
+    assert answer(path)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/docs", "/monitoring", "/gradio_api/info", "/gradio_api/vibe-edit", "/gradio_api/proxy=http://example.org",
+        "/gradio_api/file=http://example.org", "/gradio_api/file=/etc/passwd", "/gradio_api/file=README.md",
+        f"/gradio_api/file={ROOT}/app.py", "/gradio_api/file=/tmp/served/../other/a", "/gradio_api/file=/tmp/served",
+        "/gradio_api/file=/tmp/served/.lock", "/gradio_api/file=/tmp/served2/a", "/assets/../app.py",
+    ],
+)  # fmt: skip
+def test_nothing_else_is_served(path):
+    status, _, body = answer(path)
+    assert status == 404 and b"served" not in body
+
+
+def test_calls_that_name_other_files_or_addresses_are_refused():
+    call, file = (
+        "/gradio_api/queue/join",
+        {"path": "/tmp/served/a.png", "url": "http://127.0.0.1/gradio_api/file=/tmp/served/a.png"},
+    )
+    allowed = json.dumps({"data": [file, None]}).encode()
+    status, _, received = answer(call, allowed)
+    assert status == 200 and received.endswith(allowed)
+    for refused in (
+        json.dumps({"data": [1, {"a": [file | {"path": "http://example.org/a.png"}]}]}).encode(),
+        b'{"data": [{"path": "\\u0068ttps://example.org"}]}',
+        b'{"data": {"path": "/etc/passwd"}}',
+        b'{"data": {"path": "/tmp/served/../a"}}',
+        b'{"data": {"path": "README.md"}}',
+        b'{"data": {"path": ["/tmp/served/a"]}}',
+        b"no JSON",
+        b"[" * 100_000,
+        json.dumps({"data": "x" * 2**21}).encode(),
+    ):
+        assert answer(call, refused)[0] == 404

@@ -1,0 +1,294 @@
+"""app.py as its users see it: a server of its own, and pages in a headless Chromium."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.parse
+
+import corpus
+import pytest
+from conftest import ROOT, photograph, run
+from PIL import Image, ImageCms
+
+from model import Generator
+from utils import checkpoint
+
+pytest.importorskip("gradio", reason="Gradio is not here: pip install gradio")
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not here: pip install playwright")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TILE = 4
+PATIENCE_MS = 120_000
+AT_WORK = re.compile(r"\d/2\.5k tiles")  # of 2,500
+FIXED = ["--device", "cpu", "--precision", "fp32", "--tile", TILE]
+PURPOSES = {"faithful": 0, "sharper": 1, "JPEG": 2, "tiny": 3}
+
+
+class Server:
+    """A running app.py, the folder of its files, and what it has printed."""
+
+    def __init__(self, folder, weights):
+        environment = os.environ | {"TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, ROOT / "app.py", "--port", 0, "--weights", weights, "--max-pixels", 40_000, *FIXED]
+        self.log = folder / "log"
+        with open(self.log, "a") as log:
+            pipe = subprocess.PIPE
+            self.process = subprocess.Popen(
+                [*map(str, command)], stdout=pipe, stderr=log, env=environment, cwd=folder, text=True
+            )
+        line = self.process.stdout.readline()  # waits until it listens
+        assert line.startswith("open http://127.0.0.1:"), line + self.log.read_text()
+        self.url = re.search(r"http://\S+", line)[0]
+        (self.files,) = folder.glob("srgan-page-*")
+
+    def get(self, path: str, body: str | None = None) -> tuple[int, str]:
+        """The answer to a request whose path is sent as it is, without tidying."""
+        connection = http.client.HTTPConnection(urllib.parse.urlparse(self.url).netloc, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST" if body else "GET", path, body, {"content-type": "application/json"} if body else {})
+            response = connection.getresponse()
+            return response.status, response.read().decode(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    checkpoint.save_generator(folder / "tiny.pth", Generator(4, 1))
+    return folder / "tiny.pth"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, weights):
+    running = Server(tmp_path_factory.mktemp("server"), weights)
+    yield running
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(60) == 128 + signal.SIGTERM
+    assert not running.files.exists() and running.log.read_text() == ""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is here: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(server, browser):
+    """A function that opens the page as another user; in the end, nothing was requested from elsewhere and no script failed."""
+    requests, errors, contexts = [], [], []
+
+    def opened(**options):
+        contexts.append(browser.new_context(**options))
+        contexts[-1].set_default_timeout(PATIENCE_MS)
+        page = contexts[-1].new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(server.url)
+        page.locator("#go").wait_for()
+        page.locator("#examples img").first.wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert requests and not errors
+    assert [url for url in requests if not url.startswith((server.url, "data:", "blob:"))] == []
+
+
+def add(page, path) -> None:
+    """Choose a picture in the page, and wait until it is taken."""
+    page.locator("#picture input[type=file]").set_input_files(path)
+    page.locator("#about", has_text=f"{path.name}: ").wait_for()
+
+
+def start(page, path, purpose: str) -> None:
+    add(page, path)
+    page.locator("#purpose input").nth(PURPOSES[purpose]).check()
+    page.locator("#go:enabled").click()
+
+
+def finished(page) -> str:
+    """Wait for the result of what was started and return the line about it."""
+    page.locator("#note", has_text="seconds").wait_for()
+    page.locator("#go:enabled").wait_for()
+    return page.locator("#note").inner_text()
+
+
+def downloaded(page) -> tuple[str, bytes]:
+    with page.expect_download() as download:
+        page.locator("#download:enabled").click()
+    return download.value.suggested_filename, download.value.path().read_bytes()
+
+
+def expected(path, target, *options) -> bytes:
+    """What test_image.py writes."""
+    run("test_image.py", path, "--out", target, *FIXED, *options)
+    return target.read_bytes()
+
+
+def position(divider) -> int:
+    """Where the divider is, in percent from the left."""
+    return int(divider.get_attribute("aria-valuenow"))
+
+
+def test_a_picture_is_uploaded_enlarged_compared_and_downloaded(open_page, tmp_path, weights, astronaut):
+    path = tmp_path / "größe <1>.jpg"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    described = corpus.described_options("jpg", orientation=6, width=30)
+    Image.fromarray(astronaut[:20, :30]).save(path, icc_profile=profile, **described)
+    page = open_page(viewport={"width": 375, "height": 740})
+    assert page.locator("#go").is_disabled() and page.locator("#download").is_disabled()
+    page.locator("#picture input[type=file]").set_input_files(path)
+    page.locator("#about", has_text="20 × 30 pixels").wait_for()
+    page.locator("#purpose input").nth(PURPOSES["tiny"]).check()
+    page.locator("#go:enabled").click()
+    assert "80 × 120 pixels, 4 times as wide and high" in finished(page)
+    stem = None
+    for kind, suffix in {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp"}.items():
+        page.locator("#kind").get_by_label(kind).check()
+        page.locator("#download", has_text=f"Download {kind} (").wait_for()
+        name, content = downloaded(page)
+        assert name.endswith(f"_x4{suffix}") and "größe" in name
+        assert content == expected(path, tmp_path / f"expected{suffix}", "--weights", weights)
+        assert stem in (None, name.removesuffix(suffix))
+        stem = name.removesuffix(suffix)
+    divider = page.locator("#comparison").get_by_role("slider")
+    sizes = page.locator("#comparison img").evaluate_all(
+        "all => all.map((one) => [one.naturalWidth, one.naturalHeight, one.alt])"
+    )
+    assert [size[:2] for size in sizes] == [[80, 120]] * 2 and all(alt for *_, alt in sizes)
+    divider.scroll_into_view_if_needed()
+    box = divider.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y, steps=4)
+    page.mouse.up()
+    positions = [position(divider)]
+    for key in ("ArrowLeft", "Home", "End"):
+        divider.press(key)
+        positions.append(position(divider))
+    assert 60 < positions[0] < 80 and positions[1] == positions[0] - 5 and positions[2:] == [0, 100]
+    divider.press("+")
+    assert "scale(1)" not in page.locator("#comparison img").first.get_attribute("style")
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+
+
+def test_the_purposes_are_the_files_and_blends_of_test_image(open_page, tmp_path, astronaut):
+    path = tmp_path / "a.png"
+    Image.fromarray(astronaut[100:112, 200:216]).save(path)
+    page = open_page(color_scheme="dark")
+    assert not page.locator("#texture").is_visible()
+    start(page, path, "faithful")
+    assert "64 × 48 pixels" in finished(page)
+    assert downloaded(page) == ("a_x4.png", expected(path, tmp_path / "faithful.png", "--weights", "srresnet_x4"))
+    page.locator("#purpose input").nth(PURPOSES["sharper"]).check()
+    number = page.locator("#texture input[type=number]")
+    number.fill("0.5")
+    number.blur()
+    page.locator("#go").click()
+    page.locator("#note", has_text="Working").wait_for()
+    finished(page)
+    assert downloaded(page)[1] == expected(path, tmp_path / "sharper.png", "--texture", 0.5)
+    page.locator("#purpose input").nth(PURPOSES["JPEG"]).check()
+    page.locator("#texture").wait_for(state="hidden")
+
+
+def test_what_cannot_be_enlarged_is_told(open_page, tmp_path, server):
+    page = open_page()
+    (tmp_path / "none.png").write_text("no picture")
+    Image.new("L", (201, 200)).save(tmp_path / "large.png")
+    Image.new("L", (8, 8)).save(tmp_path / "good.png")
+    for name, reason in (("none.png", "not an image of a known format"), ("large.png", "201 × 200 pixels")):
+        add(page, tmp_path / name)
+        alert = page.locator("#about").get_by_role("alert")
+        assert reason in alert.inner_text() and str(server.files) not in page.locator("body").inner_text()
+        assert page.locator("#go").is_disabled()
+    add(page, tmp_path / "good.png")
+    page.locator("#go:enabled").wait_for()
+    page.locator("#picture").get_by_label("Remove Image").click()
+    page.locator("#go:disabled").wait_for()
+    page.locator("#examples button").nth(1).click()
+    page.locator("#about", has_text="coffee.png: has 600 × 400 pixels").wait_for()  # more than this server takes
+
+
+def test_two_users_get_their_own_results_and_not_each_others(open_page, tmp_path, weights, server):
+    pages = []
+    for index, name in enumerate(("chelsea.png", "coffee.png")):
+        path = tmp_path / name
+        Image.fromarray(photograph(name)[: 16 + 8 * index, :40]).save(path)
+        pages.append((open_page(), path))
+    for page, path in pages:
+        start(page, path, "tiny")
+    for page, path in pages:
+        finished(page)
+        assert downloaded(page) == (
+            f"{path.stem}_x4.png", expected(path, tmp_path / f"{path.stem}_out.png", "--weights", weights)
+        )  # fmt: skip
+    mine, theirs = (page.locator("#comparison img").first.get_attribute("src") for page, _ in pages)
+    token = theirs.split("/")[-2]
+    assert token not in mine and len(token) >= 32
+    path = urllib.parse.urlparse(theirs).path
+    assert server.get(path)[0] == 200
+    assert server.get(path.replace(token, token[:-1] + "x"))[0] in (403, 404)
+    assert server.get(path.rpartition("/")[0])[0] in (403, 404) and server.get(path.rpartition("/")[0] + "/")[0] in (403, 404)
+
+
+def test_cancelling_and_leaving_end_the_work(open_page, tmp_path):
+    Image.new("RGB", (200, 200)).save(tmp_path / "long.png")  # 2500 tiles
+    Image.new("RGB", (8, 8)).save(tmp_path / "short.png")
+    leaving, waiting, page = open_page(), open_page(), open_page()
+    start(leaving, tmp_path / "long.png", "faithful")
+    leaving.get_by_text(AT_WORK).wait_for()
+    start(waiting, tmp_path / "long.png", "faithful")
+    waiting.get_by_text("queue: 1/1").wait_for()
+    waiting.locator("#cancel:enabled").click()
+    waiting.locator("#note", has_text="Cancelled.").wait_for()
+    leaving.close()
+    start(page, tmp_path / "long.png", "faithful")
+    page.get_by_text(AT_WORK).wait_for()  # in less than the work of the other two, which is minutes
+    page.locator("#cancel:enabled").click()
+    page.locator("#note", has_text="Cancelled.").wait_for()
+    page.locator("#go:enabled").wait_for()
+    assert page.locator("#cancel").is_disabled() and page.locator("#download").is_disabled()
+    start(page, tmp_path / "short.png", "tiny")
+    assert "32 × 32 pixels" in finished(page)
+
+
+def test_nothing_but_the_page_is_served(server):
+    status, html = server.get("/")
+    assert status == 200
+    outside = {url for url in re.findall(r"https?://[^\s\"'<>\\]+", html) if not url.startswith(server.url)}
+    assert outside == set()
+    for place in (
+        "etc/passwd",
+        f"{ROOT}/app.py",
+        f"{ROOT}/weights/srresnet_x4.pth",
+        f"{server.files}/../log",
+        "README.md",
+        "app.py",
+    ):
+        for prefix in ("/", "//", ""):
+            for path in (f"/gradio_api/file={prefix}{place}", f"/gradio_api/file={server.files}/..{prefix}..{prefix}{place}"):
+                assert server.get(path)[0] == 404, path
+                assert server.get(urllib.parse.quote(path, safe="/="))[0] == 404, path
+    for path in ("/gradio_api/info", "/gradio_api/vibe-edit", "/monitoring", "/docs", "/gradio_api/file=http://example.org/"):
+        assert server.get(path)[0] == 404, path
+
+
+def test_calls_cannot_name_files_of_the_server_or_addresses(server):
+    for path in (f"{ROOT}/README.md", "README.md", str(server.files.parent / "log"), "http://example.org/a.png"):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        for address in ("/gradio_api/queue/join", "/gradio_api/run/predict"):
+            call = json.dumps({"data": [file], "fn_index": 0, "session_hash": "a"})
+            assert server.get(address, call) == (404, "no such address\n")
