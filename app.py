@@ -45,7 +45,7 @@ PURPOSES = (
     Purpose("Clean pictures, faithful: the smallest error, a little soft", weights.FAITHFUL),
     Purpose("Clean pictures, sharper: more texture, some of it invented", weights.FAITHFUL, weights.TEXTURED),
 )
-TEXTURE = 0.7  # where the slider from faithful (0) to detailed (1) starts
+TEXTURE = 0.6  # where the slider from faithful (0) to detailed (1) starts
 MAX_PIXELS = 4_000_000  # LR; minutes on a CPU, and a result of 64 million, which browsers still show
 TILE = 192  # LR pixels: a second or two on two CPU cores, in which nothing can be cancelled
 MAX_FILE_SIZE = "100mb"
