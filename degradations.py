@@ -107,6 +107,7 @@ PHOTO: dict[str, Any] = {
 }
 RECIPES = {"bicubic": "bicubic-1", "photo": PHOTO["version"], "files": "files"}
 MARGIN = 14  # LR pixels around a crop that are degraded with it and then cut off, on average
+FILE_BYTES_PER_PIXEL = 200  # memory that `degrade_file` takes per HR pixel, at most; it computes in float64
 _BLOCK = 16  # side of a JPEG block with one colour per 2x2 pixels: how many positions a crop can have in that grid
 
 
@@ -117,8 +118,6 @@ def degrade(
     hr: np.ndarray, upscale: int, rng: np.random.Generator, precision: type = np.float32, kind: str | None = None
 ) -> np.ndarray:
     """Return the LR image of an HR image as a degraded photograph.
-
-    In float64, whole images take up to 200 bytes of memory per HR pixel.
 
     Args:
         hr: (H, W, 3) uint8, with sides that are multiples of `upscale`.

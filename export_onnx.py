@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # in a range of 2: about a hundredth of an 8-bit level
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.ArgumentParser(prog="export_onnx.py", description=__doc__)
-    weights.add_weights_option(parser)
+    weights.add_weights_option(parser, default=weights.FAITHFUL)
     parser.add_argument("--out", type=Path, help="the ONNX file (default: <weights>.onnx in the current folder)")
     return parser
 

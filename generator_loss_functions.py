@@ -1,4 +1,6 @@
-"""The losses: pixel + adversarial + perceptual + total variation (Ledig et al., section 2.2), and a penalty on grids."""
+"""The losses: pixel + adversarial + perceptual + total variation (Ledig et al., section 2.2), and two that keep texture clean:
+a penalty on grids, and consistency with LR.
+"""
 
 from collections.abc import Iterator
 
@@ -149,6 +151,19 @@ def grid_loss(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
     return cells.mean((2, 4)).square().mean()
 
 
+def consistency_loss(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
+    """Return the mean squared difference between SR and HR after both were reduced to LR's size by bicubic.
+
+    Many HR images have the same LR, and texture is a choice among them. This term leaves that choice free, and penalises
+    what LR rules out: patterns as wide as its pixels, and lost contrast and colour (Bahat and Michaeli, 2020, section 3).
+
+    Args:
+        sr, hr: images (N, C, H, W) in [0, 1], with sides that are multiples of the scale.
+    """
+    size = [side // upscale for side in hr.shape[-2:]]
+    return F.interpolate(sr - hr, size, mode="bicubic", antialias=True).square().mean()
+
+
 # --- all together -------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +174,8 @@ class GeneratorLoss(nn.Module):
         network: the perceptual network; may be None if its weight is 0.
         perceptual_shift: how many pixels SR and HR are at most shifted (cropped) before the perceptual network, together
             and by a new draw for every update: the network's strides, always at the same places, print squares on SR.
+        perceptual_zoom: how much SR and HR are at most enlarged after that, in steps of a quarter and by a new draw for
+            every update: the network hardly tells patterns of 2 to 4 pixels apart, and takes a weave of dots for texture.
         pixel_loss: one of `PIXEL_LOSSES`.
         adversarial_loss: one of `ADVERSARIAL_LOSSES`.
         upscale: the scale, which is the period of the grid.
@@ -172,8 +189,10 @@ class GeneratorLoss(nn.Module):
         perceptual_weight: float,
         tv_weight: float,
         grid_weight: float = 0.0,
+        consistency_weight: float = 0.0,
         network: VGG16Features | SqueezeNetFeatures | None = None,
         perceptual_shift: int = 0,
+        perceptual_zoom: float = 1.0,
         pixel_loss: str = "mse",
         adversarial_loss: str = "standard",
         upscale: int = 4,
@@ -187,15 +206,18 @@ class GeneratorLoss(nn.Module):
             "Loss_Perceptual": perceptual_weight,
             "Loss_TV": tv_weight,
             "Loss_Grid": grid_weight,
+            "Loss_Consistency": consistency_weight,
         }
         self.network = network if perceptual_weight else None
-        self.perceptual_shift, self.offset, self.upscale = perceptual_shift, (0, 0), upscale
+        self.perceptual_shift, self.perceptual_zoom, self.upscale = perceptual_shift, perceptual_zoom, upscale
+        self.offset, self.zoom = (0, 0), 1.0
         self.pixel_loss, self.tv_loss = PIXEL_LOSSES[pixel_loss], TVLoss()
         self.adversarial = ADVERSARIAL_LOSSES[adversarial_loss]()
 
-    def draw_shift(self, rng: np.random.Generator) -> None:
-        """Draw how far the next update's images are shifted before the perceptual network."""
+    def draw_view(self, rng: np.random.Generator) -> None:
+        """Draw how far the next update's images are shifted before the perceptual network, and how much enlarged."""
         self.offset = tuple(rng.integers(0, self.perceptual_shift + 1, 2).tolist())
+        self.zoom = 1 + rng.integers(0, int(4 * (self.perceptual_zoom - 1)) + 1).item() / 4
 
     def forward(
         self, sr: Tensor, hr: Tensor, fake_logits: Tensor, real_logits: Tensor | None = None
@@ -212,12 +234,16 @@ class GeneratorLoss(nn.Module):
             "Loss_Adversarial": self.adversarial.generator(real_logits, fake_logits),
         }
         if self.network is not None:
-            terms["Loss_Perceptual"] = self.network.distance(self.shifted(sr), self.shifted(hr)).mean()
+            terms["Loss_Perceptual"] = self.network.distance(self.viewed(sr), self.viewed(hr)).mean()
         terms["Loss_TV"] = self.tv_loss(sr.float())
         terms["Loss_Grid"] = grid_loss(sr.float(), hr, self.upscale)
+        terms["Loss_Consistency"] = consistency_loss(sr.float(), hr, self.upscale)
         return sum(self.weights[name] * term for name, term in terms.items()), terms
 
-    def shifted(self, image: Tensor) -> Tensor:
-        """Return the part of (N, C, H, W) that the perceptual network sees: smaller by the largest shift, at the offset."""
+    def viewed(self, image: Tensor) -> Tensor:
+        """Return what the perceptual network sees of (N, C, H, W): smaller by the largest shift, at the offset, enlarged."""
         (top, left), (height, width) = self.offset, (side - self.perceptual_shift for side in image.shape[-2:])
-        return image[..., top : top + height, left : left + width]
+        view = image[..., top : top + height, left : left + width]
+        if self.zoom == 1:
+            return view
+        return F.interpolate(view, [int(side * self.zoom) for side in (height, width)], mode="bicubic")

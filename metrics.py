@@ -7,6 +7,7 @@ All metrics are computed without TF32 and outside autocast, whatever the precisi
 
 import importlib.util
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -180,6 +181,38 @@ def _mirrored(side: int, radius: int) -> Tensor:
     """Return the indices c b a | a b c d | d c b of a side and `radius` places beyond either end."""
     index = torch.arange(-radius, side + radius) % (2 * side)
     return torch.minimum(index, 2 * side - 1 - index)
+
+
+class FrameDifference:
+    """How much consecutive frames differ, in SR and in bicubic: the mean absolute difference, in levels of 255.
+
+    Motion makes a sharp video differ more than a soft one. On a scene that stands still, all that is left is flicker.
+
+    Args:
+        sums: sum of SR's differences, of bicubic's, and their number, to go on from; see `sums`.
+    """
+
+    def __init__(self, sums: Iterable[float] = (0.0, 0.0, 0)):
+        self._sums = list(sums)
+        self._before: tuple[Tensor, Tensor] | None = None
+
+    def add(self, sr: Tensor, bicubic: Tensor) -> None:
+        """Take in the next frame (1, 3, H, W) uint8."""
+        if self._before is not None:
+            for index, (before, now) in enumerate(zip(self._before, (sr, bicubic), strict=True)):
+                self._sums[index] += (now.short() - before.short()).abs().float().mean().item()
+            self._sums[2] += 1
+        self._before = sr, bicubic
+
+    @property
+    def sums(self) -> list[float]:
+        """The sums so far; those of several parts of a video can be added up."""
+        return list(self._sums)
+
+    def means(self) -> tuple[float, float] | None:
+        """Return the mean of SR and of bicubic, or None after less than two frames."""
+        sr, bicubic, count = self._sums
+        return (sr / count, bicubic / count) if count else None
 
 
 def open_networks(lpips: bool = False, squeezenet: str | None = None) -> nn.ModuleDict:

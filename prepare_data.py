@@ -11,6 +11,7 @@ import argparse
 import functools
 import http.client
 import importlib.util
+import math
 import os
 import shutil
 import stat
@@ -28,6 +29,7 @@ import numpy as np
 import degradations
 from model import UPSCALES
 from utils import cli, files, images, pretrained
+from utils.device import free_system_memory
 
 DIV2K_URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 
@@ -328,8 +330,16 @@ def prepare_degraded(folder: Path, out: Path, seed: int, upscale: int) -> None:
     for place in {target.parent for target in targets}:
         files.make_folder(out / place)
     job = functools.partial(_write_degraded, folder, out, seed, upscale)
-    written = sum(cli.map_in_processes(job, names, None, f"degrading {folder.name}"))
+    written = sum(cli.map_in_processes(job, names, _processes_for_memory(folder, names), f"degrading {folder.name}"))
     print(f"{out}: {written} images" + (f", {len(names) - written} left out (too small)" if written < len(names) else ""))
+
+
+def _processes_for_memory(folder: Path, names: list[str]) -> int | None:
+    """Return how many processes can degrade a folder's largest image at once in the free memory; None if that is unknown."""
+    free, largest = free_system_memory(), max(math.prod(images.read_size(folder / name)) for name in names)
+    if free is None:
+        return None
+    return min(os.cpu_count() or 1, max(1, int(free // (degradations.FILE_BYTES_PER_PIXEL * largest))))
 
 
 def _write_degraded(folder: Path, out: Path, seed: int, upscale: int, name: str) -> bool:

@@ -34,7 +34,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--upscale", type=int, choices=UPSCALES, help="the scale (default: that of the generator file; 4 with --sr)"
     )
-    weights.add_weights_option(parser)
+    weights.add_weights_option(parser, default=weights.FAITHFUL)
     parser.add_argument("--out", type=Path, help="folder for the results (default: results/benchmark_<weights or sr>_<hr>)")
     parser.add_argument(
         "--perceptual-weights", metavar="imagenet|FILE",

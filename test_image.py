@@ -2,7 +2,7 @@
 
 python test_image.py photo.jpg                            writes photo_x4.png beside it
 python test_image.py photo.jpg --weights srgan_x4 --out big.tif
-python test_image.py photo.jpg --texture 0.5              halfway between srresnet_x4 and srgan_x4
+python test_image.py render.png --texture 0.5             halfway between srresnet_x4 and srgan_x4, for clean pictures
 python test_image.py photos/ --out enlarged/ --recursive --skip-existing
 
 Results are 8-bit PNG files unless --out names a file of another format (.jpg .webp .tif .bmp). Gray stays gray; CMYK becomes
@@ -42,16 +42,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--skip-existing", action="store_true", help="skip images that already have a result, to continue an interrupted folder"
     )
     parser.add_argument(
-        "--tile", type=tile, default="auto", metavar="auto|N|0", help="side of a tile in LR pixels; 0: no tiles"
+        "--tile", type=cli.tile_side, default="auto", metavar="auto|N|0", help="side of a tile in LR pixels; 0: no tiles"
     )
     add_options(parser)
     parser.add_argument("--max-pixels", type=cli.positive_int, default=images.MAX_PIXELS, help="refuse larger images")
     return parser
-
-
-def tile(text: str) -> int | str:
-    """Parse `auto` or a tile's side; 0 means the whole image."""
-    return text if text == "auto" else cli.non_negative_int(text)
 
 
 def name_suffix(text: str) -> str:
@@ -157,10 +152,9 @@ def enlarge(generators, source: Path, target: Path, args: argparse.Namespace, pr
     scale = next(iter(generators.values())).upscale
     height, width = (side * scale for side in picture.rgb.shape[:2])
     images.check_output_path(target, width, height, 1 if picture.gray else 3)
-    tile_side = None if args.tile == "auto" else args.tile
     panels = [("bicubic", images.upscale_bicubic(images.on_white(picture), scale))] if args.compare else []
     for label, generator in generators.items():
-        enlarged = inference.upscale_picture(generator, picture, tile_side, precision, progress=True)
+        enlarged = inference.upscale_picture(generator, picture, args.tile, precision, progress=True)
         if args.compare:
             panels.append((label, images.on_white(enlarged)))
     images.write_picture(target, enlarged)

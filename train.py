@@ -168,7 +168,7 @@ def begin_update(args: argparse.Namespace, models: Models, progress: Progress, b
     for optimizer, peak in ((models.optimizer_g, peak_g), (models.optimizer_d, peak_d)):
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, total, peak, args.lr_schedule, args.warmup_steps)
     if models.loss:
-        models.loss.draw_shift(np.random.default_rng([args.seed, progress.epoch, progress.batch, 2]))  # so resume is exact
+        models.loss.draw_view(np.random.default_rng([args.seed, progress.epoch, progress.batch, 2]))  # so resume is exact
 
 
 def train_epoch(args, models: Models, loader: DataLoader, progress: Progress, stop: cli.StopRequest) -> int | None:

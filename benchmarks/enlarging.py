@@ -42,11 +42,11 @@ def peak_bytes(device: torch.device) -> int:
 
 def measure(way: str, size: tuple[int, int], device: torch.device, precision: str, repeats: int) -> dict:
     """Return the seconds of the fastest repeat, and the peak memory in bytes beyond that at the start."""
-    generator = inference.open_generator(weights.WEIGHTS, device)
+    generator = inference.open_generator(weights.FAITHFUL, device)
     lr = image_of(*size)
     if way == "eager":
         plain = classic.new_generator(generator.blocks)
-        plain.load_state_dict(checkpoint.load_generator(weights.WEIGHTS).state_dict())
+        plain.load_state_dict(checkpoint.load_generator(weights.FAITHFUL).state_dict())
         plain = plain.to(device).eval()
 
         @torch.inference_mode()
@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
         way, size, repeats = json.loads(args.measure)
         print(json.dumps(measure(way, tuple(size), device, precision, repeats)))
         return 0
-    generator = checkpoint.load_generator(weights.WEIGHTS)
+    generator = checkpoint.load_generator(weights.FAITHFUL)
     one_tile = (TILE + 2 * generator.halo,) * 2
     cases = [("eager", SMALL, 2), ("whole", SMALL, 2), ("tiles", SMALL, 2), ("whole", one_tile, 1), ("tiles", LARGE, 1)]
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > LARGE_NEEDS:

@@ -1,8 +1,9 @@
 """Run a script of the repository with one fault: python tests/faulty.py FAULT NUMBER script.py ARGUMENTS.
 
 The events counted from 1 are what a run does to its disk (`write`, `flush`, `rename`, `link`) and what it computes (`work`:
-a training step, a validation image, a decoded image). At event NUMBER the process is killed by SIGKILL (FAULT `kill`), or a
-disk event fails with ENOSPC or EIO (`full`, `broken`; work is then not counted). NUMBER 0 causes no fault and prints the events.
+a training step, a validation image, a decoded image, an enlarged one). At event NUMBER the process gets SIGKILL, SIGTERM or
+SIGINT (FAULT `kill`, `stop`, `interrupt`), or a disk event fails with ENOSPC or EIO (`full`, `broken`; work is then not counted).
+NUMBER 0 causes no fault and prints the events.
 """
 
 import errno
@@ -12,22 +13,25 @@ import signal
 import sys
 from pathlib import Path
 
+import inference
 import metrics
 from dataloader import TrainDatasetFromFolder
 from utils import files, pixel_cache
 
 FAULT, NUMBER = sys.argv[1], int(sys.argv[2])
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM, "interrupt": signal.SIGINT}
 events: list[str] = []
 
 
 def event(name: str) -> None:
     """Count an event, and cause the fault if its turn has come."""
-    if FAULT != "kill" and name == "work":
+    if FAULT not in SIGNALS and name == "work":
         return
     events.append(name)
     if len(events) == NUMBER:
-        if FAULT == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if FAULT in SIGNALS:
+            os.kill(os.getpid(), SIGNALS[FAULT])
+            return
         code = {"full": errno.ENOSPC, "broken": errno.EIO}[FAULT]
         raise OSError(code, os.strerror(code))
 
@@ -84,6 +88,7 @@ before(os, "link", "link")
 before(TrainDatasetFromFolder, "batch", "work")
 before(metrics, "psnr_ssim_rgb", "work")
 before(pixel_cache, "_decode_one", "work")
+before(inference, "upscale_picture", "work")
 sys.argv = sys.argv[3:]
 try:
     runpy.run_path(str(Path(__file__).parent.parent / sys.argv[0]), run_name="__main__")

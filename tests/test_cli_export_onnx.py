@@ -50,7 +50,7 @@ def test_the_file_gives_pytorchs_result_at_any_size(generator, tmp_path):
 
 def test_the_default_weights_are_exported_without_options(tmp_path):
     run("export_onnx.py", cwd=tmp_path)
-    generator = checkpoint.load_generator(weights.WEIGHTS)
+    generator = checkpoint.load_generator(weights.FAITHFUL)
     result, expected = results(tmp_path / "srresnet_x4.onnx", generator, (1, 3, 30, 20))
     assert np.abs(result - expected).max() <= 1e-4
 

@@ -52,14 +52,17 @@ def without_times(out: Path) -> list[dict[str, str]]:
     ]
 
 
-def assert_same_run(one: Path, other: Path, but: str | None = None) -> None:
-    """The same weights and rows, but for a column."""
+NEW_LOSS_OPTIONS = ("perceptual_shift", "perceptual_zoom", "grid_weight", "consistency_weight")  # since the first version
+
+
+def assert_same_run(one: Path, other: Path, but: tuple[str, ...] = ()) -> None:
+    """The same weights and rows, but for some columns."""
     for name in ("last.pth", "generator_last.pth", "generator_best.pth"):
         a, b = tensors(one / "checkpoints" / name), tensors(other / "checkpoints" / name)
         assert a.keys() == b.keys() and len(a) > 10
         assert all(torch.equal(a[key], b[key]) for key in a), name
     rows, expected = without_times(one), without_times(other)
-    assert [row | {but: ""} for row in rows] == [row | {but: ""} for row in expected]
+    assert [row | dict.fromkeys(but) for row in rows] == [row | dict.fromkeys(but) for row in expected]
 
 
 @pytest.fixture(scope="module")
@@ -264,12 +267,13 @@ def test_a_checkpoint_of_the_first_version_resumes(whole_run, tmp_path):
     names = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
     progress["sums"] = torch.stack([progress["sums"][name] for name in names], -1)
     del progress["validation_seconds"], state["perceptual"]
-    for option in ("accumulate", "grad_clip", "learning_rate_d", "lpips", "save_every", "grid_weight", "perceptual_shift"):
+    for option in ("accumulate", "grad_clip", "learning_rate_d", "lpips", "save_every", *NEW_LOSS_OPTIONS):
         del state["options"][option]
     checkpoint.save_checkpoint(tmp_path / "out" / "checkpoints", {k: v for k, v in state.items() if k != "format"})
     run("train.py", *arguments)
-    assert_same_run(tmp_path / "out", whole, but="Loss_Grid")
-    assert [bool(row["Loss_Grid"]) for row in rows_of(tmp_path / "out")] == [False, False, True]  # of whole epochs only
+    assert_same_run(tmp_path / "out", whole, but=("Loss_Grid", "Loss_Consistency"))
+    for row, whole_epoch in zip(rows_of(tmp_path / "out"), (False, False, True), strict=True):
+        assert bool(row["Loss_Grid"]) == bool(row["Loss_Consistency"]) == whole_epoch
 
 
 def test_more_epochs_under_a_cosine(whole_run, tmp_path):
@@ -294,17 +298,19 @@ def test_what_is_random_depends_on_the_place_in_the_run_alone(photos, tmp_path):
     """One epoch and then another, with a random shift, ESRGAN's losses and degraded LR, give the same as two at once."""
     options = ["--perceptual", "squeezenet", "--adversarial-loss", "relativistic", "--discriminator", "unet"]
     options += ["--degradation", "photo"]
-    options += ["--grid-weight", 1000, "--pixel-loss", "l1"]
+    options += ["--grid-weight", 1000, "--consistency-weight", 300, "--pixel-loss", "l1"]
     run("train.py", *command(photos, tmp_path / "a", "--epochs", 2, *options))
     for epochs in (1, 2):
         run("train.py", *command(photos, tmp_path / "b", "--epochs", epochs, *options))
     assert_same_run(tmp_path / "a", tmp_path / "b")
     row = rows_of(tmp_path / "a")[0]
-    parts = {"Pixel": 1, "Adversarial": 1e-3, "Perceptual": 0.1, "TV": 2e-8, "Grid": 1000}
+    parts = {"Pixel": 1, "Adversarial": 1e-3, "Perceptual": 0.1, "TV": 2e-8, "Grid": 1000, "Consistency": 300}
     total = sum(weight * float(row[f"Loss_{name}"]) for name, weight in parts.items())
     assert total == pytest.approx(float(row["Loss_G"]), rel=1e-4)
     run("train.py", *command(photos, tmp_path / "c", "--epochs", 2, *options, "--perceptual-shift", 0))
-    assert rows_of(tmp_path / "c")[0]["Loss_Perceptual"] != row["Loss_Perceptual"]
+    run("train.py", *command(photos, tmp_path / "d", "--epochs", 1, *options, "--perceptual-zoom", 1))
+    losses = [rows_of(tmp_path / name)[0]["Loss_Perceptual"] for name in "acd"]
+    assert len(set(losses)) == 3
 
 
 def test_the_degradation_belongs_to_a_run_and_to_its_files(photos, tmp_path):
@@ -331,7 +337,7 @@ def test_a_run_of_the_time_before_other_perceptual_networks_goes_on(photos, tmp_
     state = files.load_tensors(path)
     options = state["options"]
     options["vgg_weights"] = options.pop("perceptual_weights")
-    for name in ("perceptual", "perceptual_shift", "adversarial_loss", "grid_weight"):
+    for name in ("perceptual", "adversarial_loss", *NEW_LOSS_OPTIONS):
         del options[name]
     files.save_tensors(path, state)
     assert "finished" in run("train.py", *command(photos, tmp_path, "--epochs", 2, "--vgg-weights", "random")).stdout

@@ -33,7 +33,7 @@ def stepped(device: str, precision: str, *options: str, steps: int = 2) -> tuple
     data, values = torch.Generator().manual_seed(1), []
     for step in range(steps):
         lr, hr = (torch.rand(args.batch_size, 3, side, side, generator=data) * 2 - 1 for side in (12, 48))
-        models.loss.draw_shift(np.random.default_rng(step))
+        models.loss.draw_view(np.random.default_rng(step))
         found = train.adversarial_step(models, lr.to(models.device), hr.to(models.device))
         models.update_average()
         values.append({name: value.item() for name, value in found.items()})
@@ -66,7 +66,7 @@ def test_fp16_skips_an_update_whose_gradients_overflow():
     models, _ = stepped("cuda", "fp16", "--batch-size", "2", steps=1)
     before, scale = weights_of(models.generator), models.scaler.get_scale()
     models.scaler.update(2.0**60)
-    models.loss.draw_shift(np.random.default_rng(0))
+    models.loss.draw_view(np.random.default_rng(0))
     train.adversarial_step(models, torch.rand(2, 3, 12, 12, device=DEVICE), torch.rand(2, 3, 48, 48, device=DEVICE))
     assert models.scaler.get_scale() < 2.0**60 and scale > 1
     assert torch.equal(weights_of(models.generator), before)

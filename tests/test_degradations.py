@@ -12,6 +12,7 @@ from scipy import ndimage, stats
 from test_dataloader import epoch_of, same
 
 import degradations
+import prepare_data
 from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder
 from utils import images
 from utils.options import get_args_parser, resolve
@@ -396,3 +397,12 @@ def test_bad_input_of_prepare_data_degraded(photos, tmp_path):
     Image.open(photos[1] / "image_1.png").save(photos[1] / "image_1.jpg")
     error = the_error(run_script("prepare_data.py", "degraded", photos[1], "--out", tmp_path / "lr", status=2))
     assert "several images are named image_1" in error and not (tmp_path / "lr").exists()
+
+
+def test_only_as_many_images_are_degraded_at_once_as_memory_holds(photos, monkeypatch):
+    names = images.list_image_names(photos[1])
+    height, width = images.read_size(photos[1] / names[0])
+    monkeypatch.setattr(prepare_data.os, "cpu_count", lambda: 64)
+    for free, processes in ((3.5 * 200 * height * width, 3), (1, 1), (1e15, 64), (None, None)):
+        monkeypatch.setattr(prepare_data, "free_system_memory", lambda free=free: free)
+        assert prepare_data._processes_for_memory(photos[1], names) == processes

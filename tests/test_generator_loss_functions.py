@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from dataloader import TestDatasetFromFolder
@@ -11,6 +12,7 @@ from generator_loss_functions import (
     SqueezeNetFeatures,
     TVLoss,
     VGG16Features,
+    consistency_loss,
     grid_loss,
 )
 from utils import images, pretrained
@@ -59,9 +61,17 @@ def test_total_is_the_weighted_sum_of_independently_computed_terms(vgg, pair):
         "Loss_Perceptual": (difference**2).mean().item(),
         "Loss_TV": TVLoss()(sr).item(),
         "Loss_Grid": grid_loss(sr, hr, 4).item(),
+        "Loss_Consistency": consistency_loss(sr, hr, 4).item(),
     }
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
-    weights = {"Loss_Pixel": 1, "Loss_Adversarial": 0.001, "Loss_Perceptual": 0.006, "Loss_TV": 2e-8, "Loss_Grid": 0}
+    weights = {
+        "Loss_Pixel": 1,
+        "Loss_Adversarial": 0.001,
+        "Loss_Perceptual": 0.006,
+        "Loss_TV": 2e-8,
+        "Loss_Grid": 0,
+        "Loss_Consistency": 0,
+    }
     assert total.item() == pytest.approx(sum(weights[name] * value for name, value in expected.items()), rel=1e-5)
 
 
@@ -84,7 +94,7 @@ def test_features_stay_frozen_and_in_evaluation(vgg):
 
 def test_without_perceptual_weight_no_network_is_needed(pair):
     total, terms = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0})(*pair, torch.zeros(2))
-    assert list(terms) == ["Loss_Pixel", "Loss_Adversarial", "Loss_TV", "Loss_Grid"] and total > 0
+    assert list(terms) == ["Loss_Pixel", "Loss_Adversarial", "Loss_TV", "Loss_Grid", "Loss_Consistency"] and total > 0
     with pytest.raises(ValueError, match="needs a perceptual network"):
         GeneratorLoss(**WEIGHTS)
 
@@ -199,7 +209,7 @@ def test_the_networks_take_images_of_their_least_side_and_no_smaller_ones(name, 
         network.distance(*torch.rand(2, 1, 3, least - 1, least - 1))
 
 
-# --- shift and grid ---------------------------------------------------------------------------------------------------
+# --- shift, zoom, grid and consistency ---------------------------------------------------------------------------------------------------
 
 
 def test_sr_and_hr_are_shifted_together_and_every_offset_is_drawn(squeezenet, pair):
@@ -207,7 +217,7 @@ def test_sr_and_hr_are_shifted_together_and_every_offset_is_drawn(squeezenet, pa
     sr, hr = pair
     drawn = set()
     for step in range(600):
-        loss.draw_shift(np.random.default_rng([0, 1, step]))
+        loss.draw_view(np.random.default_rng([0, 1, step]))
         drawn.add(loss.offset)
     assert drawn == {(top, left) for top in range(8) for left in range(8)}
     top, left = loss.offset
@@ -215,6 +225,25 @@ def test_sr_and_hr_are_shifted_together_and_every_offset_is_drawn(squeezenet, pa
     parts = (image[..., top : top + 25, left : left + 33] for image in pair)
     assert terms["Loss_Perceptual"].item() == pytest.approx(squeezenet.distance(*parts).mean().item())
     assert terms["Loss_Pixel"].item() == pytest.approx((sr - hr).square().mean().item())  # of the whole crop
+
+
+def test_sr_and_hr_are_enlarged_together_and_every_zoom_is_drawn(squeezenet, pair):
+    loss = GeneratorLoss(network=squeezenet, perceptual_zoom=2, **WEIGHTS)
+    drawn = {}
+    for step in range(60):
+        loss.draw_view(np.random.default_rng([0, 1, step]))
+        drawn[loss.zoom] = loss(*pair, torch.zeros(2))[1]["Loss_Perceptual"].item()
+    assert sorted(drawn) == [1, 1.25, 1.5, 1.75, 2] and len(set(drawn.values())) == 5
+    height, width = pair[0].shape[-2:]
+    enlarged = (F.interpolate(image, (2 * height, 2 * width), mode="bicubic") for image in pair)
+    assert drawn[2] == pytest.approx(squeezenet.distance(*enlarged).mean().item())
+
+
+def test_without_zoom_the_shifts_are_those_of_runs_before_there_was_one(squeezenet):
+    loss = GeneratorLoss(network=squeezenet, perceptual_shift=7, **WEIGHTS)
+    for step in range(5):
+        loss.draw_view(np.random.default_rng([0, 1, step]))
+        assert loss.offset == tuple(np.random.default_rng([0, 1, step]).integers(0, 8, 2).tolist()) and loss.zoom == 1
 
 
 @pytest.mark.parametrize("upscale", [2, 3, 4, 8])
@@ -243,3 +272,25 @@ def test_the_grid_loss_sees_what_repeats_with_the_scale_and_nothing_else():
     total, terms = GeneratorLoss(grid_weight=1000, **WEIGHTS | {"perceptual_weight": 0})(hr + weave, hr, torch.zeros(2))
     rest, _ = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0})(hr + weave, hr, torch.zeros(2))
     assert (total - rest).item() == pytest.approx(1000 * terms["Loss_Grid"].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("upscale", [2, 3, 4, 8])
+def test_the_consistency_loss_compares_what_pillow_makes_smaller(upscale):
+    sr, hr = np.random.default_rng(1).random((2, 2, 3, 24, 48)).astype(np.float32)
+    smaller = [
+        np.asarray(Image.fromarray(plane).resize((48 // upscale, 24 // upscale), Image.Resampling.BICUBIC))
+        for plane in (sr - hr).reshape(-1, 24, 48)
+    ]
+    expected = np.square(smaller).mean()
+    assert consistency_loss(*map(torch.from_numpy, (sr, hr)), upscale).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_consistency_loss_sees_what_lr_fixes_and_leaves_the_rest_free():
+    hr = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    rows, columns = torch.arange(64)[:, None], torch.arange(64)
+    fine, coarse = (0.1 * ((-1.0) ** ((rows // size) + (columns // size))) for size in (1, 8))
+    assert consistency_loss(hr + coarse, hr, 4) > 1000 * consistency_loss(hr + fine, hr, 4)
+    assert consistency_loss(0.9 * hr, hr, 4) > 1e-3  # lost contrast
+    total, terms = GeneratorLoss(consistency_weight=300, **WEIGHTS | {"perceptual_weight": 0})(0.9 * hr, hr, torch.zeros(2))
+    rest, _ = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0})(0.9 * hr, hr, torch.zeros(2))
+    assert (total - rest).item() == pytest.approx(300 * terms["Loss_Consistency"].item(), rel=1e-4)

@@ -152,16 +152,16 @@ def test_files_of_two_architectures_are_not_blended(tmp_path, other):
         inference.open_generator(tmp_path / "a.pth", CPU, tmp_path / "b.pth", 0.0)
 
 
-def chosen(*options) -> weights.Weights:
+def chosen(*options, **default) -> weights.Weights:
     parser = cli.ArgumentParser()
-    weights.add_weights_option(parser)
+    weights.add_weights_option(parser, **default)
     return weights.chosen_weights(parser.parse_args([str(option) for option in options]))
 
 
-def test_a_blend_has_defaults_of_its_own(monkeypatch):
-    assert chosen() == weights.Weights(weights.WEIGHTS) and chosen().stem == weights.WEIGHTS.stem
-    monkeypatch.setattr(weights, "WEIGHTS", weights.weights_file("srgan_x4"))
-    assert chosen().stem == "srgan_x4"
+def test_pictures_benchmarks_and_blends_have_defaults_of_their_own():
+    assert chosen() == weights.Weights(weights.weights_file("photo_x4")) and chosen().stem == "photo_x4"
+    assert chosen(default=weights.FAITHFUL).stem == "srresnet_x4"
+    assert chosen("--weights", "srgan_x4", default=weights.FAITHFUL).stem == "srgan_x4"
     a, b = (weights.WEIGHTS_FOLDER / f"{name}.pth" for name in ("srresnet_x4", "srgan_x4"))
     assert chosen("--texture", 0.25) == weights.Weights(a, b, 0.25)
     assert chosen("--texture", 0.25).stem == "srresnet_x4_srgan_x4_0.25"

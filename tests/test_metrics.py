@@ -255,3 +255,16 @@ def test_an_image_that_is_too_small_for_a_network_has_no_distance():
         assert values == {name: networks[name](*units).item() for name in networks if name in names} | metrics.texture(
             *units, 1
         )
+
+
+def test_frame_difference_is_that_of_known_frames_and_adds_up():
+    def frame(value):
+        return torch.full((1, 3, 4, 5), value, dtype=torch.uint8)
+
+    parts = [metrics.FrameDifference() for _ in range(2)]
+    for part, values in zip(parts, ([(10, 0), (250, 1), (250, 3)], [(0, 0), (90, 6)]), strict=True):
+        for sr, bicubic in values:
+            part.add(frame(sr), frame(bicubic))
+    assert parts[0].means() == (120, 1.5) and parts[0].sums == [240, 3, 2]
+    together = metrics.FrameDifference(map(sum, zip(*(part.sums for part in parts), strict=True)))
+    assert together.means() == (110, 3) and metrics.FrameDifference().means() is None

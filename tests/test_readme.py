@@ -18,6 +18,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 
 import app
 import test_image
+import test_video
 import train
 from utils import options
 
@@ -29,7 +30,8 @@ NOT_RUN = (
     *DATA_SETS,
     "app.py",
     "export_onnx.py",
-)  # a page served until it is stopped; a long command with its own test
+    "test_video.py",
+)  # a page served until it is stopped; long commands with their own tests
 SMALL = ["--dry-run", "--crop", "72", "--batch-size", "2"]  # the last value of a repeated option counts
 
 
@@ -95,7 +97,7 @@ def test_the_commands_run(document, tmp_path, astronaut):
     for index in range(2):
         for part in ("train", "valid"):
             Image.fromarray(astronaut[index * 100 : index * 100 + 96, :96]).save(tmp_path / f"my_photos/{part}/{index}.png")
-    for name in ("photo.jpg", "old_photos/1.png", "old_photos/2.jpg"):
+    for name in ("photo.jpg", "render.png", "old_photos/1.png", "old_photos/2.jpg"):
         Image.fromarray(astronaut[:24, :32]).save(tmp_path / name)
     for words in to_run().get(document.name, []):
         dry = "train.py" in words and "results/short" not in words
@@ -114,6 +116,7 @@ def test_commands_of_every_kind_are_run():
         (train.get_args_parser(), ["README.md", "docs/training.md"]),
         (test_image.get_args_parser(), ["docs/enlarging.md"]),
         (app.get_args_parser(), ["docs/page.md"]),
+        (test_video.get_args_parser(), ["docs/video.md"]),
     ],
     ids=lambda value: getattr(value, "prog", None),
 )

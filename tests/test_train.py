@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import train
-from generator_loss_functions import grid_loss
+from generator_loss_functions import consistency_loss, grid_loss
 from utils.device import compile_for
 
 RATE = 1e-4
@@ -61,7 +61,7 @@ def plain_step(models: train.Models, lr: torch.Tensor, hr: torch.Tensor) -> dict
     loss_g = terms[0] + 1e-3 * terms[1] + 6e-3 * terms[2] + 2e-8 * terms[3]
     loss_g.backward()
     gradients["G"] = torch.cat([parameter.grad.flatten() for parameter in generator.parameters()])
-    names = ["Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV", "Loss_Grid"]
+    names = ["Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV", "Loss_Grid", "Loss_Consistency"]
     values = {"Loss_D": loss_d, "Loss_G": loss_g, "Score_D": real.mean(), "Score_G": fake.mean(), **dict(zip(names, terms))}
     return {"values": {name: value.item() for name, value in values.items()}, **gradients}
 
@@ -89,9 +89,9 @@ def test_the_step_is_the_plain_step():
 
 
 def test_the_generator_step_of_esrgan_uses_the_updated_discriminator_on_both_sides():
-    """Relativistic loss, U-Net, SqueezeNet and the grid's penalty: the terms, recomputed after the step from D as it is then."""
+    """Relativistic loss, U-Net, SqueezeNet zoom, the grid's penalty and consistency: the terms, recomputed after the step from D as it is then."""
     options = ["--adversarial-loss", "relativistic", "--discriminator", "unet", "--perceptual", "squeezenet"]
-    models = models_of(*options, "--grid-weight", "1000", "--adversarial-weight", "0.5")
+    models = models_of(*options, "--grid-weight", "1000", "--consistency-weight", "300", "--adversarial-weight", "0.5")
     generator = copy.deepcopy(models.generator)
     torch.manual_seed(1)
     lr, hr = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
@@ -107,10 +107,11 @@ def test_the_generator_step_of_esrgan_uses_the_updated_discriminator_on_both_sid
             "Loss_Perceptual": models.loss.network.distance(*((x[..., :25, :25] + 1) / 2 for x in (fake, hr))).mean(),
             "Loss_TV": models.loss.tv_loss((fake + 1) / 2),
             "Loss_Grid": grid_loss((fake + 1) / 2, (hr + 1) / 2, 4),
+            "Loss_Consistency": consistency_loss((fake + 1) / 2, (hr + 1) / 2, 4),
         }
     assert {name: values[name] for name in terms} == pytest.approx({n: t.item() for n, t in terms.items()}, rel=2e-3)
     total = values["Loss_Pixel"] + 0.5 * values["Loss_Adversarial"] + 0.1 * values["Loss_Perceptual"]
-    total += 2e-8 * values["Loss_TV"] + 1000 * values["Loss_Grid"]
+    total += 2e-8 * values["Loss_TV"] + 1000 * values["Loss_Grid"] + 300 * values["Loss_Consistency"]
     assert values["Loss_G"] == pytest.approx(total, rel=1e-5)
 
 

@@ -18,7 +18,11 @@ FILES = re.findall(r"^\| `(\w+\.pth)` \|.*\| ([\d,]+) \| (\w{64}) \|$", CARD, re
 def test_the_card_lists_every_file():
     listed = sorted(name for name, *_ in FILES)
     assert listed == sorted(path.name for path in (ROOT / "weights").glob("*.pth"))
-    assert weights.WEIGHTS.name in listed
+    assert {path.name for path in (weights.PHOTO, weights.FAITHFUL, weights.TEXTURED)} <= set(listed)
+    assert (
+        f"`{weights.PHOTO.name}` | " in CARD
+        and "the default of `test_image.py`" in CARD.split(weights.PHOTO.name)[1].split("\n")[0]
+    )
 
 
 @pytest.mark.parametrize(("name", "size", "checksum"), FILES)

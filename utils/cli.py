@@ -6,6 +6,7 @@ Exit status 0: done. 2: the user's input is wrong. 1: the run itself failed (los
 
 import argparse
 import errno
+import math
 import os
 import re
 import signal
@@ -101,14 +102,29 @@ def non_negative_float(text: str) -> float:
     return _number(text, float, 0)
 
 
-def _number(text: str, kind: type, least: int):
+def tile_side(text: str) -> int | None:
+    """Parse the side of a tile in LR pixels: `auto` (None), or a whole number; 0 means the whole image."""
+    return None if text == "auto" else non_negative_int(text)
+
+
+def number_between(least: float, most: float) -> Callable[[str], float]:
+    """Return a parser of numbers from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        return _number(text, float, least, most)
+
+    return parse
+
+
+def _number(text: str, kind: type, least: float, most: float = math.inf):
     try:
         value = kind(text)
     except ValueError:
         value = None
-    if value is None or not least <= value < float("inf"):
+    if value is None or not least <= value <= most or value == math.inf:
         what = "whole number" if kind is int else "number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} of at least {least}")
+        allowed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} {allowed}")
     return value
 
 

@@ -319,16 +319,23 @@ def crop_centre(image: np.ndarray, side: int) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
+_GAP, _LABEL_HEIGHT, _LABEL_SIZE = 4, 20, 14  # pixels, in `side_by_side`
+
+
+def side_by_side_size(width: int, height: int, count: int) -> tuple[int, int]:
+    """Return the (width, height) of `side_by_side` for `count` images of a size."""
+    return (width + _GAP) * count - _GAP, height + _LABEL_HEIGHT
+
+
 def side_by_side(labelled: Iterable[tuple[str, np.ndarray]]) -> np.ndarray:
     """Place images (H, W, 3) uint8 of one size in a row, each under its label."""
     labels, panels = zip(*labelled, strict=True)
     height, width = panels[0].shape[:2]
-    gap, strip, size = 4, 20, 14
-    canvas = Image.new("RGB", ((width + gap) * len(panels) - gap, height + strip), "white")
+    canvas = Image.new("RGB", side_by_side_size(width, height, len(panels)), "white")
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size)
+    font = ImageFont.load_default(_LABEL_SIZE)
     for index, (label, panel) in enumerate(zip(labels, panels, strict=True)):
-        left = index * (width + gap)
+        left = index * (width + _GAP)
         draw.text((left + 2, 1), label, fill="black", font=font)
-        canvas.paste(Image.fromarray(panel), (left, strip))
+        canvas.paste(Image.fromarray(panel), (left, _LABEL_HEIGHT))
     return np.asarray(canvas)

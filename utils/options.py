@@ -15,8 +15,8 @@ from utils.checkpoint import GENERATORS
 
 DISCRIMINATORS = {"vgg": Discriminator, "multiscale": MultiScaleDiscriminator, "unet": UNetDiscriminator}
 DEFAULT_PERCEPTUAL = {
-    "vgg16": {"perceptual_weight": 6e-3, "perceptual_shift": 0},
-    "squeezenet": {"perceptual_weight": 0.1, "perceptual_shift": 7},
+    "vgg16": {"perceptual_weight": 6e-3, "perceptual_shift": 0, "perceptual_zoom": 1.0},
+    "squeezenet": {"perceptual_weight": 0.1, "perceptual_shift": 7, "perceptual_zoom": 2.0},
 }
 DEFAULT_BLOCKS = {name: signature(network).parameters["blocks"].default for name, network in GENERATORS.items()}
 # Options that may change at a restart: they do not affect the result, or (last line) only its last bits.
@@ -105,9 +105,19 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         type=cli.non_negative_int,
         help="largest random shift in pixels before that network, whose strides print squares (default: 7 for squeezenet)",
     )
+    loss.add_argument(
+        "--perceptual-zoom", type=cli.number_between(1, 4),
+        help="largest random enlargement before that network, which misses the finest patterns (default: 2 for squeezenet)",
+    )  # fmt: skip
     loss.add_argument("--tv-weight", type=cli.non_negative_float, default=2e-8, help="weight of the total variation")
     loss.add_argument(
         "--grid-weight", type=cli.non_negative_float, default=0.0, help="weight of the penalty on a grid, such as 5000"
+    )
+    loss.add_argument(
+        "--consistency-weight",
+        type=cli.non_negative_float,
+        default=0.0,
+        help="weight of the difference between SR and HR once both are reduced to LR's size, such as 300",
     )
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--epochs", type=cli.non_negative_int, default=100, help="adversarial epochs")

@@ -44,6 +44,7 @@ COLUMNS = {
     "Detail": "validation",
     "Colour": "validation",
     "Grid": "validation",
+    "Loss_Consistency": "loss",
 }
 _FIRST_VERSION = list(COLUMNS)[:16]  # the columns of every CSV, however old
 _SHOWN = {"Loss_D": "Loss_D", "Loss_G": "Loss_G", "Score_D": "D(x)", "Score_G": "D(G(z))"}

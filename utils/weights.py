@@ -1,43 +1,35 @@
 """The generator files that a command line names: by path, by their names in weights/, or two to blend."""
 
 import argparse
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
 
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
-WEIGHTS = WEIGHTS_FOLDER / "srresnet_x4.pth"  # the scripts' default
-BLENDED = WEIGHTS_FOLDER / "srresnet_x4.pth", WEIGHTS_FOLDER / "srgan_x4.pth"  # by --texture, unless other files are named
+PHOTO, FAITHFUL, TEXTURED = (WEIGHTS_FOLDER / f"{name}_x4.pth" for name in ("photo", "srresnet", "srgan"))
 
 
-def add_weights_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--weights`, `--texture` and `--texture-weights`, which every script that enlarges images has."""
+def add_weights_option(parser: argparse.ArgumentParser, default: Path = PHOTO) -> None:
+    """Add `--weights`, `--texture` and `--texture-weights`, which every script that enlarges images has.
+
+    The default suits the JPEGs and photographs that people bring; a benchmark's LR is clean, so its script names another.
+    """
+    parser.set_defaults(default_weights=default)
     parser.add_argument(
         "--weights", type=weights_file, metavar="NAME_OR_FILE",
-        help=f"generator file, or the name of one in weights/: {', '.join(known())} (default: {WEIGHTS.stem})",
+        help=f"generator file, or the name of one in weights/: {PHOTO.stem}, for JPEGs, noise and blur; {FAITHFUL.stem}, for "
+        f"clean pictures, the smallest error; {TEXTURED.stem}, for clean pictures, with texture (default: {default.stem})",
     )  # fmt: skip
     parser.add_argument(
-        "--texture", type=_fraction, metavar="T",
-        help=f"blend two generators: (1 - T) of --weights (here {BLENDED[0].stem} by default) and T of --texture-weights; "
+        "--texture", type=cli.number_between(0, 1), metavar="T",
+        help=f"blend two generators: (1 - T) of --weights (here {FAITHFUL.stem} by default) and T of --texture-weights; "
         "T is from 0 to 1",
     )  # fmt: skip
     parser.add_argument(
         "--texture-weights", type=weights_file, metavar="NAME_OR_FILE",
-        help=f"the second generator of --texture, which should have been trained from the first (default: {BLENDED[1].stem})",
+        help=f"the second generator of --texture, which should have been trained from the first (default: {TEXTURED.stem})",
     )  # fmt: skip
-
-
-def _fraction(text: str) -> float:
-    """Parse a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
 
 
 def known() -> list[str]:
@@ -76,7 +68,7 @@ def chosen_weights(args: argparse.Namespace) -> Weights:
         UserError: `--texture-weights` was given without `--texture`.
     """
     if args.texture is not None:
-        return Weights(args.weights or BLENDED[0], args.texture_weights or BLENDED[1], args.texture)
+        return Weights(args.weights or FAITHFUL, args.texture_weights or TEXTURED, args.texture)
     if args.texture_weights:
         raise cli.UserError("--texture-weights needs --texture T, a number from 0 to 1 that says how much of that file to take")
-    return Weights(args.weights or WEIGHTS)
+    return Weights(args.weights or args.default_weights)

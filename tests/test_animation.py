@@ -1,0 +1,98 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("av", reason="the helper that makes clips needs PyAV: pip install av")
+
+import footage
+
+from utils import animation, cli, images
+
+DURATIONS = (50, 100, 30, 200)
+
+
+def write(path, clip, pictures) -> None:
+    height, width = pictures[0].rgb.shape[:2]
+    track, packets = animation.AnimationTrack(path, clip, width, height), []
+    for first in range(0, len(pictures), 3):
+        track.start(first)
+        for picture in pictures[first : first + 3]:
+            track.add(picture)
+        packets += track.finish()
+    with open(path, "w+b") as file:
+        track.write(file, packets)
+
+
+@pytest.mark.parametrize("hole", [False, True])
+@pytest.mark.parametrize(
+    ("source", "target"), [("a.gif", "b.gif"), ("a.webp", "b.webp"), ("a.png", "b.webp"), ("a.webp", "b.gif")]
+)
+def test_frames_durations_and_transparency_survive(tmp_path, source, target, hole):
+    clip = animation.read_clip(footage.make_gif(tmp_path / source, DURATIONS, hole=hole))
+    pictures = list(animation.pictures(clip))
+    assert tuple(clip.durations) == DURATIONS and clip.transparent == hole and len(pictures) == 4
+    write(tmp_path / target, clip, pictures)
+    with Image.open(tmp_path / target) as image:
+        assert image.n_frames == 4 and image.info["loop"] == 0
+        for index, picture in enumerate(pictures):
+            image.seek(index)
+            rgba = np.asarray(image.convert("RGBA")).astype(int)
+            assert image.info["duration"] == DURATIONS[index]
+            opaque = np.full((24, 32), 255, np.uint8) if picture.alpha is None else picture.alpha
+            assert (opaque == 0).any() == hole and np.array_equal(rgba[..., 3], opaque)
+            assert np.abs(rgba[..., :3] - picture.rgb)[opaque == 255].mean() < 8
+
+
+@pytest.mark.parametrize(("loop", "gif", "webp"), [(None, None, 1), (0, 0, 0), (2, 2, 3)])
+def test_the_number_of_repetitions_is_kept(tmp_path, loop, gif, webp):
+    clip = animation.read_clip(footage.make_gif(tmp_path / "a.gif", DURATIONS, loop=loop))
+    pictures = list(animation.pictures(clip))
+    for name, expected in (("b.gif", gif), ("b.webp", webp)):
+        write(tmp_path / name, clip, pictures)
+        with Image.open(tmp_path / name) as image:
+            assert image.info.get("loop") == expected
+    assert animation.read_clip(tmp_path / "b.webp").plays == animation.read_clip(tmp_path / "b.gif").plays == webp
+
+
+def test_a_part_can_be_read_and_gone_on_with(tmp_path):
+    path = footage.make_gif(tmp_path / "a.gif", DURATIONS)
+    clip = animation.read_clip(path, Fraction(4, 100), Fraction(18, 100))
+    assert clip.times == [0, 100] and clip.durations == [100, 30] and clip.skipped == 1
+    whole = [picture.rgb for picture in animation.pictures(animation.read_clip(path))]
+    assert [np.array_equal(a.rgb, b) for a, b in zip(animation.pictures(clip, 1), whole[2:3], strict=True)] == [True]
+    with pytest.raises(cli.UserError, match=r"no frame between --start and --end; it lasts 0.38 seconds"):
+        animation.read_clip(path, Fraction(1))
+
+
+def test_rounded_delays_do_not_drift(tmp_path):
+    clip = animation.read_clip(footage.make_gif(tmp_path / "a.webp", (33, 34, 33, 33, 34, 33)))
+    assert animation._delays(clip, 100, 2) == [3, 4, 3, 3, 4, 3] and animation._delays(clip, 1000, 1) == clip.durations
+    slow = animation.read_clip(footage.make_gif(tmp_path / "b.gif", (0, 0, 0)))
+    assert slow.durations in ([100, 100, 100], [300])  # as browsers show it
+
+
+def test_still_damaged_and_too_large_pictures_are_refused(tmp_path):
+    Image.fromarray(footage.scene(0)).save(tmp_path / "a.webp")
+    pages = [Image.fromarray(footage.scene(index)) for index in range(2)]
+    pages[0].save(tmp_path / "b.tif", save_all=True, append_images=pages[1:])
+    for name in ("a.webp", "b.tif"):
+        with pytest.raises(cli.UserError, match="a still picture; enlarge it with python"):
+            animation.read_clip(tmp_path / name)
+    path = footage.make_gif(tmp_path / "c.gif", DURATIONS)
+    clip = animation.read_clip(path)
+    (tmp_path / "d.gif").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(cli.UserError, match=r"d.gif: cut short"):
+        animation.read_clip(tmp_path / "d.gif")
+    with pytest.raises(cli.UserError, match="more than 767 pixels"):
+        animation.read_clip(path, max_pixels=767)
+    with pytest.raises(cli.UserError, match="holds at most 16383 pixels per side, this is 16384x9"):
+        animation.AnimationTrack(tmp_path / "x.webp", clip, 16_384, 9)
+
+
+def test_gray_stays_gray(tmp_path):
+    gray = [Image.fromarray(footage.scene(index)).convert("L") for index in (0, 4)]
+    gray[0].save(tmp_path / "a.gif", save_all=True, append_images=gray[1:], duration=50)
+    pictures = list(animation.pictures(animation.read_clip(tmp_path / "a.gif")))
+    assert all(isinstance(picture, images.Picture) and picture.gray for picture in pictures)

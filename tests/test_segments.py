@@ -1,0 +1,46 @@
+import itertools
+
+import pytest
+
+from utils import cli, files, segments
+from utils.encoding import Packet
+
+
+def test_segments_are_kept_until_a_damaged_one_and_the_folder_is_removed_when_empty(tmp_path, capsys):
+    out, settings = tmp_path / "a.mp4", {"crf": 18, "end": "None"}
+    packets = [[Packet(2 * n, True, b"one" * n + b"!"), Packet(2 * n + 1, False, bytes([n]))] for n in range(4)]
+    with segments.kept_segments(out, settings) as kept:
+        for number in range(4):
+            kept.save(number, {"sr": packets[number], "compare": packets[number][:1]}, [1.5, number, 2])
+        assert list(kept.packets("sr")) == [*itertools.chain(*packets)]
+        assert list(kept.packets("compare")) == [pair[0] for pair in packets]
+        with pytest.raises(cli.UserError, match="another process is using"), segments.kept_segments(out, settings):
+            pass
+    folder = tmp_path / ".a.mp4.unfinished"
+    with segments.kept_segments(out, settings) as kept:
+        assert kept.check() == [[1.5, number, 2] for number in range(4)]
+    damaged = folder / "segment_00000002.pth"
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    (folder / ".srgan-x.tmp").touch()
+    with segments.kept_segments(out, settings) as kept:
+        assert len(kept.check()) == 2 and len(kept.paths()) == 2 and not list(folder.glob(".srgan*"))
+    assert "segment_00000002.pth: damaged" in capsys.readouterr().err
+    for again in (settings | {"crf": 20}, settings | {"start": "1"}):
+        with pytest.raises(cli.UserError, match=f"with another {'crf' if 'start' not in again else 'start'}"):
+            with segments.kept_segments(out, again):
+                pass
+    with segments.kept_segments(out, settings | {"crf": 20}, overwrite=True) as kept:
+        assert not kept.check()
+    assert "starting over: the unfinished run had another crf" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_a_full_disk_names_the_segment(tmp_path, monkeypatch):
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    with segments.kept_segments(tmp_path / "a.mp4", {}) as kept:
+        monkeypatch.setattr(files.os, "fsync", full)
+        with pytest.raises(OSError, match=r"segment_00000000\.pth"):
+            kept.save(0, {"sr": [Packet(0, True, b"one")]}, [])
+    assert not list(tmp_path.iterdir())
