@@ -40,12 +40,12 @@ class Purpose:
     texture_path: Path | None = None
 
 
-PURPOSES = (
+PURPOSES = (  # the first is chosen at the start
     Purpose("JPEG photographs: removes blocks and noise", weights.PHOTO),
     Purpose("Clean pictures, faithful: the smallest error, a little soft", weights.FAITHFUL),
     Purpose("Clean pictures, sharper: more texture, some of it invented", weights.FAITHFUL, weights.TEXTURED),
 )
-TEXTURE = 0.6  # where the slider from faithful (0) to detailed (1) starts
+TEXTURE = 1.0  # where the slider from faithful (0) to detailed (1) starts
 MAX_PIXELS = 4_000_000  # LR; minutes on a CPU, and a result of 64 million, which browsers still show
 TILE = 192  # LR pixels: a second or two on two CPU cores, in which nothing can be cancelled
 MAX_FILE_SIZE = "100mb"
@@ -68,7 +68,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="generator files to offer by name, besides those in weights/",
     )  # fmt: skip
     parser.add_argument("--max-pixels", type=cli.positive_int, default=MAX_PIXELS, help="refuse larger pictures")
-    parser.add_argument("--tile", type=cli.non_negative_int, default=TILE, help="side of a tile in LR pixels; 0: no tiles")
+    parser.add_argument(
+        "--tile", type=cli.tile_side, default=TILE, metavar="auto|N|0", help="side of a tile in LR pixels; 0: no tiles"
+    )
     add_options(parser)
     return parser
 

@@ -27,7 +27,7 @@ TILE = 4
 PATIENCE_MS = 120_000
 AT_WORK = re.compile(r"\d/2\.5k tiles")  # of 2,500
 FIXED = ["--device", "cpu", "--precision", "fp32", "--tile", TILE]
-PURPOSES = {"faithful": 0, "sharper": 1, "JPEG": 2, "tiny": 3}
+PURPOSES = {"JPEG": 0, "faithful": 1, "sharper": 2, "tiny": 3}
 
 
 class Server:
