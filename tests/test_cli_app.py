@@ -83,7 +83,7 @@ def browser():
 
 
 @pytest.fixture
-def open_page(server, browser):
+def open_page(browser, server):
     """A function that opens the page as another user; in the end, nothing was requested from elsewhere and no script failed."""
     requests, errors, contexts = [], [], []
 
@@ -204,7 +204,7 @@ def test_the_purposes_are_the_files_and_blends_of_test_image(open_page, tmp_path
     page.locator("#texture").wait_for(state="hidden")
 
 
-def test_what_cannot_be_enlarged_is_told(open_page, tmp_path, server):
+def test_what_cannot_be_enlarged_is_told(open_page, server, tmp_path):
     page = open_page()
     (tmp_path / "none.png").write_text("no picture")
     Image.new("L", (201, 200)).save(tmp_path / "large.png")
@@ -222,7 +222,7 @@ def test_what_cannot_be_enlarged_is_told(open_page, tmp_path, server):
     page.locator("#about", has_text="coffee.png: has 600 × 400 pixels").wait_for()  # more than this server takes
 
 
-def test_two_users_get_their_own_results_and_not_each_others(open_page, tmp_path, weights, server):
+def test_two_users_get_their_own_results_and_not_each_others(open_page, server, tmp_path, weights):
     pages = []
     for index, name in enumerate(("chelsea.png", "coffee.png")):
         path = tmp_path / name
