@@ -2,7 +2,7 @@
 
 python test_image.py photo.jpg                            writes photo_x4.png beside it
 python test_image.py photo.jpg --weights srgan_x4 --out big.tif
-python test_image.py render.png --texture 0.5             halfway between srresnet_x4 and srgan_x4, for clean pictures
+python test_image.py render.png --texture 0.5             between srresnet_x4 and srgan_x4, for clean pictures
 python test_image.py photos/ --out enlarged/ --recursive --skip-existing
 
 Results are 8-bit PNG files unless --out names a file of another format (.jpg .webp .tif .bmp). Gray stays gray; CMYK becomes

@@ -180,7 +180,7 @@ def test_a_picture_is_uploaded_enlarged_compared_and_downloaded(open_page, tmp_p
         positions.append(position(divider))
     assert 60 < positions[0] < 80 and positions[1] == positions[0] - 5 and positions[2:] == [0, 100]
     divider.press("+")
-    assert "scale(1)" not in page.locator("#comparison img").first.get_attribute("style")
+    page.wait_for_function("!document.querySelector('#comparison img').style.transform.includes('scale(1)')")
     assert page.evaluate("document.documentElement.scrollWidth") == 375
 
 

@@ -48,7 +48,7 @@ def test_the_corpus_is_what_it_says(tmp_path):
 
 def test_mutated_images_are_enlarged_or_refused(broken, tmp_path):
     generator = Generator(2, 1).eval()
-    args = argparse.Namespace(max_pixels=100_000, tile="auto", compare=False)
+    args = argparse.Namespace(max_pixels=100_000, tile=None, compare=False)
     good = refused = 0
     before, slowest = peak(), 0.0
     for source in sorted(broken.iterdir()):

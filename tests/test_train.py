@@ -57,6 +57,7 @@ def plain_step(models: train.Models, lr: torch.Tensor, hr: torch.Tensor) -> dict
         F.mse_loss(vgg(sr), vgg(target)),
         tv,
         grid_loss(sr, target, 4),
+        consistency_loss(sr, target, 4),
     ]
     loss_g = terms[0] + 1e-3 * terms[1] + 6e-3 * terms[2] + 2e-8 * terms[3]
     loss_g.backward()
@@ -89,7 +90,7 @@ def test_the_step_is_the_plain_step():
 
 
 def test_the_generator_step_of_esrgan_uses_the_updated_discriminator_on_both_sides():
-    """Relativistic loss, U-Net, SqueezeNet zoom, the grid's penalty and consistency: the terms, recomputed after the step from D as it is then."""
+    """ESRGAN's losses, the grid's penalty and consistency: the terms, recomputed after the step from D as it is then."""
     options = ["--adversarial-loss", "relativistic", "--discriminator", "unet", "--perceptual", "squeezenet"]
     models = models_of(*options, "--grid-weight", "1000", "--consistency-weight", "300", "--adversarial-weight", "0.5")
     generator = copy.deepcopy(models.generator)

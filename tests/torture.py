@@ -72,7 +72,7 @@ def training(place: Path, kills: int) -> list[tuple[str, str, str]]:
 def pictures(place: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
     """Return (kind, file, what went wrong) of every mutated picture, through what test_image.py does with one."""
     generator = Generator(2, 1).eval()
-    args = argparse.Namespace(max_pixels=100_000, tile="auto", compare=False)
+    args = argparse.Namespace(max_pixels=100_000, tile=None, compare=False)
     found = []
     for name, content in cli.progress_bar(corpus.mutated(count, seed), total=count, desc="pictures", unit="file", delay=0):
         source = place / name
