@@ -117,6 +117,12 @@ def start(page, path, purpose: str) -> None:
     page.locator("#go:enabled").click()
 
 
+NOTICE_WORK = """() => {
+    const look = () => { window.worked ||= document.querySelector("#note").innerText.includes("Working"); };
+    new MutationObserver(look).observe(document.body, {childList: true, subtree: true, characterData: true});
+}"""
+
+
 def finished(page) -> str:
     """Wait for the result of what was started and return the line about it."""
     page.locator("#note", has_text="seconds").wait_for()
@@ -196,8 +202,9 @@ def test_the_purposes_are_the_files_and_blends_of_test_image(open_page, tmp_path
     number = page.locator("#texture input[type=number]")
     number.fill("0.5")
     number.blur()
+    page.evaluate(NOTICE_WORK)  # it may be over too soon to be waited for
     page.locator("#go").click()
-    page.locator("#note", has_text="Working").wait_for()
+    page.wait_for_function("window.worked")
     finished(page)
     assert downloaded(page)[1] == expected(path, tmp_path / "sharper.png", "--texture", 0.5)
     page.locator("#purpose input").nth(PURPOSES["JPEG"]).check()
