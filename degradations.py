@@ -331,15 +331,12 @@ def _normal(image: np.ndarray, rng: np.random.Generator, gray: bool) -> np.ndarr
 
 def jpeg(image: np.ndarray, quality: int, full_chroma: bool) -> np.ndarray:
     """Return an image saved as JPEG and read again; without `full_chroma`, with one colour per 2x2 pixels."""
-    if max(image.shape) > LARGEST_JPEG:
+    if max(image.shape) > images.LARGEST_SIDE["JPEG"]:
         raise cli.UserError(f"{image.shape[1]}x{image.shape[0]} pixels are too large for JPEG; make the image smaller first")
     sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444 if full_chroma else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(to_levels(image), cv2.COLOR_RGB2BGR), options)
     return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(image.dtype)
-
-
-LARGEST_JPEG = 65_500  # pixels a side
 
 
 def clipped(image: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 import app
 from model import Generator
-from utils import checkpoint, cli, page, web
+from utils import checkpoint, cli, page, visitors, web
 
 TILE = 8
 
@@ -43,7 +43,7 @@ def enlarge(enlarger, path, on_tile=None) -> app.Result:
 def test_every_purpose_has_its_files_and_starts_with_a_texture_that_the_slider_has():
     for purpose in app.PURPOSES:
         assert purpose.path.exists() and (purpose.texture_path is None or purpose.texture_path.exists())
-    assert any(purpose.texture_path for purpose in app.PURPOSES) and 0 <= app.TEXTURE <= 1
+    assert any(purpose.texture_path for purpose in app.PURPOSES) and 0 <= page.TEXTURE <= 1
     assert len({purpose.label for purpose in app.PURPOSES}) == len(app.PURPOSES)
 
 
@@ -52,7 +52,7 @@ def test_generator_files_appear_by_their_names_without_folders():
     assert app.named(paths) == dict(zip(["x", "y", "x (2)"], paths, strict=True))
 
 
-@pytest.mark.parametrize("kind", app.FORMATS)
+@pytest.mark.parametrize("kind", page.FORMATS)
 def test_pictures_of_every_mode_are_saved_as_test_image_does(enlarger, tmp_path, astronaut, weights, kind):
     rgb = Image.fromarray(astronaut[:12, :20])
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -68,7 +68,7 @@ def test_pictures_of_every_mode_are_saved_as_test_image_does(enlarger, tmp_path,
     assert len(sources) == 6
     out = tmp_path / "expected"
     for source in sources if kind == "PNG" else [tmp_path / "described.jpg", tmp_path / "alpha.webp"]:
-        target = out / f"{source.stem}_x4{app.FORMATS[kind]}"
+        target = out / f"{source.stem}_x4{page.FORMATS[kind]}"
         options = ["--weights", weights, "--device", "cpu", "--precision", "fp32", "--tile", TILE]
         run("test_image.py", source, "--out", target, *options)
         result = enlarge(enlarger, source)
@@ -100,7 +100,7 @@ def test_what_is_no_picture_is_named_without_its_folder(enlarger, tmp_path, cont
     path.write_bytes(content)
     with pytest.raises(cli.UserError) as raised:
         enlarger.preview(path)
-    assert page.explained(raised.value).startswith(f"a.png: {reason}") and str(tmp_path) not in str(raised.value)
+    assert visitors.explained(raised.value).startswith(f"a.png: {reason}") and str(tmp_path) not in str(raised.value)
     path.unlink()
     with pytest.raises(cli.UserError, match=r"^a.png is no longer on the server"):
         enlarge(enlarger, path)
@@ -114,39 +114,73 @@ def test_a_format_that_cannot_hold_the_result_is_named_without_its_folder(enlarg
     assert enlarger.save(result, "PNG").exists()
 
 
+def test_a_result_too_long_to_be_shown_is_told_before_it_is_made(enlarger, tmp_path):
+    Image.new("L", (1, 5000)).save(tmp_path / "long.png")
+    assert enlarge(enlarger, tmp_path / "long.png").picture.rgb.shape == (20_000, 4, 3)
+    enlarger.args.max_pixels = 20_000
+    Image.new("L", (1, 16_400)).save(tmp_path / "longer.png")
+    with pytest.raises(cli.UserError, match=r"^longer.png: the result would have 4 × 65600 pixels; .* up to 65,500 per side"):
+        enlarge(enlarger, tmp_path / "longer.png", lambda done, total: pytest.fail("was enlarged"))
+
+
+def test_a_generator_file_that_has_gone_is_not_named_to_visitors(tmp_path, monkeypatch, weights, capsys):
+    moved, served = shutil.copy(weights, tmp_path / "moved.pth"), tmp_path / "served"
+    served.mkdir()
+    monkeypatch.setattr(app, "PURPOSES", ())
+    enlarger = app.Enlarger(app.get_args_parser().parse_args(["--weights", str(moved), "--device", "cpu"]), served)
+    Path(moved).unlink()
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    assert enlarge(enlarger, tmp_path / "a.png").picture.rgb.shape == (16, 16, 3)  # it is in memory
+    enlarger.generator.cache_clear()
+    with pytest.raises(cli.RunError) as raised:
+        enlarge(enlarger, tmp_path / "a.png")
+    assert "its file is gone" in visitors.explained(raised.value) and "moved" not in visitors.explained(raised.value)
+    assert "moved.pth" in capsys.readouterr().err
+
+
+def test_purposes_whose_files_are_missing_are_left_out(tmp_path, monkeypatch, weights):
+    there, gone = app.Purpose("there", weights), app.Purpose("gone", weights, tmp_path / "gone.pth")
+    monkeypatch.setattr(app, "PURPOSES", (gone, there))
+    args = app.get_args_parser().parse_args(["--device", "cpu"])
+    assert app.Enlarger(args, tmp_path).purposes == [there]
+    monkeypatch.setattr(app, "PURPOSES", (gone,))
+    with pytest.raises(cli.UserError, match="no generator file is here; name one with --weights"):
+        app.Enlarger(args, tmp_path)
+
+
 def test_cancelling_takes_effect_after_the_current_tile(enlarger, tmp_path, monkeypatch):
     Image.new("RGB", (4 * TILE, 3 * TILE)).save(tmp_path / "a.png")
     passes, forward = [], Generator.forward
     monkeypatch.setattr(Generator, "forward", lambda self, lr: passes.append(1) or forward(self, lr))
-    stops = page.Stops()
+    stops = visitors.Stops()
     stops.start("mine")
     stops.start("another's")
-    mine, other = stops.check("mine"), stops.check("another's")
+    mine, other = stops.work("mine"), stops.work("another's")
 
     def on_tile(done, total):
         assert total == 12
         if done == 5:
             stops.stop("mine")
-        mine()
+        mine.check()
 
-    with pytest.raises(page.Cancelled):
+    with pytest.raises(visitors.Cancelled):
         enlarge(enlarger, tmp_path / "a.png", on_tile)
     assert len(passes) == 5
-    other()  # goes on
+    other.check()  # goes on
 
 
 def test_each_visitors_work_ends_on_its_own():
-    stops, checks = page.Stops(), []
+    stops, works = visitors.Stops(), []
     for visitor in ("a", "b", "c", "d"):
         stops.start(visitor)
-        checks.append(stops.check(visitor))
+        works.append(stops.work(visitor))
 
     def ended() -> list[int]:
         found = []
-        for index, check in enumerate(checks):
+        for index, work in enumerate(works):
             try:
-                check()
-            except page.Cancelled:
+                work.check()
+            except visitors.Cancelled:
                 found.append(index)
         return found
 
@@ -156,8 +190,13 @@ def test_each_visitors_work_ends_on_its_own():
     stops.forget("b")
     stops.start("c")  # another picture
     assert ended() == [0, 1, 2]
-    stops.check("c")()
-    stops.check("b")()  # somebody new
+    stops.work("c").check()
+    stops.work("b").check()  # somebody new
+    assert stops.busy("c") and not stops.busy("a") and not stops.busy("nobody")
+    works[2].end()  # that of the picture before
+    assert stops.busy("c")
+    stops.work("c").end()
+    assert not stops.busy("c")
     stops.stop_all()
     assert ended() == [0, 1, 2, 3]
 
@@ -166,14 +205,14 @@ def test_errors_that_are_not_the_users_are_told_in_general_words(capsys, tmp_pat
     for error, words in (
         (OSError(28, "No space left on device", str(tmp_path / "x.png")), "Something went wrong on the server"),
         (MemoryError(), "too little memory"),
-        (cli.RunError("values that are not finite"), "weights are damaged"),
+        (cli.RunError("values that are not finite"), "gone or damaged"),
     ):
-        assert words in page.explained(error) and str(tmp_path) not in page.explained(error)
+        assert words in visitors.explained(error) and str(tmp_path) not in visitors.explained(error)
         assert type(error).__name__ in capsys.readouterr().err
 
 
 def test_a_file_name_is_no_html():
-    assert page.message("<b>.png", alert=True) == '<p role="alert">&lt;b&gt;.png</p>'
+    assert visitors.message("<b>.png", alert=True) == '<p role="alert">&lt;b&gt;.png</p>'
 
 
 # --- the server -----------------------------------------------------------------------------------------------------
@@ -209,32 +248,32 @@ def test_a_page_that_others_can_reach_is_called_so(host, url, warned):
 
 
 def test_the_folder_ends_with_the_server_and_with_a_later_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(page.tempfile, "gettempdir", lambda: str(tmp_path))
-    with page.temporary_folder() as first:
+    monkeypatch.setattr(visitors.tempfile, "gettempdir", lambda: str(tmp_path))
+    with visitors.temporary_folder() as first:
         assert first.stat().st_mode & 0o077 == 0
         killed = tmp_path / "srgan-page-killed"
         shutil.copytree(first, killed)
-        with page.temporary_folder() as second:
+        with visitors.temporary_folder() as second:
             assert first.exists() and second.exists() and not killed.exists()
     assert not list(tmp_path.iterdir())
 
 
 def test_files_are_removed_when_they_are_old(tmp_path):
     hour_ago = time.time() - 3601
-    for name in ("old/a.png", "old/deep/b.png", "mixed/old.png", "mixed/new.png", f"{page.PERMANENT}/c.jpg", ".lock"):
+    for name in ("old/a.png", "old/deep/b.png", "mixed/old.png", "mixed/new.png", f"{visitors.PERMANENT}/c.jpg", ".lock"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         if "new" not in name:
             os.utime(path, (hour_ago, hour_ago))
-    page.remove_old(tmp_path, 3600)
+    visitors.remove_old(tmp_path, 3600)
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"mixed/new.png", f"{page.PERMANENT}/c.jpg", ".lock"}
+    assert left == {"mixed/new.png", f"{visitors.PERMANENT}/c.jpg", ".lock"}
     for path in tmp_path.rglob("*"):
         os.utime(path, (hour_ago, hour_ago))
-    page.remove_old(tmp_path, 3600)
-    page.remove_old(tmp_path, -1)
-    assert {path.name for path in tmp_path.iterdir()} == {page.PERMANENT, ".lock"}
+    visitors.remove_old(tmp_path, 3600)
+    visitors.remove_old(tmp_path, -1)
+    assert {path.name for path in tmp_path.iterdir()} == {visitors.PERMANENT, ".lock"}
 
 
 def answer(path: str, body: bytes = b"", folder: Path = Path("/tmp/served")) -> tuple[int, dict[bytes, bytes], bytes]:

@@ -272,6 +272,45 @@ def test_cancelling_and_leaving_end_the_work(open_page, tmp_path):
     assert "32 × 32 pixels" in finished(page)
 
 
+def test_another_picture_during_the_work_waits_for_its_end(open_page, server, tmp_path, weights):
+    for name, side in (("first", 60), ("second", 12)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
+    page = open_page()
+    start(page, tmp_path / "first.png", "tiny")
+    add(page, tmp_path / "second.png")
+    finished(page)
+    assert "240 × 240 pixels" in page.locator("#note").inner_text() and page.locator("#cancel").is_disabled()
+    first = page.locator("#comparison img").first.get_attribute("src").split("/")[-2]
+    page.locator("#go:enabled").click()
+    page.locator("#note", has_text="48 × 48 pixels").wait_for()
+    assert downloaded(page) == ("second_x4.png", expected(tmp_path / "second.png", tmp_path / "out.png", "--weights", weights))
+    assert not (server.files / first).exists() and page.locator("#go").is_enabled()
+
+
+def test_enlarge_needs_a_picture_when_the_work_ends(open_page, tmp_path):
+    Image.new("RGB", (200, 200)).save(tmp_path / "long.png")
+    page = open_page()
+    start(page, tmp_path / "long.png", "tiny")
+    page.get_by_text(AT_WORK).wait_for()
+    assert page.locator("#go").is_disabled()
+    page.locator("#picture").get_by_label("Remove Image").click()
+    page.locator("#cancel:enabled").click()
+    page.locator("#note", has_text="Cancelled.").wait_for()
+    page.locator("#cancel:disabled").wait_for()
+    assert page.locator("#go").is_disabled()
+    add(page, tmp_path / "long.png")
+    page.locator("#go:enabled").wait_for()
+
+
+def test_calls_cannot_pass_the_queue_by(server):
+    config = json.loads(server.get("/config")[1])
+    queued = [function["id"] for function in config["dependencies"] if function["queue"]]
+    assert queued
+    for number in queued:
+        status, _ = server.get("/gradio_api/run/predict", json.dumps({"data": [], "fn_index": number, "session_hash": "a"}))
+        assert status == 404, number
+
+
 def test_nothing_but_the_page_is_served(server):
     status, html = server.get("/")
     assert status == 200

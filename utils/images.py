@@ -34,7 +34,7 @@ OUTPUT_SUFFIXES = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
-_LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # libjpeg stops a little before JPEG's own 65,535
+LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # libjpeg stops a little before JPEG's own 65,535
 _LARGEST_FILE = 2**32 - 2**24  # bytes of pixels that a file with 32-bit offsets holds beside its header and metadata
 
 
@@ -200,9 +200,9 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
             f"{path}: cannot write {suffix or 'a file without suffix'}; use one of {', '.join(OUTPUT_SUFFIXES)}"
         )
     kind = OUTPUT_SUFFIXES[suffix]
-    if max(width, height) > _LARGEST_SIDE.get(kind, 2**31 - 1):
+    if max(width, height) > LARGEST_SIDE.get(kind, 2**31 - 1):
         raise cli.UserError(
-            f"{path}: {kind} holds at most {_LARGEST_SIDE[kind]} pixels per side, this is {width}x{height}; use .png or .tif"
+            f"{path}: {kind} holds at most {LARGEST_SIDE[kind]} pixels per side, this is {width}x{height}; use .png or .tif"
         )
     if kind == "BMP" and (width * channels + 3) // 4 * 4 * height > _LARGEST_FILE:
         raise cli.UserError(f"{path}: BMP holds at most 4 GiB, too little for {width}x{height} pixels; use .png or .tif")

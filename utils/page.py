@@ -1,27 +1,34 @@
-"""What a Gradio page needs beside its controls: its looks, its visitors, messages to them, and files that do not stay.
+"""The page of app.py: its controls, what they do, and its looks.
 
 Gradio is optional, so it is imported only when a page is built.
 """
 
-import contextlib
-import html
+import functools
 import os
 import shutil
-import tempfile
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
-from utils import cli, files
+from utils import cli, visitors
 
-KEPT_SECONDS = 3600  # what was uploaded or made is removed after this time
+if TYPE_CHECKING:
+    import gradio
+
 SCRIPT, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".js", ".css"))
-PERMANENT = "permanent"  # the folder in the temporary one whose files stay as long as the server
-_PREFIX = "srgan-page-"
+TITLE = "Enlarge a picture"
+INTRODUCTION = "Pictures stay on the computer that serves this page, and are removed from it after an hour."
+NO_PICTURE = "PNG, JPEG, WebP, TIFF, GIF and other formats, up to {:g} million pixels"
+NO_RESULT = "The result will be shown here."
+HINT = "Drag the line, or press the arrow keys on it. Zoom with the mouse wheel, two fingers, or + and −."
+FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp"}  # of downloads
+TEXTURE = 1.0  # where the slider from faithful (0) to detailed (1) starts
+PRIVATE = {"api_visibility": "private"}  # options of events: no documented addresses,
+AT_ONCE = {"queue": False, "show_progress": "hidden", **PRIVATE}  # and without waiting for other visitors
+
+# --- Gradio -------------------------------------------------------------------------------------------------------
 
 
 def import_gradio(folder: Path) -> ModuleType:
@@ -53,97 +60,172 @@ def looks(gr: ModuleType) -> dict[str, Any]:
     return {"theme": gr.themes.Base(**fonts).set(**readable), "css": STYLE.read_text("utf-8"), "head": script}
 
 
-# --- visitors -----------------------------------------------------------------------------------------------------
+# --- controls -----------------------------------------------------------------------------------------------------
 
 
-class Cancelled(Exception):
-    """A visitor no longer wants the result."""
+def build_page(gr: ModuleType, enlarger, stops: visitors.Stops) -> "gradio.Blocks":
+    """Return the page: its controls and what they do."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.HTML(f"<h1>{TITLE}</h1><p>{INTRODUCTION}</p>", elem_id="heading")
+        state = functools.partial(gr.State, time_to_live=visitors.KEPT_SECONDS)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=300):
+                inputs = input_controls(gr, enlarger)
+            with gr.Column(scale=3, min_width=300):
+                outputs = output_controls(gr)
+        connect(gr, enlarger, stops, SimpleNamespace(page=page, source=state(), result=state(), **inputs, **outputs))
+    return page.queue(max_size=32, default_concurrency_limit=4, api_open=False)  # else a call could pass the queue by
 
 
-class Stops:
-    """Who no longer wants a result; visitors are told apart by Gradio's session hash."""
-
-    def __init__(self):
-        self._events: dict[str, threading.Event] = {}
-
-    def start(self, session: str) -> None:
-        """Begin anew for a visitor; earlier work for the same one ends."""
-        self.stop(session)
-        self._events[session] = threading.Event()
-
-    def check(self, session: str) -> Callable[[], None]:
-        """Return a function that raises Cancelled once the visitor's work, which is about to begin, is to end."""
-        event = self._events.setdefault(session, threading.Event())
-
-        def check() -> None:
-            if event.is_set():
-                raise Cancelled
-
-        return check
-
-    def stop(self, session: str) -> None:
-        """End a visitor's work."""
-        if session in self._events:
-            self._events[session].set()
-
-    def forget(self, session: str) -> None:
-        """End the work of a visitor who has left."""
-        self.stop(session)
-        self._events.pop(session, None)
-
-    def stop_all(self) -> None:
-        """End all work."""
-        for session in list(self._events):
-            self.stop(session)
+def input_controls(gr: ModuleType, enlarger) -> dict[str, "gradio.components.Component"]:
+    """Add the left half of the page: the picture and how to enlarge it."""
+    picture = gr.Image(
+        label="Picture", sources=["upload"], type="filepath", buttons=[], height=260, elem_id="picture",
+        placeholder="Drop or paste a picture\nor click to choose one",
+    )  # fmt: skip
+    about = gr.HTML(visitors.message(NO_PICTURE.format(enlarger.args.max_pixels / 1e6)), elem_id="about")
+    examples = gr.Dataset(
+        label="Or take an example", components=["image"], samples=[[path] for path in enlarger.examples()],
+        type="index", layout="gallery", elem_id="examples",
+    )  # fmt: skip
+    choices = [(purpose.label, index) for index, purpose in enumerate(enlarger.purposes)]
+    purpose = gr.Radio(choices, value=0, label="What the picture needs", elem_id="purpose")
+    texture = gr.Slider(
+        0, 1, TEXTURE, step=0.05, label="Faithful – detailed", visible=enlarger.purposes[0].texture_path is not None,
+        info="0 is faithful and a little soft; 1 has the most detail, but invents it", elem_id="texture",
+    )  # fmt: skip
+    with gr.Row():
+        go = gr.Button("Enlarge", variant="primary", interactive=False, elem_id="go", min_width=100)
+        cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", min_width=100)
+    return dict(picture=picture, about=about, examples=examples, purpose=purpose, texture=texture, go=go, cancel=cancel)
 
 
-def message(text: str, alert: bool = False) -> str:
-    """Return a line of text as HTML that screen readers read out."""
-    return f'<p role="{"alert" if alert else "status"}">{html.escape(text)}</p>'
+def output_controls(gr: ModuleType) -> dict[str, "gradio.components.Component"]:
+    """Add the right half of the page: the result and its download."""
+    note = gr.HTML(visitors.message(NO_RESULT), elem_id="note")
+    comparison = gr.ImageSlider(
+        label="Bicubic (left) and enlarged (right)", type="filepath", interactive=False, max_height=640,
+        buttons=["fullscreen"], elem_id="comparison",
+    )  # fmt: skip
+    gr.HTML(f"<p>{HINT}</p>", elem_id="hint")
+    with gr.Row(equal_height=True):
+        kind = gr.Radio(list(FORMATS), value="PNG", label="File format", elem_id="kind", min_width=300)
+        download = gr.DownloadButton("Download", interactive=False, elem_id="download", min_width=200)
+    return dict(note=note, comparison=comparison, kind=kind, download=download)
 
 
-def explained(error: Exception) -> str:
-    """Return an error as visitors are told it: a UserError in its words, others in general ones; the terminal has details."""
-    if isinstance(error, cli.UserError):
-        return str(error)
-    traceback.print_exception(error)
-    if cli.is_out_of_memory(error):
-        return "The server has too little memory for this picture. Try a smaller one."
-    if isinstance(error, cli.RunError):
-        return "This generator gave no picture: its weights are damaged or diverged."
-    return "Something went wrong on the server; its terminal says what."
+# --- what they do -------------------------------------------------------------------------------------------------
 
 
-# --- files --------------------------------------------------------------------------------------------------------
+def connect(gr: ModuleType, enlarger, stops: visitors.Stops, on: SimpleNamespace) -> None:
+    """Say what happens when the controls `on` the page are used."""
+
+    def buttons(path: Path | None, session: str):
+        """Enlarge can be pressed with a picture and without work, Cancel with work."""
+        busy = stops.busy(session)
+        return gr.update(interactive=path is not None and not busy), gr.update(interactive=busy)
+
+    connect_picture(gr, enlarger, buttons, on)
+    connect_work(gr, enlarger, stops, buttons, on)
+    connect_download(gr, enlarger, on)
 
 
-@contextlib.contextmanager
-def temporary_folder(kept_seconds: float = KEPT_SECONDS) -> Iterator[Path]:
-    """Yield a folder whose files are removed when they are old; remove it at the end, and those of killed servers first."""
-    place = Path(tempfile.gettempdir()).resolve()
-    for old in place.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError, cli.UserError), files.lock(old / ".lock"):
-            shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-    ended = threading.Event()
+def connect_picture(gr: ModuleType, enlarger, buttons: Callable, on: SimpleNamespace) -> None:
+    """Take pictures, and show what can be chosen for them."""
 
-    def keep_tidy() -> None:
-        while not ended.wait(min(60, kept_seconds)):
-            remove_old(folder, kept_seconds)
+    def take(path, session):
+        try:
+            copy, text = enlarger.preview(path)
+        except Exception as error:
+            return None, None, *buttons(None, session), visitors.message(visitors.explained(error), alert=True)
+        return copy, path, *buttons(path, session), visitors.message(text)
 
-    try:
-        with files.lock(folder / ".lock"):
-            threading.Thread(target=keep_tidy, daemon=True).start()
-            yield folder
-    finally:
-        ended.set()
-        shutil.rmtree(folder, ignore_errors=True)
+    def upload(file, request: gr.Request):
+        return take(Path(file["path"]), request.session_hash)  # in the temporary folder, or Gradio would have refused it
+
+    def take_example(index, request: gr.Request):
+        return take(enlarger.example_file(index), request.session_hash)
+
+    def remove(request: gr.Request):
+        no_picture = visitors.message(NO_PICTURE.format(enlarger.args.max_pixels / 1e6))
+        return None, *buttons(None, request.session_hash), no_picture
+
+    def blends(index):
+        return gr.update(visible=enlarger.purposes[index].texture_path is not None)
+
+    known = [on.source, on.go, on.cancel, on.about]
+    taken = {"outputs": [on.picture, *known], "show_progress": "minimal", "show_progress_on": on.picture, **PRIVATE}
+    on.picture.upload(upload, on.picture, preprocess=False, **taken)
+    on.examples.click(take_example, on.examples, **taken)
+    on.picture.clear(remove, None, known, **AT_ONCE)
+    on.purpose.change(blends, on.purpose, on.texture, **AT_ONCE)
 
 
-def remove_old(folder: Path, kept_seconds: float) -> None:
-    """Remove the files in the subfolders of `folder` that are older than `kept_seconds`, and subfolders that are empty."""
-    oldest = time.time() - kept_seconds
-    for path in sorted(folder.glob("*/**/*"), reverse=True) + list(folder.glob("*/")):
-        with contextlib.suppress(OSError):  # the file of an upload can be renamed meanwhile
-            if PERMANENT not in path.relative_to(folder).parts and path.stat().st_mtime < oldest:
-                path.rmdir() if path.is_dir() else path.unlink()
+def connect_work(gr: ModuleType, enlarger, stops: visitors.Stops, buttons: Callable, on: SimpleNamespace) -> None:
+    """Enlarge the picture, one for each visitor at a time, until it is done, cancelled or left."""
+
+    def start(path, request: gr.Request):
+        stops.start(request.session_hash)
+        return *buttons(path, request.session_hash), visitors.message("Working …")
+
+    def enlarge(path, index, texture, kind, old, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+        unchanged = (gr.skip(), gr.skip(), gr.skip())
+        work, begin = stops.work(request.session_hash), time.monotonic()
+
+        def on_tile(done, total):
+            work.check()
+            left = (time.monotonic() - begin) / done * (total - done)
+            progress((done, total), desc=f"Enlarging, about {left:.0f} s left", unit="tiles")
+
+        try:
+            work.check()
+            if path is None:
+                raise cli.UserError("The picture is no longer on the server; add it again.")
+            result = enlarger.enlarge(path, enlarger.purposes[index], texture, on_tile)
+            file = downloadable(gr, enlarger, result, kind)
+        except visitors.Cancelled:
+            return *unchanged, visitors.message("Cancelled.")
+        except Exception as error:
+            return *unchanged, visitors.message(visitors.explained(error), alert=True)
+        finally:
+            work.end()
+        if old:
+            shutil.rmtree(old.folder, ignore_errors=True)
+        return result, result.before_and_after, file, visitors.message(result.text)
+
+    def end(path, request: gr.Request):
+        return buttons(path, request.session_hash)
+
+    def cancel(path, request: gr.Request):
+        stops.stop(request.session_hash)
+        return *buttons(path, request.session_hash), visitors.message("Cancelled.")
+
+    def leave(request: gr.Request):
+        stops.forget(request.session_hash)
+
+    both, noted = [on.go, on.cancel], [on.go, on.cancel, on.note]
+    run = on.go.click(start, on.source, noted, **AT_ONCE).then(
+        enlarge, [on.source, on.purpose, on.texture, on.kind, on.result], [on.result, on.comparison, on.download, on.note],
+        show_progress_on=on.comparison, scroll_to_output=True, concurrency_limit=1, **PRIVATE,
+    )  # fmt: skip
+    run.then(end, on.source, both, **AT_ONCE)
+    on.cancel.click(cancel, on.source, noted, cancels=run, **AT_ONCE)
+    on.page.unload(leave)
+
+
+def connect_download(gr: ModuleType, enlarger, on: SimpleNamespace) -> None:
+    """Offer the result in the chosen format."""
+
+    def save(result, kind):
+        try:
+            return (downloadable(gr, enlarger, result, kind) if result else gr.skip()), gr.skip()
+        except Exception as error:
+            return gr.update(interactive=False), visitors.message(visitors.explained(error), alert=True)
+
+    on.kind.change(save, [on.result, on.kind], [on.download, on.note], show_progress_on=on.download, **PRIVATE)
+
+
+def downloadable(gr: ModuleType, enlarger, result, kind: str):
+    """Save a result and return the button that downloads it."""
+    file = enlarger.save(result, kind)
+    return gr.update(value=file, label=f"Download {kind} ({file.stat().st_size / 1e6:.1f} MB)", interactive=True)
