@@ -88,7 +88,7 @@ def plan_outputs(args: argparse.Namespace, upscale: int) -> dict[str, Path]:
     for path in plan.values():
         if path.exists() and path.samefile(args.clip):
             raise cli.UserError(f"{path} is the clip itself and would be overwritten; choose another --out")
-        if path.exists() and not args.overwrite:
+        if path.exists() and not args.overwrite and not segments.is_joined(out):
             raise cli.UserError(f"{path}: already exists; pass --overwrite, or choose another --out")
     return plan
 
@@ -127,8 +127,8 @@ def enlarge(
     kept: segments.Segments,
 ) -> metrics.FrameDifference:  # fmt: skip
     """Enlarge every frame that is not in a kept segment, and keep its segment; return what was measured on all of them."""
-    measured = kept.check()
-    first, total = min(len(measured) * segments.FRAMES, len(clip.times)), len(clip.times)
+    total, measured = len(clip.times), kept.check()
+    first = total if kept.joined else min(len(measured) * segments.FRAMES, total)
     if first:
         print(f"{first} of {total} frames are kept from an unfinished run", file=sys.stderr)
     with cli.progress_bar(total=total, initial=first, desc="enlarging", unit=" frames", bar_format=BAR) as bar:
@@ -143,7 +143,7 @@ def enlarge(
                 kept.save(len(measured), encoded, difference.sums)
                 measured.append(difference.sums)
             bar.update()
-    return metrics.FrameDifference(map(sum, zip(*measured, strict=True)))
+    return metrics.FrameDifference(map(sum, zip((0, 0, 0), *measured, strict=True)))
 
 
 def add_frame(lr: images.Picture, sr: images.Picture, tracks: dict[str, Any], difference: metrics.FrameDifference) -> None:
@@ -157,18 +157,23 @@ def add_frame(lr: images.Picture, sr: images.Picture, tracks: dict[str, Any], di
 
 
 def write_results(plan: dict[str, Path], tracks: dict[str, Any], kept: segments.Segments) -> None:
-    """Write the outputs from the kept segments, without encoding again, and remove the segments."""
-    size = sum(path.stat().st_size for path in kept.paths())
-    files.check_free_space(kept.folder, size, "run the same command again when there is space: every frame is kept")
-    for name, track in tracks.items():
-        with files.write_atomic(kept.folder / name) as file:
-            track.write(file, kept.packets(name))
-    for name, path in reversed(plan.items()):
-        try:
-            files.put_in_place(kept.folder / name, path)
-        except OSError as error:
-            raise files.cannot_be_written(path, error) from error
+    """Join the kept segments to files, without encoding again; remove the segments; move the files to where they belong.
+
+    `segments.RESULT` is the last in each, so that an interrupted run can go on.
+    """
+    if not kept.joined:
+        size = sum(path.stat().st_size for path in kept.paths())
+        files.check_free_space(kept.folder, size, "run the same command again when there is space: every frame is kept")
+        for name in reversed(plan):
+            with files.write_atomic(kept.folder / name) as file:
+                tracks[name].write(file, kept.packets(name))
     kept.remove_from(0)
+    for name, path in reversed(plan.items()):
+        if (kept.folder / name).exists():
+            try:
+                files.put_in_place(kept.folder / name, path)
+            except OSError as error:
+                raise files.cannot_be_written(path, error) from error
 
 
 def main(args: argparse.Namespace) -> int | None:
@@ -195,9 +200,10 @@ def main(args: argparse.Namespace) -> int | None:
             difference = enlarge(upscale_frame, reader, clip, tracks, kept)
             write_results(plan, tracks, kept)
         except SystemExit:  # Ctrl-C or SIGTERM
-            frames = min(len(kept.paths()) * segments.FRAMES, len(clip.times))
+            total = len(clip.times)
+            frames = total if kept.joined else min(len(kept.paths()) * segments.FRAMES, total)
             advice = "run the same command again to continue" if frames else "nothing is written"
-            print(f"stopped: {frames} of {len(clip.times)} frames are kept; {advice}", file=sys.stderr)
+            print(f"stopped: {frames} of {total} frames are kept; {advice}", file=sys.stderr)
             raise
     print(*plan.values(), sep="\n")
     if means := difference.means():

@@ -56,6 +56,32 @@ def test_the_number_of_repetitions_is_kept(tmp_path, loop, gif, webp):
     assert animation.read_clip(tmp_path / "b.webp").plays == animation.read_clip(tmp_path / "b.gif").plays == webp
 
 
+def test_repetitions_and_durations_beyond_what_the_formats_hold_are_cut(tmp_path):
+    pictures = [images.Picture(footage.scene(index)) for index in range(2)]
+    for name, plays, ticks, duration in (
+        ("a.webp", 70_000, 2**24 + 5, 2**24 - 1),
+        ("b.gif", 70_000, 700_000, 655_350),
+    ):
+        clip = animation.Clip(
+            tmp_path, 32, 24, Fraction(1), Fraction(1, 1000), [0, ticks], [ticks, 50], plays=plays, animated=True
+        )
+        write(tmp_path / name, clip, pictures)
+        with Image.open(tmp_path / name) as image:
+            image.load()
+            assert image.info["loop"] == 65_535 and image.info["duration"] == duration
+            image.seek(1)
+            assert np.abs(np.asarray(image.convert("RGB")).astype(int) - pictures[1].rgb).mean() < 8
+
+
+def test_the_still_of_an_animated_png_is_no_frame(tmp_path):
+    still, *frames = (Image.fromarray(footage.scene(index)) for index in (9, 0, 4))
+    still.save(tmp_path / "a.png", save_all=True, append_images=frames, default_image=True, duration=50)
+    clip = animation.read_clip(tmp_path / "a.png")
+    assert clip.durations == [50, 50]
+    assert np.array_equal(next(animation.pictures(clip)).rgb, footage.scene(0))
+    assert np.array_equal(next(animation.pictures(clip, 1)).rgb, footage.scene(4))
+
+
 def test_a_part_can_be_read_and_gone_on_with(tmp_path):
     path = footage.make_gif(tmp_path / "a.gif", DURATIONS)
     clip = animation.read_clip(path, Fraction(4, 100), Fraction(18, 100))
@@ -68,7 +94,8 @@ def test_a_part_can_be_read_and_gone_on_with(tmp_path):
 
 def test_rounded_delays_do_not_drift(tmp_path):
     clip = animation.read_clip(footage.make_gif(tmp_path / "a.webp", (33, 34, 33, 33, 34, 33)))
-    assert animation._delays(clip, 100, 2) == [3, 4, 3, 3, 4, 3] and animation._delays(clip, 1000, 1) == clip.durations
+    assert animation._delays(clip, 100, 2, 99) == [3, 4, 3, 3, 4, 3]
+    assert animation._delays(clip, 1000, 1, 99) == clip.durations and set(animation._delays(clip, 1000, 1, 33)) == {33}
     slow = animation.read_clip(footage.make_gif(tmp_path / "b.gif", (0, 0, 0)))
     assert slow.durations in ([100, 100, 100], [300])  # as browsers show it
 

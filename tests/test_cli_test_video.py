@@ -122,6 +122,21 @@ def test_a_full_disk_is_one_line_and_the_kept_segments_survive(tmp_path, whole):
     assert out.read_bytes() == expected.read_bytes() and not leftovers(tmp_path)
 
 
+def test_a_run_stopped_while_its_files_are_moved_goes_on_too(tmp_path, weights):
+    """Of the 23 events, the last 12 are: to join the comparison, 4; to join the result, 4; to move them, 2 each."""
+    clip = footage.make_clip(tmp_path / "a.mp4", 3, (16, 16))
+    command = ["test_video.py", clip, "--weights", weights / "x2.pth", *FIXED, "--codec", "vp9", "--compare", "--out"]
+    run(*command, tmp_path / "whole.mp4")
+    for event in (17, 21, 22):
+        out = tmp_path / f"{event}.mp4"
+        assert started_script(ROOT / "tests/faulty.py", "kill", event, *command, out)().returncode == -9
+        assert not out.exists() and (tmp_path / f"{event}_compare.mp4").exists() == (event > 20)
+        assert run(*command, out).stdout.splitlines()[:2] == [str(out), str(tmp_path / f"{event}_compare.mp4")]
+        for suffix in (".mp4", "_compare.mp4"):
+            assert (tmp_path / f"{event}{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+        assert not leftovers(tmp_path)
+
+
 def test_a_part_of_a_clip_with_its_sound_and_a_comparison(tmp_path, weights):
     clip = footage.make_clip(tmp_path / "a.mp4", 50, sound="aac", g="10")
     done = video(clip, "--weights", weights / "x4.pth", "--start", "0:00.9", "--end", 1.5, "--compare", "--codec", "hevc")

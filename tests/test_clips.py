@@ -1,5 +1,6 @@
 import sys
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,6 +81,13 @@ def test_an_avi_whose_times_are_those_of_decoding_is_read_in_order(tmp_path):
     assert len(clip.times) == 20 and set(np.diff(clip.times)) == {1}
 
 
+def test_frames_without_a_time_follow_the_one_before(tmp_path):
+    clip = clips.read_clip(footage.make_clip(tmp_path / "a.mpg", 24, times=range(24), time_base=Fraction(1, 25), bf="3"))
+    assert len(clip.times) == 24
+    seconds = [float((time - clip.times[0]) * clip.time_base) for time in clip.times]
+    assert seconds == pytest.approx([index / 25 for index in range(24)], abs=1e-3)
+
+
 def test_a_size_that_changes_midway_is_refused(tmp_path):
     halves = [footage.make_clip(tmp_path / f"{width}.ts", 5, (width, 24)) for width in (32, 48)]
     both = tmp_path / "both.ts"
@@ -104,3 +112,21 @@ def test_what_becomes_of_deep_and_transparent_pixels_is_said(tmp_path):
     deep = clips.read_clip(footage.make_clip(tmp_path / "a.mp4", 2, pixels="yuv420p10le"))
     assert deep.notes == ["10-bit colours become 8-bit"]
     assert np.abs(next(clips.pictures(deep)).rgb.astype(int) - footage.scene(0)).mean() < 8
+    clear = clips.read_clip(footage.make_clip(tmp_path / "a.mkv", 2, codec="ffv1", pixels="bgra"))
+    assert clear.notes == ["transparency is left out"]
+    assert np.array_equal(next(clips.pictures(clear)).rgb, footage.scene(0))
+
+
+def test_interlaced_and_damaged_frames_are_said(tmp_path):
+    with av.open(str(footage.make_clip(tmp_path / "a.mp4", 1))) as container:
+        stream = container.streams.video[0]
+        scan = clips._Scan(tmp_path, stream, None, None, Fraction(0))
+        frame = next(container.decode(stream))
+        scan.add(frame, 1000)
+        assert scan.notes() == []
+        scan.damaged = 2
+        scan.first = SimpleNamespace(format=frame.format, interlaced_frame=True)
+        assert scan.notes() == [
+            "2 damaged frames, which are enlarged as they are",
+            "interlaced, and will remain so; the result is better if it is deinterlaced first",
+        ]

@@ -35,6 +35,22 @@ def test_segments_are_kept_until_a_damaged_one_and_the_folder_is_removed_when_em
     assert not folder.exists()
 
 
+def test_what_is_joined_is_kept_until_it_is_moved(tmp_path, capsys):
+    out, folder = tmp_path / "a.mp4", segments.folder_of(tmp_path / "a.mp4")
+    with segments.kept_segments(out, {"crf": 18}) as kept:
+        kept.save(0, {"sr": [Packet(0, True, b"one")]}, [])
+        assert not kept.joined and not segments.is_joined(out)
+        (folder / segments.RESULT).write_bytes(b"joined")
+        kept.remove_from(0)
+    with segments.kept_segments(out, {"crf": 18}) as kept:
+        assert kept.joined and segments.is_joined(out) and not kept.empty
+    with pytest.raises(cli.UserError, match="with another crf"), segments.kept_segments(out, {"crf": 20}):
+        pass
+    with segments.kept_segments(out, {"crf": 20}, overwrite=True) as kept:
+        assert kept.empty
+    assert not folder.exists()
+
+
 def test_a_full_disk_names_the_segment(tmp_path, monkeypatch):
     def full(_descriptor):
         raise OSError(28, "No space left on device")

@@ -18,6 +18,7 @@ from utils.frames import Colours
 SUFFIXES = {".gif": 65_535, ".webp": 16_383}  # that can be written, with their largest sides
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # Pillow's formats whose frames are not pages
 _QUALITY = 90  # of WebP, which is lossy here: losslessly, every frame would take megabytes
+_MOST_16_BITS, _MOST_24_BITS = 2**16 - 1, 2**24 - 1  # what the formats' numbers hold: eleven minutes, more than four hours
 _SHORTEST_DELAY = 2  # hundredths of a second; browsers take 0 and 1 for 10
 
 
@@ -29,7 +30,8 @@ def is_picture(path: str | Path) -> bool:
 def _frames(path: Path, max_pixels: int) -> Iterator[tuple[images.Picture, int]]:
     """Yield the frames of an animation with their durations in milliseconds; raise UserError if it is damaged."""
     with decoding.opened(path, max_pixels) as image:
-        for number in range(image.n_frames):
+        first = 1 if getattr(image, "default_image", False) else 0  # of a PNG: a still for who cannot show the animation
+        for number in range(first, image.n_frames):
             image.seek(number)
             image.load()
             rgb, alpha, profile = decoding.to_rgb(decoding.to_8_bit(image.copy())[0])
@@ -108,7 +110,7 @@ class AnimationTrack:
         if max(width, height) > largest:
             raise cli.UserError(f"{path}: holds at most {largest} pixels per side, this is {width}x{height}")
         self.notes = [] if clip.animated else [f"{path}: sound and subtitles, if there are any, are left out"]
-        self.delays = _delays(clip, 100 if self.gif else 1000, _SHORTEST_DELAY if self.gif else 1)
+        self.delays = _delays(clip, 100, _SHORTEST_DELAY, _MOST_16_BITS) if self.gif else _delays(clip, 1000, 1, _MOST_24_BITS)
 
     def start(self, first: int) -> None:
         """Begin a segment with frame number `first`."""
@@ -141,7 +143,8 @@ class AnimationTrack:
     def _gif_header(self) -> bytes:
         header = struct.pack("<6sHHBBB", b"GIF89a", self.width, self.height, 0x70, 0, 0)  # no global palette
         plays = self.clip.plays
-        loop = b"" if plays == 1 else b"!\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<HB", max(plays - 1, 0), 0)
+        again = min(max(plays - 1, 0), _MOST_16_BITS)
+        loop = b"" if plays == 1 else b"!\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<HB", again, 0)
         return header + loop
 
     def _gif_frame(self, picture: images.Picture, delay: int) -> bytes:
@@ -160,7 +163,7 @@ class AnimationTrack:
         flags = 0x02 | (0x10 if self.clip.transparent else 0)
         size = _three_bytes(self.width - 1) + _three_bytes(self.height - 1)
         canvas = _chunk(b"VP8X", bytes([flags, 0, 0, 0]) + size)
-        return b"RIFF\0\0\0\0WEBP" + canvas + _chunk(b"ANIM", struct.pack("<IH", 0, self.clip.plays))
+        return b"RIFF\0\0\0\0WEBP" + canvas + _chunk(b"ANIM", struct.pack("<IH", 0, min(self.clip.plays, _MOST_16_BITS)))
 
     def _webp_frame(self, picture: images.Picture, delay: int) -> bytes:
         """Return a frame that replaces the one before: a still WebP's chunks of pixels in one of its own."""
@@ -187,11 +190,11 @@ def _three_bytes(number: int) -> bytes:
     return number.to_bytes(3, "little")
 
 
-def _delays(clip: Clip, per_second: int, shortest: int) -> list[int]:
+def _delays(clip: Clip, per_second: int, shortest: int, longest: int) -> list[int]:
     """Return how long each frame is shown, in ticks of which there are `per_second`, without adding up rounding errors."""
     clock, delays = 0, []
     for time, duration in zip(clip.times, clip.durations, strict=True):
         end = round((time - clip.times[0] + duration) * clip.time_base * per_second)
-        delays.append(max(shortest, end - clock))
+        delays.append(min(max(shortest, end - clock), longest))
         clock += delays[-1]
     return delays

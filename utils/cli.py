@@ -107,11 +107,14 @@ def tile_side(text: str) -> int | None:
     return None if text == "auto" else non_negative_int(text)
 
 
-def number_between(least: float, most: float) -> Callable[[str], float]:
-    """Return a parser of numbers from `least` to `most`."""
+def number_between(least: float, most: float, step: float = 0.0) -> Callable[[str], float]:
+    """Return a parser of numbers from `least` to `most`, in steps of `step` if that is not 0."""
 
     def parse(text: str) -> float:
-        return _number(text, float, least, most)
+        value = _number(text, float, least, most)
+        if step and not ((value - least) / step).is_integer():
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most} in steps of {step}")
+        return value
 
     return parse
 

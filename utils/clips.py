@@ -171,6 +171,7 @@ class _Scan:
         self.rate = _plausible(stream.average_rate or stream.guessed_rate)
         self.time_base = stream.time_base
         self.first = None
+        self.ticks = self.step = 0  # of the latest frame, and from one frame to the next
         self.skipped = self.damaged = 0
         self.times: list[int] = []
         self.last_duration = 0
@@ -188,13 +189,15 @@ class _Scan:
                 raise cli.UserError(f"{self.path}: {frame.width}x{frame.height} is more than {max_pixels:,} pixels")
             if frame.pts is None or self.time_base is None:
                 self.counted, self.time_base, self.zero = True, 1 / self.rate, Fraction(0)
+            self.step = round(1 / self.rate / self.time_base)
         number = self.skipped + len(self.times)
         if (frame.width, frame.height) != (self.first.width, self.first.height):
             raise cli.UserError(
                 f"{self.path}: its size changes from {self.first.width}x{self.first.height} to {frame.width}x{frame.height} at "
                 f"frame {number}; cut it there, with --start and --end"
             )
-        ticks = number if self.counted or frame.pts is None else frame.pts
+        following = self.ticks + self.step  # MPEG program streams give a time to some frames only
+        ticks = self.ticks = number if self.counted else following if frame.pts is None else frame.pts
         if self.end is not None and self.seconds(ticks) >= self.end:
             return False
         if self.start is not None and not self.times and self.seconds(ticks) < self.start:
@@ -222,7 +225,7 @@ class _Scan:
         for index in range(1, len(times)):
             times[index] = max(times[index], times[index - 1] + 1)
         durations = [after - before for before, after in itertools.pairwise(times)]
-        durations.append(self.last_duration or (durations[-1] if durations else round(1 / self.rate / self.time_base)) or 1)
+        durations.append(self.last_duration or (durations[-1] if durations else self.step) or 1)
         self.check_length(times[-1] + durations[-1], container)
         cut = self.start is not None or self.end is not None
         shift = times[0] if self.start is not None else 0

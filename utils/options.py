@@ -106,19 +106,20 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         help="largest random shift in pixels before that network, whose strides print squares (default: 7 for squeezenet)",
     )
     loss.add_argument(
-        "--perceptual-zoom", type=cli.number_between(1, 4),
-        help="largest random enlargement before that network, which misses the finest patterns (default: 2 for squeezenet)",
+        "--perceptual-zoom", type=cli.number_between(1, 4, step=0.25),
+        help="largest random enlargement before that network, which misses the finest patterns; in steps of a quarter "
+        "(default: 2 for squeezenet)",
     )  # fmt: skip
     loss.add_argument("--tv-weight", type=cli.non_negative_float, default=2e-8, help="weight of the total variation")
     loss.add_argument(
-        "--grid-weight", type=cli.non_negative_float, default=0.0, help="weight of the penalty on a grid, such as 5000"
-    )
+        "--grid-weight", type=cli.non_negative_float, default=0.0,
+        help="weight of the penalty on a grid; start with 50000 times the perceptual weight",
+    )  # fmt: skip
     loss.add_argument(
-        "--consistency-weight",
-        type=cli.non_negative_float,
-        default=0.0,
-        help="weight of the difference between SR and HR once both are reduced to LR's size, such as 300",
-    )
+        "--consistency-weight", type=cli.non_negative_float, default=0.0,
+        help="weight of the difference between SR and HR once both are reduced to LR's size; start with 300 times the "
+        "perceptual weight",
+    )  # fmt: skip
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--epochs", type=cli.non_negative_int, default=100, help="adversarial epochs")
     optim.add_argument(

@@ -13,7 +13,18 @@ import torch
 from utils import cli, files
 from utils.encoding import Packet
 
+RESULT = "sr"  # the track whose file is written and moved last
 FRAMES = 32  # in a segment: what an interruption costs at most
+
+
+def folder_of(out: Path) -> Path:
+    """Return the hidden folder in which the parts of an output are kept."""
+    return out.with_name(f".{out.name}.unfinished")
+
+
+def is_joined(out: Path) -> bool:
+    """Tell whether an interrupted run had joined the segments, so that its files only have to be moved."""
+    return (folder_of(out) / RESULT).exists()
 
 
 @contextmanager
@@ -29,15 +40,14 @@ def kept_segments(out: Path, settings: dict[str, Any], overwrite: bool = False) 
         UserError: another process is using the folder, or it holds segments of other settings.
         OSError: it cannot be written.
     """
-    folder = out.with_name(f".{out.name}.unfinished")
-    files.make_folder(folder)
+    folder = files.make_folder(folder_of(out))
     with files.lock(folder / "lock"):
         files.remove_leftovers(folder)
         segments, record = Segments(folder), folder / "settings.json"
         try:
             before = json.loads(record.read_text()) if record.exists() else {}
             changed = [name for name in settings if before.get(name) != settings[name]]
-            if changed and segments.paths():
+            if changed and not segments.empty:
                 if not overwrite:
                     raise cli.UserError(
                         f"{folder}: an unfinished run with another {' and '.join(changed)}; finish it with its own command, "
@@ -45,10 +55,11 @@ def kept_segments(out: Path, settings: dict[str, Any], overwrite: bool = False) 
                     )
                 print(f"starting over: the unfinished run had another {' and '.join(changed)}", file=sys.stderr)
                 segments.remove_from(0)
+                (folder / RESULT).unlink(missing_ok=True)
             files.write_text(record, json.dumps(settings))
             yield segments
         finally:
-            if not segments.paths():
+            if segments.empty:
                 shutil.rmtree(folder)
 
 
@@ -57,6 +68,16 @@ class Segments:
 
     def __init__(self, folder: Path):
         self.folder = folder
+
+    @property
+    def joined(self) -> bool:
+        """Whether the segments have been joined, but not all files moved to where they belong."""
+        return (self.folder / RESULT).exists()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is kept."""
+        return not self.paths() and not self.joined
 
     def paths(self) -> list[Path]:
         """Return the files in order."""
