@@ -187,7 +187,7 @@ def named_without_folder(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise cli.UserError(f"{path.name} is no longer on the server; add it again") from error
+        raise cli.UserError(f"{path.name} is no longer on the server; add the picture again") from error
     except cli.UserError as error:
         raise cli.UserError(str(error).replace(str(path), path.name)) from error
 

@@ -9,44 +9,28 @@ python prepare_data.py degraded my_photos/valid --out my_photos/valid_degraded
 
 import argparse
 import functools
-import http.client
 import importlib.util
 import math
 import os
 import shutil
-import stat
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import degradations
 from model import UPSCALES
-from utils import cli, files, images, pretrained
+from utils import cli, downloads, files, images, pretrained
 from utils.device import free_system_memory
 
 DIV2K_URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A zip of DIV2K: its size in bytes and its SHA-256."""
-
-    size: int
-    sha256: str
-
-
 DIV2K = {
-    "train_HR": Archive(3530603713, "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"),
-    "valid_HR": Archive(448993893, "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"),
-    "train_LR_bicubic_X4": Archive(246914039, "f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a"),
-    "valid_LR_bicubic_X4": Archive(31505881, "a50a5d1c4b88de4e8d300d8fb2b904c52fe93b2b298a4899697760d7cbb6d553"),
+    "train_HR": downloads.Archive(3530603713, "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"),
+    "valid_HR": downloads.Archive(448993893, "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"),
+    "train_LR_bicubic_X4": downloads.Archive(246914039, "f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a"),
+    "valid_LR_bicubic_X4": downloads.Archive(31505881, "a50a5d1c4b88de4e8d300d8fb2b904c52fe93b2b298a4899697760d7cbb6d553"),
 }
 DEMO_PHOTOGRAPHS = {
     "train": [
@@ -121,128 +105,14 @@ def prepare_div2k(data: Path, part: str, url: str) -> None:
         return
     zip_path = data / f"{name}.zip"
     if zip_path.exists():
-        _check_archive(zip_path, archive, f"delete {zip_path} and run this again")
+        downloads.check_archive(zip_path, archive, f"delete {zip_path} and run this again")
     else:
         files.check_free_space(data, 2 * archive.size, "name a folder on another disk with --data DIR")
-        download(url.rstrip("/") + f"/{name}.zip", zip_path, archive)
+        downloads.download(url.rstrip("/") + f"/{name}.zip", zip_path, archive)
     files.check_free_space(data, archive.size, "name a folder on another disk with --data DIR")
-    unpack(zip_path, folder)
+    downloads.unpack(zip_path, folder)
     zip_path.unlink()
     print(f"{folder}: {len(images.list_images(folder))} images")
-
-
-def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_seconds: float = 2) -> None:
-    """Download to `path`, which appears only once its hash is verified; resume from `path`.part if an earlier try stopped.
-
-    Raises:
-        UserError: every one of the `tries` failed, the URL is not valid, or the size or the SHA-256 is wrong.
-        OSError: the disk is full or cannot be written.
-    """
-    part = path.with_name(path.name + ".part")
-    for attempt in range(1, tries + 1):
-        try:
-            _fetch(url, part, archive.size)
-            break
-        except urllib.error.HTTPError as error:
-            if error.code < 500:
-                raise cli.UserError(
-                    f"{url}: the server answers {error.code} {error.reason}; name another mirror with --url"
-                ) from error
-            problem: Exception = error
-        except (OSError, EOFError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.filename:  # a disk error, not a network error
-                raise
-            problem = error
-        if attempt == tries:
-            raise cli.UserError(
-                f"{url}: stopped after {tries} tries ({problem}); run the same command again to resume"
-            ) from problem
-        print(f"{url}: {problem}; trying again from {part.stat().st_size if part.exists() else 0:,} bytes")
-        time.sleep(pause_seconds * attempt)
-    try:
-        _check_archive(part, archive, f"the file from {url} has been deleted")
-    except cli.UserError:
-        part.unlink()
-        raise
-    files.put_in_place(part, path)
-
-
-def _check_archive(path: Path, archive: Archive, advice: str) -> None:
-    size, digest = path.stat().st_size, files.sha256(path)
-    if (size, digest) != (archive.size, archive.sha256):
-        found = f"{size:,} bytes with SHA-256 {digest[:12]}…, expected {archive.size:,} with {archive.sha256[:12]}…"
-        raise cli.UserError(f"{path}: not the archive ({found}); {advice}")
-
-
-def _fetch(url: str, part: Path, size: int) -> None:
-    """Append the missing bytes to `part`; raise EOFError if the connection ends early."""
-    done = part.stat().st_size if part.exists() else 0
-    if done >= size:
-        return
-    try:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-        response = urllib.request.urlopen(request, timeout=30)
-    except (ValueError, http.client.InvalidURL) as error:
-        raise cli.UserError(f"{url}: not a valid address ({error}); give the URL of the archives' folder with --url") from error
-    with response:
-        if response.headers.get_content_type() == "text/html":
-            raise cli.UserError(
-                f"{url}: the server sent a web page instead of the archive; open it in a browser, or name a mirror with --url"
-            )
-        if done and response.status != 206:  # the server cannot resume
-            done = 0
-        with (
-            open(part, "ab" if done else "wb") as file,
-            cli.progress_bar(total=size, initial=done, desc=part.stem, unit="B", unit_scale=True) as bar,
-        ):
-            while chunk := response.read(2**20):
-                done += len(chunk)
-                if done > size:
-                    raise cli.UserError(f"{url}: sent more than the archive's {size:,} bytes")
-                try:
-                    file.write(chunk)
-                    file.flush()
-                except OSError as error:
-                    raise files.cannot_be_written(part, error) from error
-                bar.update(len(chunk))
-            os.fsync(file.fileno())
-    if done < size:
-        raise EOFError(f"the connection ended after {done:,} of {size:,} bytes")
-
-
-def unpack(zip_path: Path, folder: Path) -> None:
-    """Unpack an archive with a verified hash to `folder`, which appears only once it is complete.
-
-    Raises:
-        UserError: a member is a link or a device, or its name leads outside the folder.
-        OSError: the disk is full or cannot be written.
-    """
-    with zipfile.ZipFile(zip_path) as archive, _temporary_folder(folder.parent) as temporary:
-        members = archive.infolist()
-        _check_members(zip_path, members)
-        try:
-            for member in cli.progress_bar(members, desc=f"unpacking {zip_path.name}", unit="file"):
-                archive.extract(member, temporary)
-        except OSError as error:
-            raise files.cannot_be_written(folder, error) from error
-        if hasattr(os, "sync"):
-            os.sync()
-        files.put_in_place(temporary, folder)
-        os.mkdir(temporary)  # the context manager expects to remove it
-    folder.chmod(0o755)
-
-
-def _temporary_folder(place: Path) -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(dir=place, prefix=files.TEMPORARY_PREFIX, suffix=files.TEMPORARY_SUFFIX)
-
-
-def _check_members(zip_path: Path, members: list[zipfile.ZipInfo]) -> None:
-    for member in members:
-        parts = Path(member.filename.replace("\\", "/")).parts
-        if not parts or ".." in parts or Path(member.filename).is_absolute() or ":" in parts[0]:
-            raise cli.UserError(f"{zip_path}: has {member.filename!r}, which leads outside the target; nothing was unpacked")
-        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise cli.UserError(f"{zip_path}: has {member.filename!r}, a link or a device; nothing was unpacked")
 
 
 # --- the demo's photographs ---------------------------------------------------------------------------------------
@@ -276,6 +146,12 @@ def prepare_perceptual(network: str, seconds: float | None) -> None:
     print("imagenet")
 
 
+def check_outside(out: Path, folder: Path) -> None:
+    """Raise UserError if the copies of a folder's images would be written into the folder itself."""
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise cli.UserError(f"--out {out} lies inside {folder}, whose images are copied; name another folder")
+
+
 # --- copies at several sizes --------------------------------------------------------------------------------------
 
 
@@ -289,8 +165,7 @@ def prepare_smaller(folder: Path, out: Path, factors: list[float]) -> None:
         OSError: the disk is full or cannot be written.
     """
     labels = [f"{size:.2%}".replace(".00%", "").replace(".", "_").replace("%", "") for size in factors]
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise cli.UserError(f"--out {out} lies inside {folder}, whose images are copied; name another folder")
+    check_outside(out, folder)
     names = images.list_image_names(folder)
     files.make_folder(out)
     jobs = list(zip((folder / name for name in names), images.result_names(names), strict=True))
@@ -320,8 +195,7 @@ def prepare_degraded(folder: Path, out: Path, seed: int, upscale: int) -> None:
             it.
         OSError: the disk is full or cannot be written.
     """
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise cli.UserError(f"--out {out} lies inside {folder}, whose images are copied; name another folder")
+    check_outside(out, folder)
     names = images.list_image_names(folder)
     targets = [Path(name).with_suffix(".png") for name in names]
     if len(set(targets)) < len(names):

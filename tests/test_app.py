@@ -153,8 +153,8 @@ def test_cancelling_takes_effect_after_the_current_tile(enlarger, tmp_path, monk
     passes, forward = [], Generator.forward
     monkeypatch.setattr(Generator, "forward", lambda self, lr: passes.append(1) or forward(self, lr))
     stops = visitors.Stops()
-    stops.start("mine")
-    stops.start("another's")
+    stops.start("mine", tmp_path / "a.png")
+    stops.start("another's", None)
     mine, other = stops.work("mine"), stops.work("another's")
 
     def on_tile(done, total):
@@ -172,7 +172,7 @@ def test_cancelling_takes_effect_after_the_current_tile(enlarger, tmp_path, monk
 def test_each_visitors_work_ends_on_its_own():
     stops, works = visitors.Stops(), []
     for visitor in ("a", "b", "c", "d"):
-        stops.start(visitor)
+        stops.start(visitor, Path(visitor))
         works.append(stops.work(visitor))
 
     def ended() -> list[int]:
@@ -188,9 +188,10 @@ def test_each_visitors_work_ends_on_its_own():
     assert ended() == []
     stops.stop("a")
     stops.forget("b")
-    stops.start("c")  # another picture
+    stops.start("c", Path("another"))  # another picture
     assert ended() == [0, 1, 2]
     stops.work("c").check()
+    assert works[2].path == Path("c") and stops.work("c").path == Path("another")
     stops.work("b").check()  # somebody new
     assert stops.busy("c") and not stops.busy("a") and not stops.busy("nobody")
     works[2].end()  # that of the picture before

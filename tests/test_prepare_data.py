@@ -14,7 +14,7 @@ from conftest import run, the_error
 from PIL import Image
 
 import prepare_data
-from utils import cli, images
+from utils import cli, downloads, images
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def server():
 def test_a_download_resumes_where_it_broke_off(server, tmp_path, resumes):
     server.body, server.breaks, server.resumes = bytes(range(256)) * 400, [30_000, 20_000 if resumes else 50_000], resumes
     path = tmp_path / "a.zip"
-    prepare_data.download(server.url + "a.zip", path, archive_of(server.body), pause_seconds=0)
+    downloads.download(server.url + "a.zip", path, archive_of(server.body), pause_seconds=0)
     assert path.read_bytes() == server.body
     assert server.requests == [None, "bytes=30000-", "bytes=50000-"]
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
@@ -36,9 +36,9 @@ def test_a_download_resumes_where_it_broke_off(server, tmp_path, resumes):
 def test_a_failed_download_leaves_no_archive_and_can_be_resumed(server, tmp_path):
     server.body, server.breaks = b"x" * 1000, [100] * 3
     with pytest.raises(ValueError, match=r"stopped after 3 tries.*again to resume"):
-        prepare_data.download(server.url, tmp_path / "a.zip", archive_of(server.body), tries=3, pause_seconds=0)
+        downloads.download(server.url, tmp_path / "a.zip", archive_of(server.body), tries=3, pause_seconds=0)
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip.part"]
-    prepare_data.download(server.url, tmp_path / "a.zip", archive_of(server.body))
+    downloads.download(server.url, tmp_path / "a.zip", archive_of(server.body))
     assert server.requests[-1] == "bytes=300-" and (tmp_path / "a.zip").read_bytes() == server.body
 
 
@@ -46,36 +46,36 @@ def test_a_failed_download_leaves_no_archive_and_can_be_resumed(server, tmp_path
 def test_other_content_is_never_accepted_as_the_archive(server, tmp_path, served):
     server.body = served
     with pytest.raises(ValueError, match=server.url):
-        prepare_data.download(server.url, tmp_path / "a.zip", archive_of(b"x" * 1000), tries=1)
+        downloads.download(server.url, tmp_path / "a.zip", archive_of(b"x" * 1000), tries=1)
     assert not (tmp_path / "a.zip").exists()
     server.body = b"x" * 1000
     with contextlib.suppress(ValueError):  # what the first try left is found wrong, and removed
-        prepare_data.download(server.url, tmp_path / "a.zip", archive_of(server.body), tries=1)
-    prepare_data.download(server.url, tmp_path / "a.zip", archive_of(server.body), tries=1)
+        downloads.download(server.url, tmp_path / "a.zip", archive_of(server.body), tries=1)
+    downloads.download(server.url, tmp_path / "a.zip", archive_of(server.body), tries=1)
     assert (tmp_path / "a.zip").read_bytes() == server.body
 
 
 def test_a_web_page_is_named_and_not_kept(server, tmp_path):
     server.body, server.kind = b"<html>log in first</html>", "text/html; charset=utf-8"
     with pytest.raises(ValueError, match="the server sent a web page instead of the archive"):
-        prepare_data.download(server.url, tmp_path / "a.zip", archive_of(b"x" * 1000))
+        downloads.download(server.url, tmp_path / "a.zip", archive_of(b"x" * 1000))
     assert len(server.requests) == 1 and not list(tmp_path.iterdir())
 
 
 def test_server_errors_are_retried_and_a_missing_archive_is_not(server, tmp_path):
     server.body, server.statuses = b"x" * 1000, [503, 500]
-    prepare_data.download(server.url, tmp_path / "a.zip", archive_of(server.body), pause_seconds=0)
+    downloads.download(server.url, tmp_path / "a.zip", archive_of(server.body), pause_seconds=0)
     assert (tmp_path / "a.zip").read_bytes() == server.body and len(server.requests) == 3
     server.statuses = [404]
     with pytest.raises(ValueError, match="answers 404"):
-        prepare_data.download(server.url, tmp_path / "b.zip", archive_of(b"x"))
+        downloads.download(server.url, tmp_path / "b.zip", archive_of(b"x"))
     assert len(server.requests) == 4
 
 
 def test_invalid_urls_and_broken_responses_give_no_traceback(server, tmp_path, monkeypatch):
     for url in ("http://127.0.0.1:9/my folder", "my_mirror/", "http://[::1/", "http://host:port/", f"http://{'a' * 70}.org/"):
         with pytest.raises(cli.UserError, match=re.escape(f"{url}: not a valid address")):
-            prepare_data.download(url, tmp_path / "a.zip", archive_of(b"x"))
+            downloads.download(url, tmp_path / "a.zip", archive_of(b"x"))
     server.body = b"x" * 1000
     answers = [http.client.IncompleteRead(b""), http.client.BadStatusLine("?")]
 
@@ -84,9 +84,9 @@ def test_invalid_urls_and_broken_responses_give_no_traceback(server, tmp_path, m
             raise answers.pop()
         return real(*arguments)
 
-    real = prepare_data._fetch
-    monkeypatch.setattr(prepare_data, "_fetch", fetch)
-    prepare_data.download(server.url, tmp_path / "a.zip", archive_of(server.body), pause_seconds=0)
+    real = downloads._fetch
+    monkeypatch.setattr(downloads, "_fetch", fetch)
+    downloads.download(server.url, tmp_path / "a.zip", archive_of(server.body), pause_seconds=0)
     assert (tmp_path / "a.zip").read_bytes() == server.body
 
 
@@ -115,7 +115,7 @@ def test_hostile_archives_are_refused_whole(tmp_path, what):
     path.parent.mkdir()
     path.write_bytes(archives.hostile()[what])
     with pytest.raises(ValueError, match=str(path)) as error:
-        prepare_data.unpack(path, path.parent / "out")
+        downloads.unpack(path, path.parent / "out")
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["place"] and [p.name for p in path.parent.iterdir()] == ["a.zip"]
     assert not Path("/tmp/srgan-escaped.png").exists()
@@ -128,7 +128,7 @@ def test_a_disk_that_fills_while_unpacking_leaves_nothing_and_is_one_line(tmp_pa
     (tmp_path / "a.zip").write_bytes(zipped({"x/0801.png": picture()}))
     monkeypatch.setattr(zipfile.ZipFile, "extract", full)
     with pytest.raises(OSError, match="No space left") as caught:
-        prepare_data.unpack(tmp_path / "a.zip", tmp_path / "out")
+        downloads.unpack(tmp_path / "a.zip", tmp_path / "out")
     assert caught.value.filename == str(tmp_path / "out") and [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
@@ -175,4 +175,4 @@ def test_no_network_is_one_line(tmp_path):
         port = closed.getsockname()[1]
     for url in (f"http://127.0.0.1:{port}/a.zip", "http://no-such-host.invalid/a.zip", "gopher://x/a.zip"):
         with pytest.raises(cli.UserError, match=re.escape(f"{url}: stopped after 2 tries") + r"[^\n]*$"):
-            prepare_data.download(url, tmp_path / "a.zip", archive_of(b"x"), tries=2, pause_seconds=0)
+            downloads.download(url, tmp_path / "a.zip", archive_of(b"x"), tries=2, pause_seconds=0)

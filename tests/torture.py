@@ -26,10 +26,9 @@ import numpy as np
 import pandas
 import torch
 
-import prepare_data
 import test_image
 from model import Generator
-from utils import checkpoint, cli, files
+from utils import checkpoint, cli, downloads, files
 
 PATIENCE = 20  # seconds, after which a file counts as a hang
 
@@ -120,7 +119,7 @@ def hostile_archives(place: Path) -> list[tuple[str, str, str]]:
         path.write_bytes(content)
         try:
             with patience():
-                prepare_data.unpack(path, place / "unpacked")
+                downloads.unpack(path, place / "unpacked")
         except ValueError as error:
             left = [other.name for other in place.iterdir() if other != path]
             wrong = f"left {left}" if left else "" if str(path) in str(error) else f"unclear: {error}"
@@ -153,7 +152,7 @@ def bad_downloads(place: Path, seed: int) -> list[tuple[str, str, str]]:
             for _ in range(3):  # the last two from a server that works again
                 try:
                     with patience():
-                        prepare_data.download(server.url + "a.zip", path, wanted, tries=3, pause_seconds=0)
+                        downloads.download(server.url + "a.zip", path, wanted, tries=3, pause_seconds=0)
                 except ValueError as error:
                     wrong = wrong or ("" if server.url in str(error) else f"unclear: {error}")
                 except (Exception, Hang) as error:

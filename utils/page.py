@@ -83,7 +83,7 @@ def input_controls(gr: ModuleType, enlarger) -> dict[str, "gradio.components.Com
         label="Picture", sources=["upload"], type="filepath", buttons=[], height=260, elem_id="picture",
         placeholder="Drop or paste a picture\nor click to choose one",
     )  # fmt: skip
-    about = gr.HTML(visitors.message(NO_PICTURE.format(enlarger.args.max_pixels / 1e6)), elem_id="about")
+    about = gr.HTML(no_picture(enlarger), elem_id="about")
     examples = gr.Dataset(
         label="Or take an example", components=["image"], samples=[[path] for path in enlarger.examples()],
         type="index", layout="gallery", elem_id="examples",
@@ -98,6 +98,11 @@ def input_controls(gr: ModuleType, enlarger) -> dict[str, "gradio.components.Com
         go = gr.Button("Enlarge", variant="primary", interactive=False, elem_id="go", min_width=100)
         cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", min_width=100)
     return dict(picture=picture, about=about, examples=examples, purpose=purpose, texture=texture, go=go, cancel=cancel)
+
+
+def no_picture(enlarger) -> str:
+    """Return what is said while there is no picture: what can be added."""
+    return visitors.message(NO_PICTURE.format(enlarger.args.max_pixels / 1e6))
 
 
 def output_controls(gr: ModuleType) -> dict[str, "gradio.components.Component"]:
@@ -147,8 +152,7 @@ def connect_picture(gr: ModuleType, enlarger, buttons: Callable, on: SimpleNames
         return take(enlarger.example_file(index), request.session_hash)
 
     def remove(request: gr.Request):
-        no_picture = visitors.message(NO_PICTURE.format(enlarger.args.max_pixels / 1e6))
-        return None, *buttons(None, request.session_hash), no_picture
+        return None, *buttons(None, request.session_hash), no_picture(enlarger)
 
     def blends(index):
         return gr.update(visible=enlarger.purposes[index].texture_path is not None)
@@ -165,10 +169,10 @@ def connect_work(gr: ModuleType, enlarger, stops: visitors.Stops, buttons: Calla
     """Enlarge the picture, one for each visitor at a time, until it is done, cancelled or left."""
 
     def start(path, request: gr.Request):
-        stops.start(request.session_hash)
+        stops.start(request.session_hash, path)
         return *buttons(path, request.session_hash), visitors.message("Working …")
 
-    def enlarge(path, index, texture, kind, old, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+    def enlarge(index, texture, kind, old, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         unchanged = (gr.skip(), gr.skip(), gr.skip())
         work, begin = stops.work(request.session_hash), time.monotonic()
 
@@ -179,9 +183,9 @@ def connect_work(gr: ModuleType, enlarger, stops: visitors.Stops, buttons: Calla
 
         try:
             work.check()
-            if path is None:
+            if work.path is None:
                 raise cli.UserError("The picture is no longer on the server; add it again.")
-            result = enlarger.enlarge(path, enlarger.purposes[index], texture, on_tile)
+            result = enlarger.enlarge(work.path, enlarger.purposes[index], texture, on_tile)
             file = downloadable(gr, enlarger, result, kind)
         except visitors.Cancelled:
             return *unchanged, visitors.message("Cancelled.")
@@ -205,7 +209,7 @@ def connect_work(gr: ModuleType, enlarger, stops: visitors.Stops, buttons: Calla
 
     both, noted = [on.go, on.cancel], [on.go, on.cancel, on.note]
     run = on.go.click(start, on.source, noted, **AT_ONCE).then(
-        enlarge, [on.source, on.purpose, on.texture, on.kind, on.result], [on.result, on.comparison, on.download, on.note],
+        enlarge, [on.purpose, on.texture, on.kind, on.result], [on.result, on.comparison, on.download, on.note],
         show_progress_on=on.comparison, scroll_to_output=True, concurrency_limit=1, **PRIVATE,
     )  # fmt: skip
     run.then(end, on.source, both, **AT_ONCE)

@@ -22,9 +22,10 @@ class Cancelled(Exception):
 
 
 class Work:
-    """The enlarging of one picture; another thread can end it."""
+    """The enlarging of one picture file; another thread can end it."""
 
-    def __init__(self):
+    def __init__(self, path: Path | None = None):
+        self.path = path
         self._ended = threading.Event()
 
     def check(self) -> None:
@@ -48,10 +49,10 @@ class Stops:
     def __init__(self):
         self._work: dict[str, Work] = {}
 
-    def start(self, session: str) -> None:
-        """Begin anew for a visitor; earlier work for the same one ends."""
+    def start(self, session: str, path: Path | None) -> None:
+        """Begin with another picture for a visitor; earlier work for the same one ends."""
         self.stop(session)
-        self._work[session] = Work()
+        self._work[session] = Work(path)
 
     def work(self, session: str) -> Work:
         """Return a visitor's work, which is about to begin."""
