@@ -65,7 +65,12 @@ class TrainDatasetFromFolder(Dataset):
     ):
         if crop_size < upscale or crop_size % upscale:
             raise cli.UserError(f"crop size {crop_size} is not a multiple of the scale {upscale}")
-        self.crop_size, self.upscale, self.crops_per_image, self.seed = crop_size, upscale, crops_per_image, seed
+        self.crop_size, self.upscale, self.crops_per_image, self.seed = (
+            crop_size,
+            upscale,
+            crops_per_image,
+            seed,
+        )
         self.recipe = degradations.describe("files" if lr_folder else degradation)
         self.degraded = _checked(degradation, lr_folder) != "bicubic"
         self.store = store = ImageStore.open(
@@ -75,8 +80,14 @@ class TrainDatasetFromFolder(Dataset):
         self.usable = [index for index, fit in enumerate(fits) if fit]
         self.too_small = [store.entries[index].name for index, fit in enumerate(fits) if not fit]
         if not self.usable:
-            largest = max(store.entries, key=lambda entry: min(entry.height, entry.width), default=None)
-            seen = f"the largest is {largest.name}, {largest.width}x{largest.height}" if largest else "none can be read"
+            largest = max(
+                store.entries, key=lambda entry: min(entry.height, entry.width), default=None
+            )
+            seen = (
+                f"the largest is {largest.name}, {largest.width}x{largest.height}"
+                if largest
+                else "none can be read"
+            )
             raise cli.UserError(
                 f"{store.layout.folder}: no image is as large as {crop_size}x{crop_size} ({seen}); use a smaller --crop"
             )
@@ -104,9 +115,14 @@ class TrainDatasetFromFolder(Dataset):
                 sample, (down, across, turn) = index, torch.rand(3).tolist()
                 seeds = torch.randint(2**62, (1,)).tolist() if self.degraded else []
             hr, lr = self.store[self.usable[sample // self.crops_per_image]][:2]
-            top, left = int(down * (lr.shape[0] - lr_side + 1)), int(across * (lr.shape[1] - lr_side + 1))
+            top, left = (
+                int(down * (lr.shape[0] - lr_side + 1)),
+                int(across * (lr.shape[1] - lr_side + 1)),
+            )
             if self.degraded:
-                lr = degradations.degrade_crop(hr, top, left, lr_side, self.upscale, np.random.default_rng(seeds))
+                lr = degradations.degrade_crop(
+                    hr, top, left, lr_side, self.upscale, np.random.default_rng(seeds)
+                )
             else:
                 lr = lr[top : top + lr_side, left : left + lr_side]
             top, left = top * self.upscale, left * self.upscale
@@ -125,7 +141,9 @@ class TrainDatasetFromFolder(Dataset):
 def _checked(degradation: str, lr_folder: str | Path | None) -> str:
     """Return the name of a degradation; raise UserError if LR is read from files."""
     if degradation != "bicubic" and lr_folder is not None:
-        raise cli.UserError(f"LR files of {lr_folder} with --degradation {degradation}: LR is read or made, not both")
+        raise cli.UserError(
+            f"LR files of {lr_folder} with --degradation {degradation}: LR is read or made, not both"
+        )
     return degradation
 
 
@@ -137,7 +155,9 @@ def _copy_turned(image: np.ndarray, turn: int, target: np.ndarray) -> None:
         image = image[::-1]
     if turn & 4:
         image = image.transpose(1, 0, 2)
-    if turn & 5:  # rows are no longer contiguous: numpy copies one long strided channel faster than pixels of three bytes
+    if (
+        turn & 5
+    ):  # rows are no longer contiguous: numpy copies one long strided channel faster than pixels of three bytes
         for channel in range(3):
             target[..., channel] = image[..., channel]
     else:
@@ -221,12 +241,18 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         UserError: the number of processes does not divide the batch size, or there are fewer samples than processes.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ):
         if batch_size % world_size:
-            raise cli.UserError(f"--batch-size {batch_size} cannot be shared evenly by {world_size} processes")
+            raise cli.UserError(
+                f"--batch-size {batch_size} cannot be shared evenly by {world_size} processes"
+            )
         self.left_out = length % batch_size % world_size
         if length < world_size:
-            raise cli.UserError(f"{length} crops per epoch are too few for {world_size} processes; use more --crops-per-image")
+            raise cli.UserError(
+                f"{length} crops per epoch are too few for {world_size} processes; use more --crops-per-image"
+            )
         self.length, self.batch_size, self.seed = length - self.left_out, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
@@ -236,7 +262,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return -(-self.length // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch, 1]).permutation(self.length + self.left_out)
+        order = np.random.default_rng([self.seed, self.epoch, 1]).permutation(
+            self.length + self.left_out
+        )
         order = order[: self.length].tolist()
         for start in range(self.first_batch * self.batch_size, self.length, self.batch_size):
             batch = order[start : start + self.batch_size]
@@ -269,16 +297,35 @@ class ValDatasetFromFolder(Dataset):
         headers_only: bool = False,
         degradation: str = "bicubic",
     ):
-        made = {"make_lr": degradations.degrade_file, "recipe": degradations.describe(degradation)["version"]}
-        layout = Layout(folder, upscale, lr_folder, bicubic=True, **({} if degradation == "bicubic" or lr_folder else made))
-        self.store = store = ImageStore.open(layout, cache_folder, skip_bad, headers_only=headers_only)
-        usable = [index for index, entry in enumerate(store.entries) if entry.height and entry.width]
-        self.too_small = [entry.name for entry in store.entries if not (entry.height and entry.width)]
+        made = {
+            "make_lr": degradations.degrade_file,
+            "recipe": degradations.describe(degradation)["version"],
+        }
+        layout = Layout(
+            folder,
+            upscale,
+            lr_folder,
+            bicubic=True,
+            **({} if degradation == "bicubic" or lr_folder else made),
+        )
+        self.store = store = ImageStore.open(
+            layout, cache_folder, skip_bad, headers_only=headers_only
+        )
+        usable = [
+            index for index, entry in enumerate(store.entries) if entry.height and entry.width
+        ]
+        self.too_small = [
+            entry.name for entry in store.entries if not (entry.height and entry.width)
+        ]
         if not usable:
-            raise cli.UserError(f"{store.layout.folder}: no image is as large as {store.layout.upscale}x{store.layout.upscale}")
+            raise cli.UserError(
+                f"{store.layout.folder}: no image is as large as {store.layout.upscale}x{store.layout.upscale}"
+            )
         self.usable = usable[:count]
         self.names = images.result_names(store.entries[index].name for index in self.usable)
-        self.bicubic_scores: dict[int, dict[str, float]] = {}  # kept from one validation to the next
+        self.bicubic_scores: dict[
+            int, dict[str, float]
+        ] = {}  # kept from one validation to the next
 
     def __len__(self) -> int:
         return len(self.usable)
@@ -287,7 +334,12 @@ class ValDatasetFromFolder(Dataset):
         if index >= len(self):
             raise IndexError(index)
         hr, lr, bicubic = self.store[self.usable[index]]
-        return self.names[index], images.to_tensor(lr), images.to_tensor(bicubic), images.to_tensor(hr)
+        return (
+            self.names[index],
+            images.to_tensor(lr),
+            images.to_tensor(bicubic),
+            images.to_tensor(hr),
+        )
 
 
 class TestDatasetFromFolder(Dataset):
@@ -306,11 +358,15 @@ class TestDatasetFromFolder(Dataset):
 
     __test__ = False  # not a pytest class
 
-    def __init__(self, lr_folder: str | Path | None, hr_folder: str | Path | None = None, upscale: int = 4):
+    def __init__(
+        self, lr_folder: str | Path | None, hr_folder: str | Path | None = None, upscale: int = 4
+    ):
         if lr_folder is None and hr_folder is None:
             raise cli.UserError("pass a folder of LR images, of HR images, or both")
         self.lr_paths = None if hr_folder else images.list_images(lr_folder)
-        self.store = ImageStore.open(Layout(hr_folder, upscale, lr_folder), None) if hr_folder else None
+        self.store = (
+            ImageStore.open(Layout(hr_folder, upscale, lr_folder), None) if hr_folder else None
+        )
         self.names = images.result_names(
             [entry.name for entry in self.store.entries]
             if self.store
@@ -324,10 +380,16 @@ class TestDatasetFromFolder(Dataset):
         if index >= len(self):
             raise IndexError(index)
         if self.store is None:
-            return self.names[index], images.to_tensor(images.read_picture(self.lr_paths[index]).rgb), None
+            return (
+                self.names[index],
+                images.to_tensor(images.read_picture(self.lr_paths[index]).rgb),
+                None,
+            )
         name, arrays = self.store.entries[index].name, self.store[index]
         if not arrays:
-            raise cli.UserError(f"{self.store.layout.folder / name}: smaller than {self.store.layout.upscale} pixels")
+            raise cli.UserError(
+                f"{self.store.layout.folder / name}: smaller than {self.store.layout.upscale} pixels"
+            )
         return self.names[index], images.to_tensor(arrays[1]), images.to_tensor(arrays[0])
 
 
@@ -335,18 +397,34 @@ def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, Val
     """Open the two folders named by train.py's options, through their caches; print which images are left out."""
     for folder, option in ((args.train_dir, "--train-dir"), (args.val_dir, "--val-dir")):
         if not folder.is_dir():
-            advice = f"get DIV2K with `python prepare_data.py div2k`, or name your own with {option}"
+            advice = (
+                f"get DIV2K with `python prepare_data.py div2k`, or name your own with {option}"
+            )
             raise cli.UserError(f"{folder}: no such folder; {advice}")
 
     def shared(folder: Path, lr_folder: Path | None) -> dict[str, Any]:
-        cache = None if args.no_cache or args.dry_run else cache_folder_for(folder, args.cache, args.out)
-        common = {"upscale": args.upscale, "skip_bad": args.skip_bad_images, "headers_only": args.dry_run}
+        cache = (
+            None
+            if args.no_cache or args.dry_run
+            else cache_folder_for(folder, args.cache, args.out)
+        )
+        common = {
+            "upscale": args.upscale,
+            "skip_bad": args.skip_bad_images,
+            "headers_only": args.dry_run,
+        }
         common["degradation"] = args.degradation
         return {"lr_folder": lr_folder, "cache_folder": cache, **common}
 
-    options = {"crops_per_image": args.crops_per_image, "seed": args.seed, **shared(args.train_dir, args.train_lr_dir)}
+    options = {
+        "crops_per_image": args.crops_per_image,
+        "seed": args.seed,
+        **shared(args.train_dir, args.train_lr_dir),
+    }
     train_set = TrainDatasetFromFolder(args.train_dir, args.crop, **options)
-    val_set = ValDatasetFromFolder(args.val_dir, count=args.val_images, **shared(args.val_dir, args.val_lr_dir))
+    val_set = ValDatasetFromFolder(
+        args.val_dir, count=args.val_images, **shared(args.val_dir, args.val_lr_dir)
+    )
     for dataset in (train_set, val_set):
         print(describe_left_out(dataset), end="")
     return train_set, val_set

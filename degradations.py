@@ -95,11 +95,18 @@ PHOTO: dict[str, Any] = {
     "shares": {"clean": 0.1, "light": 0.4, "full": 0.5},  # full: 1
     "passes": {"light": [LIGHT], "full": [FIRST, SECOND]},
     "blurs": {"gaussian": 0.7, "generalised": 0.15, "plateau": 0.15},
-    "anisotropic": {"gaussian": 0.36, "generalised": 0.2, "plateau": 0.2},  # probability of unequal axes, turned at random
+    "anisotropic": {
+        "gaussian": 0.36,
+        "generalised": 0.2,
+        "plateau": 0.2,
+    },  # probability of unequal axes, turned at random
     "beta": {"generalised": (0.5, 4), "plateau": (1, 2)},  # half of them below 1, half above
     "sinc": 0.1,  # probability of a sinc filter in the place of a pass's blur
     "final_sinc": 0.5,  # 0.8
-    "cutoff": (math.pi / 3, math.pi),  # of sinc filters, in radians per pixel; from pi / 5 for large ones
+    "cutoff": (
+        math.pi / 3,
+        math.pi,
+    ),  # of sinc filters, in radians per pixel; from pi / 5 for large ones
     "gray_noise": 0.4,  # probability that noise is the same in all three channels
     "full_chroma": 0.3,  # probability of JPEG with a colour per pixel; 0: always one per 2x2 pixels
     "radius": (3, 10),  # of filters, in pixels; of Gaussians, at most 3 sigma
@@ -107,7 +114,9 @@ PHOTO: dict[str, Any] = {
 }
 RECIPES = {"bicubic": "bicubic-1", "photo": PHOTO["version"], "files": "files"}
 MARGIN = 14  # LR pixels around a crop that are degraded with it and then cut off, on average
-FILE_BYTES_PER_PIXEL = 200  # memory that `degrade_file` takes per HR pixel, at most; it computes in float64
+FILE_BYTES_PER_PIXEL = (
+    200  # memory that `degrade_file` takes per HR pixel, at most; it computes in float64
+)
 _BLOCK = 16  # side of a JPEG block with one colour per 2x2 pixels: how many positions a crop can have in that grid
 
 
@@ -115,7 +124,11 @@ _BLOCK = 16  # side of a JPEG block with one colour per 2x2 pixels: how many pos
 
 
 def degrade(
-    hr: np.ndarray, upscale: int, rng: np.random.Generator, precision: type = np.float32, kind: str | None = None
+    hr: np.ndarray,
+    upscale: int,
+    rng: np.random.Generator,
+    precision: type = np.float32,
+    kind: str | None = None,
 ) -> np.ndarray:
     """Return the LR image of an HR image as a degraded photograph.
 
@@ -132,7 +145,9 @@ def degrade(
     Raises:
         UserError: the image is too large for JPEG.
     """
-    cv2.ipp.setUseIPP(False)  # for this thread: Intel's routines resize less precisely than OpenCV's own
+    cv2.ipp.setUseIPP(
+        False
+    )  # for this thread: Intel's routines resize less precisely than OpenCV's own
     operations = draw(rng, (hr.shape[0] // upscale, hr.shape[1] // upscale), kind)
     if not operations:
         return images.downscale(np.ascontiguousarray(hr), upscale)
@@ -142,15 +157,21 @@ def degrade(
     return to_levels(image)
 
 
-def degrade_crop(hr: np.ndarray, top: int, left: int, side: int, upscale: int, rng: np.random.Generator) -> np.ndarray:
+def degrade_crop(
+    hr: np.ndarray, top: int, left: int, side: int, upscale: int, rng: np.random.Generator
+) -> np.ndarray:
     """Return the LR image (side, side, 3) of the crop at (top, left) of an HR image, all three in LR pixels.
 
     The crop is degraded together with a margin, which is then cut off, so that neither the ends of the filters nor a fixed
     position in the grid of JPEG blocks can be learnt. Beyond the image, its mirror image is taken.
     """
-    down, across = rng.integers(-_BLOCK // 2, _BLOCK // 2, 2).tolist()  # 6 to 22 pixels remain on each side
+    down, across = rng.integers(
+        -_BLOCK // 2, _BLOCK // 2, 2
+    ).tolist()  # 6 to 22 pixels remain on each side
     rows = _mirrored((top - MARGIN + down) * upscale, (side + 2 * MARGIN) * upscale, hr.shape[0])
-    columns = _mirrored((left - MARGIN + across) * upscale, (side + 2 * MARGIN) * upscale, hr.shape[1])
+    columns = _mirrored(
+        (left - MARGIN + across) * upscale, (side + 2 * MARGIN) * upscale, hr.shape[1]
+    )
     lr = degrade(hr[rows][:, columns], upscale, rng)
     return lr[MARGIN - down :, MARGIN - across :][:side, :side]
 
@@ -166,7 +187,9 @@ def _mirrored(start: int, length: int, limit: int) -> np.ndarray | slice:
 
 def degrade_file(hr: np.ndarray, upscale: int, name: str, seed: int = 0) -> np.ndarray:
     """Return the LR image of a whole HR image; it depends on the pixels, the seed and the name without suffix alone."""
-    plain = unicodedata.normalize("NFC", PurePosixPath(name).with_suffix("").as_posix())  # macOS has names in NFD
+    plain = unicodedata.normalize(
+        "NFC", PurePosixPath(name).with_suffix("").as_posix()
+    )  # macOS has names in NFD
     stem = zlib.crc32(plain.encode("utf-8", "surrogateescape"))
     return degrade(hr, upscale, np.random.default_rng([seed, stem]), np.float64)
 
@@ -174,7 +197,9 @@ def degrade_file(hr: np.ndarray, upscale: int, name: str, seed: int = 0) -> np.n
 # --- drawing ------------------------------------------------------------------------------------------------------
 
 
-def draw(rng: np.random.Generator, lr_shape: tuple[int, int], kind: str | None = None) -> list[Operation]:
+def draw(
+    rng: np.random.Generator, lr_shape: tuple[int, int], kind: str | None = None
+) -> list[Operation]:
     """Draw a degradation, of a given kind or any, that ends at `lr_shape` (H, W): a list of operations; empty if it is clean.
 
     Each is a `functools.partial`, which shows its function and its parameters.
@@ -193,7 +218,9 @@ def draw(rng: np.random.Generator, lr_shape: tuple[int, int], kind: str | None =
     return [*first, *second, *last]
 
 
-def _draw_pass(rng: np.random.Generator, ranges: Pass, lr_shape: tuple[int, int]) -> list[Operation]:
+def _draw_pass(
+    rng: np.random.Generator, ranges: Pass, lr_shape: tuple[int, int]
+) -> list[Operation]:
     """Draw the operations of one pass; the last is JPEG."""
     operations: list[Operation] = []
     if rng.random() < ranges.blur:
@@ -202,15 +229,24 @@ def _draw_pass(rng: np.random.Generator, ranges: Pass, lr_shape: tuple[int, int]
     limits = {"enlarge": (1, ranges.scale[1]), "shrink": (ranges.scale[0], 1), "keep": (1, 1)}
     scale, method = rng.uniform(*limits[direction]), one_of(rng, ranges.methods)
     if ranges.relative_to == "LR":
-        operations.append(partial(resize, size=tuple(max(1, round(side * scale)) for side in lr_shape), method=method))
+        operations.append(
+            partial(
+                resize, size=tuple(max(1, round(side * scale)) for side in lr_shape), method=method
+            )
+        )
     elif direction != "keep":
         operations.append(partial(resize, scale=scale, method=method))
     if rng.random() < ranges.noise:
-        function, strengths = (add_gaussian, ranges.gaussian) if rng.random() < 0.5 else (add_poisson, ranges.poisson)
+        function, strengths = (
+            (add_gaussian, ranges.gaussian) if rng.random() < 0.5 else (add_poisson, ranges.poisson)
+        )
         gray = bool(rng.random() < PHOTO["gray_noise"])
         operations.append(partial(function, rng=rng, strength=rng.uniform(*strengths), gray=gray))
     quality = int(rng.integers(ranges.quality[0], ranges.quality[1] + 1))
-    return [*operations, partial(jpeg, quality=quality, full_chroma=bool(rng.random() < PHOTO["full_chroma"]))]
+    return [
+        *operations,
+        partial(jpeg, quality=quality, full_chroma=bool(rng.random() < PHOTO["full_chroma"])),
+    ]
 
 
 def draw_blur(rng: np.random.Generator, sigma: tuple[float, float]) -> np.ndarray:
@@ -258,7 +294,9 @@ def choose(rng: np.random.Generator, probabilities: dict[str, float]) -> str:
 # --- filters ------------------------------------------------------------------------------------------------------
 
 
-def blur_kernel(family: str, radius: int, along: float, across: float, angle: float, beta: float = 1) -> np.ndarray:
+def blur_kernel(
+    family: str, radius: int, along: float, across: float, angle: float, beta: float = 1
+) -> np.ndarray:
     """Return a blur kernel with a sum of 1 and a side of 2 radius + 1 (Real-ESRGAN, section 3.1).
 
     Let C be the covariance of standard deviations `along` and `across` (pixels), turned by `angle` (radians), and
@@ -297,7 +335,9 @@ def filtered(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
 
 
-def resize(image: np.ndarray, method: str, scale: float = 1, size: tuple[int, int] | None = None) -> np.ndarray:
+def resize(
+    image: np.ndarray, method: str, scale: float = 1, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """Return an image at `size` (H, W), or at a relative size.
 
     "bilinear" and "bicubic" leave out pixels where they shrink, as in Real-ESRGAN; "antialiased" is a bicubic that does not.
@@ -308,12 +348,16 @@ def resize(image: np.ndarray, method: str, scale: float = 1, size: tuple[int, in
     return cv2.resize(image, (width, height), interpolation=METHODS[method])
 
 
-def add_gaussian(image: np.ndarray, rng: np.random.Generator, strength: float, gray: bool) -> np.ndarray:
+def add_gaussian(
+    image: np.ndarray, rng: np.random.Generator, strength: float, gray: bool
+) -> np.ndarray:
     """Add Gaussian noise with a standard deviation of `strength` levels; `gray`: the same in all channels."""
     return clipped(image + strength * _normal(image, rng, gray))
 
 
-def add_poisson(image: np.ndarray, rng: np.random.Generator, strength: float, gray: bool) -> np.ndarray:
+def add_poisson(
+    image: np.ndarray, rng: np.random.Generator, strength: float, gray: bool
+) -> np.ndarray:
     """Add `strength` times the noise of counting photons, 255 for white; `gray`: that of the luma, the same in all channels.
 
     Photons are counted with a normal distribution of the same variance, which takes a quarter of the time to draw.
@@ -332,8 +376,14 @@ def _normal(image: np.ndarray, rng: np.random.Generator, gray: bool) -> np.ndarr
 def jpeg(image: np.ndarray, quality: int, full_chroma: bool) -> np.ndarray:
     """Return an image saved as JPEG and read again; without `full_chroma`, with one colour per 2x2 pixels."""
     if max(image.shape) > images.LARGEST_SIDE["JPEG"]:
-        raise cli.UserError(f"{image.shape[1]}x{image.shape[0]} pixels are too large for JPEG; make the image smaller first")
-    sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444 if full_chroma else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
+        raise cli.UserError(
+            f"{image.shape[1]}x{image.shape[0]} pixels are too large for JPEG; make the image smaller first"
+        )
+    sampling = (
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+        if full_chroma
+        else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
+    )
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(to_levels(image), cv2.COLOR_RGB2BGR), options)
     return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(image.dtype)
@@ -347,7 +397,9 @@ def clipped(image: np.ndarray) -> np.ndarray:
 def to_levels(image: np.ndarray) -> np.ndarray:
     """Round levels to uint8; those beyond [0, 255] are clipped."""
     if image.dtype == np.float64:
-        image = image.round(6)  # or the last bit, which machines compute differently, would decide where levels end in .5
+        image = image.round(
+            6
+        )  # or the last bit, which machines compute differently, would decide where levels end in .5
     return clipped(np.rint(image)).astype(np.uint8)
 
 
@@ -364,5 +416,7 @@ def describe(name: str) -> dict[str, Any]:
         raise cli.UserError(f"unknown degradation {name!r}; choose from {', '.join(RECIPES)}")
     if name != "photo":
         return {"version": RECIPES[name]}
-    passes = {kind: [asdict(ranges) for ranges in passes] for kind, passes in PHOTO["passes"].items()}
+    passes = {
+        kind: [asdict(ranges) for ranges in passes] for kind, passes in PHOTO["passes"].items()
+    }
     return {**PHOTO, "passes": passes, "opencv": cv2.__version__}

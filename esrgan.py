@@ -19,7 +19,9 @@ class ResidualDenseBlock(nn.Module):
         super().__init__()
         for index in range(1, 6):
             out = growth if index < 5 else features
-            setattr(self, f"conv{index}", nn.Conv2d(features + (index - 1) * growth, out, 3, padding=1))
+            setattr(
+                self, f"conv{index}", nn.Conv2d(features + (index - 1) * growth, out, 3, padding=1)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features (N, C, H, W) to features of the same shape."""
@@ -68,7 +70,9 @@ class RRDBGenerator(nn.Module):
         if upscale != 4:
             raise ValueError(f"upscale {upscale}: the RRDB generator supports only 4")
         if min(blocks, features, growth) < 1:
-            raise ValueError(f"blocks {blocks}, features {features}, growth {growth}: each has to be at least 1")
+            raise ValueError(
+                f"blocks {blocks}, features {features}, growth {growth}: each has to be at least 1"
+            )
         self.upscale = upscale
         self.architecture = {
             "generator": "rrdb", "upscale": upscale, "blocks": blocks, "features": features, "growth": growth,
@@ -91,7 +95,9 @@ class RRDBGenerator(nn.Module):
         shallow = self.conv_first((lr + 1) / 2)  # (N, C, H, W)
         features = shallow + self.conv_body(self.body(shallow))
         for conv in (self.conv_up1, self.conv_up2):
-            features = F.leaky_relu(conv(F.interpolate(features, scale_factor=2, mode="nearest")), 0.2)
+            features = F.leaky_relu(
+                conv(F.interpolate(features, scale_factor=2, mode="nearest")), 0.2
+            )
         return 2 * self.conv_last(F.leaky_relu(self.conv_hr(features), 0.2)) - 1  # (N, 3, 4H, 4W)
 
 
@@ -181,7 +187,14 @@ def read_released(loaded: Any) -> tuple[dict[str, Any], dict[str, Tensor]] | Non
     """
     if not isinstance(loaded, dict):
         return None
-    state = next((loaded[key] for key in ("params_ema", "params", "state_dict") if isinstance(loaded.get(key), dict)), loaded)
+    state = next(
+        (
+            loaded[key]
+            for key in ("params_ema", "params", "state_dict")
+            if isinstance(loaded.get(key), dict)
+        ),
+        loaded,
+    )
     if not all(isinstance(name, str) for name in state):
         return None
     state = {_our_name(name): tensor for name, tensor in state.items()}

@@ -68,8 +68,12 @@ class Features(nn.Module):
         super().__init__()
         layers.load_state_dict(state_dict, assign=True)
         self.features = layers.eval().requires_grad_(False)
-        self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1), persistent=False
+        )
 
 
 class VGG16Features(Features):
@@ -102,7 +106,11 @@ class SqueezeNetFeatures(Features):
         layers = squeezenet_layers(state_dict["0.weight"])
         super().__init__(layers, state_dict)
         # The first ReLU and six of the fire modules; of version 1.1, those of LPIPS
-        self.stages = (1, 4, 7, 8, 9, 10, 12) if isinstance(layers[6], nn.MaxPool2d) else (1, 4, 7, 9, 10, 11, 12)
+        self.stages = (
+            (1, 4, 7, 8, 9, 10, 12)
+            if isinstance(layers[6], nn.MaxPool2d)
+            else (1, 4, 7, 9, 10, 11, 12)
+        )
 
     def forward(self, x: Tensor) -> Iterator[Tensor]:
         """Yield, stage by stage, the features (N, C, h, w) of images (N, 3, H, W) in [0, 1], with unit norm over channels."""
@@ -209,7 +217,11 @@ class GeneratorLoss(nn.Module):
             "Loss_Consistency": consistency_weight,
         }
         self.network = network if perceptual_weight else None
-        self.perceptual_shift, self.perceptual_zoom, self.upscale = perceptual_shift, perceptual_zoom, upscale
+        self.perceptual_shift, self.perceptual_zoom, self.upscale = (
+            perceptual_shift,
+            perceptual_zoom,
+            upscale,
+        )
         self.offset, self.zoom = (0, 0), 1.0
         self.pixel_loss, self.tv_loss = PIXEL_LOSSES[pixel_loss], TVLoss()
         self.adversarial = ADVERSARIAL_LOSSES[adversarial_loss]()
@@ -234,7 +246,9 @@ class GeneratorLoss(nn.Module):
             "Loss_Adversarial": self.adversarial.generator(real_logits, fake_logits),
         }
         if self.network is not None:
-            terms["Loss_Perceptual"] = self.network.distance(self.viewed(sr), self.viewed(hr)).mean()
+            terms["Loss_Perceptual"] = self.network.distance(
+                self.viewed(sr), self.viewed(hr)
+            ).mean()
         terms["Loss_TV"] = self.tv_loss(sr.float())
         terms["Loss_Grid"] = grid_loss(sr.float(), hr, self.upscale)
         terms["Loss_Consistency"] = consistency_loss(sr.float(), hr, self.upscale)
@@ -242,8 +256,13 @@ class GeneratorLoss(nn.Module):
 
     def viewed(self, image: Tensor) -> Tensor:
         """Return what the perceptual network sees of (N, C, H, W): smaller by the largest shift, at the offset, enlarged."""
-        (top, left), (height, width) = self.offset, (side - self.perceptual_shift for side in image.shape[-2:])
+        (top, left), (height, width) = (
+            self.offset,
+            (side - self.perceptual_shift for side in image.shape[-2:]),
+        )
         view = image[..., top : top + height, left : left + width]
         if self.zoom == 1:
             return view
-        return F.interpolate(view, [int(side * self.zoom) for side in (height, width)], mode="bicubic")
+        return F.interpolate(
+            view, [int(side * self.zoom) for side in (height, width)], mode="bicubic"
+        )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model import Generator, fold_batch_norm, move_towards
-from utils import checkpoint, cli, images, weights
+from utils import cli, generator_file, images, weights
 from utils.device import autocast, free_memory
 
 SMALLEST_TILE = 16  # LR pixels
@@ -26,7 +26,10 @@ _MEMORY_BUDGET = 4 * 2**30  # bytes; larger tiles are no faster
 
 
 def open_generator(
-    path: str | Path, device: torch.device, texture_path: str | Path | None = None, texture: float = 0.0
+    path: str | Path,
+    device: torch.device,
+    texture_path: str | Path | None = None,
+    texture: float = 0.0,
 ) -> nn.Module:
     """Read a generator for inference on a device, with batch normalisation folded into the convolutions.
 
@@ -41,13 +44,15 @@ def open_generator(
         texture: fraction of the second file, from 0 (exactly the first) to 1 (exactly the second).
 
     Raises:
-        UserError: a file does not exist, the architectures differ, or as for `checkpoint.load_generator`.
+        UserError: a file does not exist, the architectures differ, or as for `generator_file.load`.
     """
     generator = _load(path)
     if texture_path is not None:
         textured = _load(texture_path)
         if textured.architecture != generator.architecture:
-            ours, theirs = (checkpoint.listed(network.architecture) for network in (generator, textured))
+            ours, theirs = (
+                generator_file.listed(network.architecture) for network in (generator, textured)
+            )
             raise cli.UserError(
                 f"--texture blends only files of one architecture, but {path} holds {ours} and {texture_path} holds {theirs}; "
                 "name a pair that fits with --weights and --texture-weights"
@@ -61,7 +66,7 @@ def _load(path: str | Path) -> nn.Module:
         raise cli.UserError(
             f"{path}: no such generator file; train one with train.py, or name one in weights/: {', '.join(weights.known())}"
         )
-    return checkpoint.load_generator(path)
+    return generator_file.load(path)
 
 
 def prepared(generator: nn.Module) -> nn.Module:
@@ -105,7 +110,9 @@ def upscale(
     height, width = lr.shape[:2]
     if tile is None:
         tile = _tile_for_memory(generator, free_memory(device))
-        if height * width <= (tile + 2 * generator.halo) ** 2:  # no more pixels than a tile with its halo
+        if (
+            height * width <= (tile + 2 * generator.halo) ** 2
+        ):  # no more pixels than a tile with its halo
             tile = 0
     tile = min(tile or max(height, width), max(height, width))
     while True:
@@ -132,11 +139,17 @@ def upscale_picture(
 
     Arguments and errors are those of `upscale`.
     """
-    rgb = picture.rgb if picture.alpha is None else images.fill_transparent(picture.rgb, picture.alpha)
+    rgb = (
+        picture.rgb
+        if picture.alpha is None
+        else images.fill_transparent(picture.rgb, picture.alpha)
+    )
     sr = upscale(generator, rgb, tile, precision, progress, on_tile)
     if picture.gray:
         sr = images.to_gray(sr)
-    alpha = None if picture.alpha is None else images.upscale_bicubic(picture.alpha, generator.upscale)
+    alpha = (
+        None if picture.alpha is None else images.upscale_bicubic(picture.alpha, generator.upscale)
+    )
     return replace(picture, rgb=sr, alpha=alpha)
 
 
@@ -146,19 +159,25 @@ def _upscale_tiles(generator, lr, tile, device, precision, progress, on_tile) ->
     scale, halo = generator.upscale, generator.halo
     sr = np.empty((height * scale, width * scale, 3), np.uint8)
     corners = [(top, left) for top in range(0, height, tile) for left in range(0, width, tile)]
-    bar = cli.progress_bar(corners, desc="tiles", unit="tile", disable=not progress or len(corners) == 1)
+    bar = cli.progress_bar(
+        corners, desc="tiles", unit="tile", disable=not progress or len(corners) == 1
+    )
     for done, (top, left) in enumerate(bar, 1):
         bottom, right = min(top + tile, height), min(left + tile, width)
         outer_top, outer_left = max(top - halo, 0), max(left - halo, 0)
         patch = np.ascontiguousarray(lr[outer_top : bottom + halo, outer_left : right + halo])
-        result = _finite_result(generator, images.uint8_to_signed(images.to_tensor(patch).to(device)), precision)
+        result = _finite_result(
+            generator, images.uint8_to_signed(images.to_tensor(patch).to(device)), precision
+        )
         inner = result[
             :,
             :,
             (top - outer_top) * scale : (bottom - outer_top) * scale,
             (left - outer_left) * scale : (right - outer_left) * scale,
         ]
-        sr[top * scale : bottom * scale, left * scale : right * scale] = images.to_array(images.signed_to_uint8(inner))
+        sr[top * scale : bottom * scale, left * scale : right * scale] = images.to_array(
+            images.signed_to_uint8(inner)
+        )
         if on_tile:
             on_tile(done, len(corners))
     return sr
@@ -169,12 +188,18 @@ def _finite_result(generator: nn.Module, lr: Tensor, precision: str) -> Tensor:
     for attempt in dict.fromkeys((precision, "fp32")):
         with autocast(lr.device, attempt):
             result = generator(lr)
-        if result.sum(dtype=torch.float32).isfinite():  # in one pass: a NaN or an infinity spoils the sum
+        if result.sum(
+            dtype=torch.float32
+        ).isfinite():  # in one pass: a NaN or an infinity spoils the sum
             return result
         if attempt != "fp32":
             advice = "--precision fp32 avoids the wasted attempt"
-            _say_once(f"{attempt} gives values that are not finite; computing these tiles again in fp32 ({advice})")
-    raise cli.RunError("the generator gives values that are not finite, even in fp32: its weights are damaged or diverged")
+            _say_once(
+                f"{attempt} gives values that are not finite; computing these tiles again in fp32 ({advice})"
+            )
+    raise cli.RunError(
+        "the generator gives values that are not finite, even in fp32: its weights are damaged or diverged"
+    )
 
 
 @functools.cache
@@ -185,6 +210,8 @@ def _say_once(message: str) -> None:
 def _tile_for_memory(generator: nn.Module, free_bytes: int | None) -> int:
     """Return the side of the largest tile whose activations fit half the free memory and the budget; at least a few halos."""
     budget = _MEMORY_BUDGET if free_bytes is None else min(free_bytes / 2, _MEMORY_BUDGET)
-    bytes_per_pixel = 64 * 4 * generator.upscale**2 * 4  # four float32 tensors of 64 channels at the output's size
+    bytes_per_pixel = (
+        64 * 4 * generator.upscale**2 * 4
+    )  # four float32 tensors of 64 channels at the output's size
     side = int((budget / bytes_per_pixel) ** 0.5) - 2 * generator.halo
     return max(SMALLEST_TILE, _LEAST_HALOS * generator.halo, side)

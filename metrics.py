@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from generator_loss_functions import SqueezeNetFeatures
-from utils import cli, compat, images, pretrained
+from utils import cli, images, pretrained
 from utils.device import true_fp32
 
 LARGEST_PSNR = 100.0
@@ -59,7 +59,9 @@ def _strip_rows(device: torch.device) -> int:
 
 
 def _ssim_map(x: Tensor, y: Tensor, window: list[float]) -> Tensor:
-    mean_x, mean_y, mean_squares, mean_product = (_blur(image, window) for image in (x, y, x * x + y * y, x * y))
+    mean_x, mean_y, mean_squares, mean_product = (
+        _blur(image, window) for image in (x, y, x * x + y * y, x * y)
+    )
     squares, product = mean_x**2 + mean_y**2, mean_x * mean_y
     luminance = (2 * product + 0.01**2) / (squares + 0.01**2)
     contrast = (2 * (mean_product - product) + 0.03**2) / (mean_squares - squares + 0.03**2)
@@ -113,7 +115,11 @@ def beyond_psnr(sr: Tensor, hr: Tensor, upscale: int, networks: nn.ModuleDict) -
         networks: of `open_networks`; one whose `least_side` is larger than the image is left out.
     """
     sr, hr, least = images.uint8_to_unit(sr), images.uint8_to_unit(hr), min(hr.shape[-2:])
-    distances = {name: network(sr, hr).item() for name, network in networks.items() if least >= network.least_side}
+    distances = {
+        name: network(sr, hr).item()
+        for name, network in networks.items()
+        if least >= network.least_side
+    }
     return distances | texture(sr, hr, upscale)
 
 
@@ -132,11 +138,16 @@ def texture(sr: Tensor, hr: Tensor, upscale: int) -> dict[str, float]:
         sr, hr: image (1, 3, H, W) in [0, 1], with sides that are multiples of the scale.
     """
     sr, hr = _fine_detail(sr), _fine_detail(hr)
-    (luma, *chroma), (hr_luma, *hr_chroma) = (detail.abs().mean((0, 2, 3)).tolist() for detail in (sr, hr))
+    (luma, *chroma), (hr_luma, *hr_chroma) = (
+        detail.abs().mean((0, 2, 3)).tolist() for detail in (sr, hr)
+    )
     values = {}
     if hr_luma >= LEAST_DETAIL:
         # A tenth of the luma detail is added so that gray images have a value too.
-        values = {"Detail": luma / hr_luma, "Colour": sum(chroma) / (sum(hr_chroma) + 0.1 * hr_luma)}
+        values = {
+            "Detail": luma / hr_luma,
+            "Colour": sum(chroma) / (sum(hr_chroma) + 0.1 * hr_luma),
+        }
     return values | {"Grid": 255 * _grid(sr[:, :1], hr[:, :1], upscale).item()}
 
 
@@ -160,7 +171,9 @@ def _grid(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
     busy = _smoothed(hr.abs(), [1 / 9] * 9)
     flat = busy <= busy.flatten().kthvalue(int(0.3 * (busy.numel() - 1)) + 1).values
     flat_detail = torch.where(flat, sr - sr[flat].mean(), 0)
-    cells = (x.unflatten(3, (-1, upscale)).unflatten(2, (-1, upscale)) for x in (flat_detail, flat))  # (1, 1, H/s, s, W/s, s)
+    cells = (
+        x.unflatten(3, (-1, upscale)).unflatten(2, (-1, upscale)) for x in (flat_detail, flat)
+    )  # (1, 1, H/s, s, W/s, s)
     sums, counts = (x.sum((2, 4)) for x in cells)
     return ((sums.square() / counts.clamp(min=1)).sum() / counts.sum()).sqrt()
 
@@ -172,8 +185,12 @@ def _smoothed(planes: Tensor, window: list[float]) -> Tensor:
     smoothed = torch.empty_like(planes)
     for top in range(0, planes.shape[-2], strip_rows):
         strip = planes.index_select(-2, rows[top : top + strip_rows + 2 * radius])
-        left, right = (strip.index_select(-1, beyond) for beyond in (columns[:radius], columns[-radius:]))
-        smoothed[..., top : top + strip_rows, :] = _blur(torch.cat([left, strip, right], -1), window)
+        left, right = (
+            strip.index_select(-1, beyond) for beyond in (columns[:radius], columns[-radius:])
+        )
+        smoothed[..., top : top + strip_rows, :] = _blur(
+            torch.cat([left, strip, right], -1), window
+        )
     return smoothed
 
 
@@ -238,7 +255,9 @@ def open_networks(lpips: bool = False, squeezenet: str | None = None) -> nn.Modu
 
 def _has_squeezenet() -> bool:
     checkpoints = Path(torch.hub.get_dir(), "checkpoints")
-    if not any(checkpoints.glob("squeezenet*")):  # spares importing torchvision, which takes a second
+    if not any(
+        checkpoints.glob("squeezenet*")
+    ):  # spares importing torchvision, which takes a second
         return False
     return not pretrained.missing_download("squeezenet", "imagenet")
 
@@ -263,13 +282,20 @@ class FeatureDistance(nn.Module):
         """
         with true_fp32(sr.device):
             parts = zip(_parts(sr), _parts(hr), strict=True)
-            return sum(self.network.distance(x, y) * x[0, 0].numel() for x, y in parts) / sr[0, 0].numel()
+            return (
+                sum(self.network.distance(x, y) * x[0, 0].numel() for x, y in parts)
+                / sr[0, 0].numel()
+            )
 
 
 def _parts(image: Tensor) -> list[Tensor]:
     """Split (N, C, H, W) into parts of nearly equal size, with sides of at most `LARGEST_PART`."""
     counts = [-(-side // LARGEST_PART) for side in image.shape[-2:]]
-    return [part for rows in image.tensor_split(counts[0], 2) for part in rows.tensor_split(counts[1], 3)]
+    return [
+        part
+        for rows in image.tensor_split(counts[0], 2)
+        for part in rows.tensor_split(counts[1], 3)
+    ]
 
 
 class LPIPS(nn.Module):
@@ -289,13 +315,17 @@ class LPIPS(nn.Module):
     def __init__(self, random_backbone: bool = False):
         super().__init__()
         if importlib.util.find_spec("lpips") is None:
-            raise cli.UserError("LPIPS cannot be measured: its package is missing; pip install lpips, or leave out --lpips")
-        compat.import_torchvision()
+            raise cli.UserError(
+                "LPIPS cannot be measured: its package is missing; pip install lpips, or leave out --lpips"
+            )
+        pretrained.import_torchvision()
         import lpips
 
         try:
-            with compat.network_timeout(30), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the package names torchvision's weights in a deprecated way
+            with pretrained.network_timeout(30), warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # the package names torchvision's weights in a deprecated way
                 self.network = lpips.LPIPS(net="alex", pnet_rand=random_backbone, verbose=False)
         except (OSError, RuntimeError) as error:
             raise cli.UserError(

@@ -120,7 +120,10 @@ class Discriminator(nn.Module):
             layers.append(nn.LeakyReLU(0.2))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(512, 1024, 1), nn.LeakyReLU(0.2), nn.Conv2d(1024, 1, 1)
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(512, 1024, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(1024, 1, 1),
         )
 
     def logits(self, x: Tensor) -> Tensor:
@@ -182,7 +185,11 @@ class TailConv(nn.Conv2d):
             return super().forward(x)
         out, channels, height, width = self.weight.shape
         columns = self.weight.permute(3, 0, 1, 2).reshape(width * out, channels, height, 1)
-        places = torch.eye(width * out, dtype=x.dtype).view(width, out, 1, width * out).permute(1, 3, 2, 0)
+        places = (
+            torch.eye(width * out, dtype=x.dtype)
+            .view(width, out, 1, width * out)
+            .permute(1, 3, 2, 0)
+        )
         partial = F.conv2d(x, columns, padding=(height // 2, 0))  # (N, width·out, H, W)
         return F.conv2d(partial, places, self.bias, padding=(0, width // 2))
 
@@ -204,9 +211,13 @@ def start_as_bilinear(generator: Generator) -> None:
     head.weight[:6, :, 4, 4] = colours
     for block, factor in zip(generator.upsample, generator.factors):
         offsets = (torch.arange(factor) + 0.5) / factor - 0.5
-        triangle = (1 - (offsets[:, None] - torch.tensor([-1, 0, 1])).abs()).clamp(min=0)  # (factor, 3)
+        triangle = (1 - (offsets[:, None] - torch.tensor([-1, 0, 1])).abs()).clamp(
+            min=0
+        )  # (factor, 3)
         taps = torch.einsum("ay,bx->abyx", triangle, triangle).flatten(0, 1)  # (factor², 3, 3)
-        weight, bias = (tensor.unflatten(0, (-1, factor**2)) for tensor in (block.conv.weight, block.conv.bias))
+        weight, bias = (
+            tensor.unflatten(0, (-1, factor**2)) for tensor in (block.conv.weight, block.conv.bias)
+        )
         weight[:6], bias[:6] = 0, 0
         weight[:6, :, :6] = torch.einsum("oi,kyx->okiyx", colours @ recovered, taps)
     nn.init.zeros_(generator.tail.weight)
@@ -228,7 +239,9 @@ def move_towards(averaged: nn.Module, network: nn.Module, weight: float) -> None
     """Move a network's parameters and batch statistics towards another's by `weight`, from 0 (stay) to 1 (copy)."""
     ours, theirs = ([*net.parameters(), *net.buffers()] for net in (averaged, network))
     floats = [mine.is_floating_point() for mine in ours]
-    torch._foreach_lerp_(*([t for t, f in zip(tensors, floats) if f] for tensors in (ours, theirs)), weight)
+    torch._foreach_lerp_(
+        *([t for t, f in zip(tensors, floats) if f] for tensors in (ours, theirs)), weight
+    )
     for mine, its, is_float in zip(ours, theirs, floats):
         if not is_float:  # BN's count of batches
             mine.copy_(its)

@@ -6,9 +6,14 @@ python plot_statistics.py results/srgan_x4/statistics.csv
 import argparse
 from pathlib import Path
 
-from utils import cli, files, run_log
+from utils import cli, files, statistics
 
-LOSSES = {"Loss_G": "total", "Loss_Pixel": "pixel", "Loss_Perceptual": "perceptual", "Loss_Adversarial": "adversarial"}
+LOSSES = {
+    "Loss_G": "total",
+    "Loss_Pixel": "pixel",
+    "Loss_Perceptual": "perceptual",
+    "Loss_Adversarial": "adversarial",
+}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -20,7 +25,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def plot(table, path: Path) -> None:
-    """Draw the columns of a statistics table (see `run_log.COLUMNS`) against its epochs and write the picture as PNG."""
+    """Draw the columns of a statistics table (see `statistics.COLUMNS`) against its epochs and write the picture as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -33,9 +38,14 @@ def plot(table, path: Path) -> None:
     def line(panel: str, column: str, label: str, **style) -> None:
         there = table[column].notna()
         if there.any():
-            panels[panel].plot(table["Epoch"][there], table[column][there], label=label, marker=marker, **style)
+            panels[panel].plot(
+                table["Epoch"][there], table[column][there], label=label, marker=marker, **style
+            )
 
-    for panel, column, title in (("psnr", "PSNR", "PSNR, dB (RGB)"), ("ssim", "SSIM", "SSIM (RGB)")):
+    for panel, column, title in (
+        ("psnr", "PSNR", "PSNR, dB (RGB)"),
+        ("ssim", "SSIM", "SSIM (RGB)"),
+    ):
         line(panel, column, "SR")
         line(panel, f"Bicubic_{column}", "bicubic", color="0.4", linestyle="--")
         panels[panel].set_title(title)
@@ -66,7 +76,13 @@ def _finish(axis, table) -> None:
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
     if pixel_only.any():
-        axis.axvspan(epochs.min() - 0.5, epochs[pixel_only].max() + 0.5, color="tab:blue", alpha=0.07, label="pixel-only")
+        axis.axvspan(
+            epochs.min() - 0.5,
+            epochs[pixel_only].max() + 0.5,
+            color="tab:blue",
+            alpha=0.07,
+            label="pixel-only",
+        )
     if axis.has_data() and axis.lines:
         axis.legend()
     else:
@@ -78,9 +94,9 @@ def main(args: argparse.Namespace) -> None:
     path = args.out or args.statistics.with_suffix(".png")
     if path.resolve() == args.statistics.resolve():
         raise cli.UserError(f"{path} is the CSV itself; name the picture with --out")
-    table = run_log.read_statistics(args.statistics)
+    table = statistics.read_statistics(args.statistics)
     plot(table, path)
-    print(f"{path}: {run_log.describe_result(table.to_dict('records'))}")
+    print(f"{path}: {statistics.describe_result(table.to_dict('records'))}")
 
 
 if __name__ == "__main__":

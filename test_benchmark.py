@@ -21,7 +21,16 @@ from utils import cli, files, images, weights
 from utils.device import add_options, resolve_device, resolve_precision
 
 # The figures and their decimals on screen; some need a network or a larger image
-FIGURES = {"Y_PSNR": 2, "Y_SSIM": 4, "RGB_PSNR": 2, "LPIPS": 4, "Distance": 3, "Detail": 2, "Colour": 2, "Grid": 2}
+FIGURES = {
+    "Y_PSNR": 2,
+    "Y_SSIM": 4,
+    "RGB_PSNR": 2,
+    "LPIPS": 4,
+    "Distance": 3,
+    "Detail": 2,
+    "Colour": 2,
+    "Grid": 2,
+}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -29,26 +38,43 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(prog="test_benchmark.py", description=__doc__)
     parser.add_argument("--hr", type=Path, required=True, help="folder of HR images")
     given = parser.add_mutually_exclusive_group()
-    given.add_argument("--lr", type=Path, help="folder of LR images, paired by name (default: bicubic from HR)")
-    given.add_argument("--sr", type=Path, help="folder of images enlarged elsewhere, as NAME or NAME_x<scale>, any suffix")
+    given.add_argument(
+        "--lr", type=Path, help="folder of LR images, paired by name (default: bicubic from HR)"
+    )
+    given.add_argument(
+        "--sr",
+        type=Path,
+        help="folder of images enlarged elsewhere, as NAME or NAME_x<scale>, any suffix",
+    )
     parser.add_argument(
-        "--upscale", type=int, choices=UPSCALES, help="the scale (default: that of the generator file; 4 with --sr)"
+        "--upscale",
+        type=int,
+        choices=UPSCALES,
+        help="the scale (default: that of the generator file; 4 with --sr)",
     )
     weights.add_weights_option(parser, default=weights.FAITHFUL)
-    parser.add_argument("--out", type=Path, help="folder for the results (default: results/benchmark_<weights or sr>_<hr>)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the results (default: results/benchmark_<weights or sr>_<hr>)",
+    )
     parser.add_argument(
         "--perceptual-weights", metavar="imagenet|FILE",
         help="SqueezeNet's weights, for Distance; imagenet downloads torchvision's once, 5 MB (default: torchvision's if "
         "already downloaded, else no Distance)",
     )  # fmt: skip
     parser.add_argument(
-        "--lpips", action="store_true", help="also measure LPIPS (pip install lpips; downloads AlexNet's weights once)"
+        "--lpips",
+        action="store_true",
+        help="also measure LPIPS (pip install lpips; downloads AlexNet's weights once)",
     )
     add_options(parser, precision="fp32")
     return parser
 
 
-def generated(generator: torch.nn.Module, precision: str, out: Path) -> Callable[[str, np.ndarray], np.ndarray]:
+def generated(
+    generator: torch.nn.Module, precision: str, out: Path
+) -> Callable[[str, np.ndarray], np.ndarray]:
     """Return a function (name, LR) -> SR that enlarges LR with the generator and writes the SR image to `out`."""
 
     def sr_of(name: str, lr: np.ndarray) -> np.ndarray:
@@ -59,7 +85,9 @@ def generated(generator: torch.nn.Module, precision: str, out: Path) -> Callable
     return sr_of
 
 
-def made_elsewhere(folder: Path, names: list[str], upscale: int) -> Callable[[str, np.ndarray], np.ndarray]:
+def made_elsewhere(
+    folder: Path, names: list[str], upscale: int
+) -> Callable[[str, np.ndarray], np.ndarray]:
     """Return a function (name, LR) -> SR that reads the SR image named `name`, cropped to a multiple of the scale.
 
     Raises:
@@ -68,11 +96,15 @@ def made_elsewhere(folder: Path, names: list[str], upscale: int) -> Callable[[st
     found: dict[str, list[Path]] = {}
     for path in images.list_images(folder):
         found.setdefault("_".join(path.relative_to(folder).with_suffix("").parts), []).append(path)
-    partners = {name: [*found.get(name, []), *found.get(f"{name}_x{upscale}", [])] for name in names}
+    partners = {
+        name: [*found.get(name, []), *found.get(f"{name}_x{upscale}", [])] for name in names
+    }
     for name, paths in partners.items():
         if len(paths) != 1:
             what = f"several SR images ({cli.listed(paths, most=3)})" if paths else "no SR image"
-            raise cli.UserError(f"{name}: {what} named {name} or {name}_x{upscale} (with any suffix) in {folder}")
+            raise cli.UserError(
+                f"{name}: {what} named {name} or {name}_x{upscale} (with any suffix) in {folder}"
+            )
 
     def sr_of(name: str, lr: np.ndarray) -> np.ndarray:
         sr = images.crop_to_multiple(images.read_picture(partners[name][0]).rgb, upscale)
@@ -87,10 +119,18 @@ def made_elsewhere(folder: Path, names: list[str], upscale: int) -> Callable[[st
     return sr_of
 
 
-def measure(image: torch.Tensor, hr: torch.Tensor, upscale: int, networks: torch.nn.ModuleDict) -> dict[str, float]:
+def measure(
+    image: torch.Tensor, hr: torch.Tensor, upscale: int, networks: torch.nn.ModuleDict
+) -> dict[str, float]:
     """Return the values of `FIGURES` that one image (1, 3, H, W) uint8 has with these networks (see `metrics.beyond_psnr`)."""
-    y_psnr, y_ssim = metrics.psnr_ssim_y(images.uint8_to_unit(image), images.uint8_to_unit(hr), upscale)
-    values = {"Y_PSNR": y_psnr.item(), "Y_SSIM": y_ssim.item(), "RGB_PSNR": metrics.psnr_ssim_rgb(image, hr)[0]}
+    y_psnr, y_ssim = metrics.psnr_ssim_y(
+        images.uint8_to_unit(image), images.uint8_to_unit(hr), upscale
+    )
+    values = {
+        "Y_PSNR": y_psnr.item(),
+        "Y_SSIM": y_ssim.item(),
+        "RGB_PSNR": metrics.psnr_ssim_rgb(image, hr)[0],
+    }
     return values | metrics.beyond_psnr(image, hr, upscale, networks)
 
 
@@ -106,9 +146,14 @@ def measure_folder(
     rows = []
     for name, lr, hr in cli.progress_bar(dataset, total=len(dataset), desc="images", unit="image"):
         if min(hr.shape[-2:]) <= 2 * upscale:
-            raise cli.UserError(f"{name}: too small: the papers' protocol leaves out a border of {upscale} pixels")
+            raise cli.UserError(
+                f"{name}: too small: the papers' protocol leaves out a border of {upscale} pixels"
+            )
         lr_array, row = images.to_array(lr), {"Image": name}
-        pictures = {"Bicubic": images.upscale_bicubic(lr_array, upscale), "SR": sr_of(name, lr_array)}
+        pictures = {
+            "Bicubic": images.upscale_bicubic(lr_array, upscale),
+            "SR": sr_of(name, lr_array),
+        }
         for what, picture in pictures.items():
             values = measure(images.to_tensor(picture).to(device), hr.to(device), upscale, networks)
             row |= {f"{what}_{column}": value for column, value in values.items()}
@@ -126,7 +171,9 @@ def print_table(table: pandas.DataFrame) -> None:
     for _, row in table.iterrows():
         for name, what in ((row["Image"], "Bicubic"), ("", "SR")):
             values = [(row[f"{what}_{column}"], FIGURES[column]) for column in columns]
-            cells = ["-" if math.isnan(value) else f"{value:.{decimals}f}" for value, decimals in values]
+            cells = [
+                "-" if math.isnan(value) else f"{value:.{decimals}f}" for value, decimals in values
+            ]
             print(f"{name:{width}}  {what:7}" + "".join(f"  {cell:>8}" for cell in cells))
 
 
@@ -162,7 +209,9 @@ def main(args: argparse.Namespace) -> None:
     print_table(table)
     print(f"{out / 'benchmark.csv'}{'' if args.sr else ', and the SR images beside it'}")
     if "Distance" not in networks:
-        print("Distance was not measured: --perceptual-weights imagenet downloads SqueezeNet's weights once, 5 MB")
+        print(
+            "Distance was not measured: --perceptual-weights imagenet downloads SqueezeNet's weights once, 5 MB"
+        )
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from typing import Any
 
 import inference
 import metrics
-from utils import animation, cli, clips, encoding, files, images, segments, weights
+from utils import cli, files, images, weights
 from utils.device import add_options, resolve_device, resolve_precision
+from video import animation, clips, encoding, segments
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 
@@ -30,21 +31,41 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.ArgumentParser(prog="test_video.py", description=__doc__)
-    parser.add_argument("clip", type=Path, metavar="CLIP", help="video (what FFmpeg reads), or animated GIF, WebP, PNG or AVIF")
+    parser.add_argument(
+        "clip",
+        type=Path,
+        metavar="CLIP",
+        help="video (what FFmpeg reads), or animated GIF, WebP, PNG or AVIF",
+    )
     weights.add_weights_option(parser)
     parser.add_argument(
         "--out", type=Path,
         help=f"file for the result: {' '.join((*encoding.SUFFIXES, *animation.SUFFIXES))} (default: beside the clip, "
         "with its suffix if that is one of these, else .mp4, or .webp for an animation)",
     )  # fmt: skip
-    parser.add_argument("--codec", help=f"{', '.join(encoding.CODECS)} (default: vp9 in .webm, else h264)")
-    parser.add_argument("--crf", type=cli.non_negative_int, metavar="N", help=f"quality, 0 is best (default: {default_crfs()})")
-    parser.add_argument("--start", type=seconds, metavar="S", help="begin here: seconds, or minutes:seconds")
+    parser.add_argument(
+        "--codec", help=f"{', '.join(encoding.CODECS)} (default: vp9 in .webm, else h264)"
+    )
+    parser.add_argument(
+        "--crf",
+        type=cli.non_negative_int,
+        metavar="N",
+        help=f"quality, 0 is best (default: {default_crfs()})",
+    )
+    parser.add_argument(
+        "--start", type=seconds, metavar="S", help="begin here: seconds, or minutes:seconds"
+    )
     parser.add_argument("--end", type=seconds, metavar="S", help="end before this time")
-    parser.add_argument("--compare", action="store_true", help="also write bicubic | SR as <result>_compare")
+    parser.add_argument(
+        "--compare", action="store_true", help="also write bicubic | SR as <result>_compare"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing result")
     parser.add_argument(
-        "--tile", type=cli.tile_side, default="auto", metavar="auto|N|0", help="side of a tile in LR pixels; 0: no tiles"
+        "--tile",
+        type=cli.tile_side,
+        default="auto",
+        metavar="auto|N|0",
+        help="side of a tile in LR pixels; 0: no tiles",
     )
     add_options(parser)
     return parser
@@ -52,7 +73,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def default_crfs() -> str:
     """Return the codecs' default CRFs as text."""
-    return ", ".join(f"{name} {codec.crf}" for name, codec in encoding.CODECS.items() if codec.crf is not None)
+    return ", ".join(
+        f"{name} {codec.crf}" for name, codec in encoding.CODECS.items() if codec.crf is not None
+    )
 
 
 def seconds(text: str) -> Fraction:
@@ -75,7 +98,9 @@ def plan_outputs(args: argparse.Namespace, upscale: int) -> dict[str, Path]:
         UserError: one of them exists or is the clip itself, or the clip does not exist.
     """
     if not args.clip.is_file():
-        raise cli.UserError(f"{args.clip}: no such clip" if not args.clip.exists() else f"{args.clip}: not a file")
+        raise cli.UserError(
+            f"{args.clip}: no such clip" if not args.clip.exists() else f"{args.clip}: not a file"
+        )
     suffix = args.clip.suffix.lower()
     if suffix not in (*encoding.SUFFIXES, *animation.SUFFIXES):
         suffix = ".webp" if animation.is_picture(args.clip) else ".mp4"
@@ -84,12 +109,18 @@ def plan_outputs(args: argparse.Namespace, upscale: int) -> dict[str, Path]:
     out = args.out or args.clip.with_name(f"{stem}{ending}{suffix}")
     if out.is_dir():
         out = out / f"{stem}{ending}{suffix}"
-    plan = {"sr": out} | ({"compare": out.with_name(f"{out.stem}_compare{out.suffix}")} if args.compare else {})
+    plan = {"sr": out} | (
+        {"compare": out.with_name(f"{out.stem}_compare{out.suffix}")} if args.compare else {}
+    )
     for path in plan.values():
         if path.exists() and path.samefile(args.clip):
-            raise cli.UserError(f"{path} is the clip itself and would be overwritten; choose another --out")
+            raise cli.UserError(
+                f"{path} is the clip itself and would be overwritten; choose another --out"
+            )
         if path.exists() and not args.overwrite and not segments.is_joined(out):
-            raise cli.UserError(f"{path}: already exists; pass --overwrite, or choose another --out")
+            raise cli.UserError(
+                f"{path}: already exists; pass --overwrite, or choose another --out"
+            )
     return plan
 
 
@@ -104,7 +135,9 @@ def check_options(args: argparse.Namespace, out: Path) -> str | None:
     return None
 
 
-def open_tracks(plan: dict[str, Path], clip: clips.Clip, codec: str | None, crf: int | None, upscale: int) -> dict[str, Any]:
+def open_tracks(
+    plan: dict[str, Path], clip: clips.Clip, codec: str | None, crf: int | None, upscale: int
+) -> dict[str, Any]:
     """Return what encodes and writes each output; print what cannot be kept."""
     height, width = clip.height * upscale, clip.width * upscale
     sizes = {"sr": (width, height), "compare": images.side_by_side_size(width, height, 2)}
@@ -131,8 +164,12 @@ def enlarge(
     first = total if kept.joined else min(len(measured) * segments.FRAMES, total)
     if first:
         print(f"{first} of {total} frames are kept from an unfinished run", file=sys.stderr)
-    with cli.progress_bar(total=total, initial=first, desc="enlarging", unit=" frames", bar_format=BAR) as bar:
-        for number, picture in enumerate(reader.pictures(clip, first) if first < total else (), first):
+    with cli.progress_bar(
+        total=total, initial=first, desc="enlarging", unit=" frames", bar_format=BAR
+    ) as bar:
+        for number, picture in enumerate(
+            reader.pictures(clip, first) if first < total else (), first
+        ):
             if number % segments.FRAMES == 0:
                 difference = metrics.FrameDifference()
                 for track in tracks.values():
@@ -146,13 +183,20 @@ def enlarge(
     return metrics.FrameDifference(map(sum, zip((0, 0, 0), *measured, strict=True)))
 
 
-def add_frame(lr: images.Picture, sr: images.Picture, tracks: dict[str, Any], difference: metrics.FrameDifference) -> None:
+def add_frame(
+    lr: images.Picture,
+    sr: images.Picture,
+    tracks: dict[str, Any],
+    difference: metrics.FrameDifference,
+) -> None:
     """Encode a frame and its comparison, and measure it."""
     tracks["sr"].add(sr)
     shown = images.on_white(sr)
     bicubic = images.upscale_bicubic(images.on_white(lr), shown.shape[0] // lr.rgb.shape[0])
     if "compare" in tracks:
-        tracks["compare"].add(images.Picture(images.side_by_side([("bicubic", bicubic), ("SR", shown)])))
+        tracks["compare"].add(
+            images.Picture(images.side_by_side([("bicubic", bicubic), ("SR", shown)]))
+        )
     difference.add(images.to_tensor(shown), images.to_tensor(bicubic))
 
 
@@ -163,7 +207,9 @@ def write_results(plan: dict[str, Path], tracks: dict[str, Any], kept: segments.
     """
     if not kept.joined:
         size = sum(path.stat().st_size for path in kept.paths())
-        files.check_free_space(kept.folder, size, "run the same command again when there is space: every frame is kept")
+        files.check_free_space(
+            kept.folder, size, "run the same command again when there is space: every frame is kept"
+        )
         for name in reversed(plan):
             with files.write_atomic(kept.folder / name) as file:
                 tracks[name].write(file, kept.packets(name))
@@ -193,7 +239,9 @@ def main(args: argparse.Namespace) -> int | None:
         "start": str(args.start), "end": str(args.end), "compare": args.compare,
         "versions": [version(name) for name in ("torch", "pillow", "av") if codec or name != "av"],
     }  # fmt: skip
-    upscale_frame = partial(inference.upscale_picture, generator, tile=args.tile, precision=precision)
+    upscale_frame = partial(
+        inference.upscale_picture, generator, tile=args.tile, precision=precision
+    )
     files.make_folder(plan["sr"].parent)
     with segments.kept_segments(plan["sr"], settings, args.overwrite) as kept:
         try:
@@ -207,7 +255,11 @@ def main(args: argparse.Namespace) -> int | None:
             raise
     print(*plan.values(), sep="\n")
     if means := difference.means():
-        print("mean difference between consecutive frames: {:.2f} levels of 255, with bicubic {:.2f}".format(*means))
+        print(
+            "mean difference between consecutive frames: {:.2f} levels of 255, with bicubic {:.2f}".format(
+                *means
+            )
+        )
 
 
 if __name__ == "__main__":

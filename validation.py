@@ -23,7 +23,10 @@ def open_networks(args: argparse.Namespace) -> nn.ModuleDict:
 
     For Distance, it is the run's own SqueezeNet, or torchvision's if already downloaded: nothing is downloaded for it.
     """
-    own_file = args.perceptual == "squeezenet" and args.perceptual_weights not in ("imagenet", "random")
+    own_file = args.perceptual == "squeezenet" and args.perceptual_weights not in (
+        "imagenet",
+        "random",
+    )
     return metrics.open_networks(args.lpips, args.perceptual_weights if own_file else None)
 
 
@@ -40,7 +43,10 @@ def validate_epoch(
     Returns:
         The scores by CSV column; {} if no validation is due; None if stopped.
     """
-    if progress.epoch % args.val_every and progress.epoch not in (args.pretrain_epochs, args.pretrain_epochs + args.epochs):
+    if progress.epoch % args.val_every and progress.epoch not in (
+        args.pretrain_epochs,
+        args.pretrain_epochs + args.epochs,
+    ):
         return {}
     began, folder = time.monotonic(), args.out / "validation" / f"epoch_{progress.epoch:03d}"
     set_switches()
@@ -79,7 +85,9 @@ def validate(
             break
         name, lr, bicubic, hr = dataset[index]
         sr = inference.upscale(generator, images.to_array(lr), precision=precision)
-        result, bicubic_result, target = (image.to(device) for image in (images.to_tensor(sr), bicubic, hr))
+        result, bicubic_result, target = (
+            image.to(device) for image in (images.to_tensor(sr), bicubic, hr)
+        )
         if index not in dataset.bicubic_scores:
             psnr, ssim = metrics.psnr_ssim_rgb(bicubic_result, target)
             dataset.bicubic_scores[index] = {"Bicubic_PSNR": psnr, "Bicubic_SSIM": ssim}
@@ -97,7 +105,9 @@ def validate(
     return mean_scores([rows[index] for index in sorted(rows)])
 
 
-def triplet(bicubic: np.ndarray, hr: np.ndarray, sr: np.ndarray, scores: dict[str, float]) -> images.Picture:
+def triplet(
+    bicubic: np.ndarray, hr: np.ndarray, sr: np.ndarray, scores: dict[str, float]
+) -> images.Picture:
     """Place the centres of three pictures (H, W, 3) uint8 side by side, each at most 400x400 pixels, with their PSNR."""
     labels = (f"bicubic {scores['Bicubic_PSNR']:.2f} dB", "HR", f"SR {scores['PSNR']:.2f} dB")
     centres = [images.crop_centre(picture, 400) for picture in (bicubic, hr, sr)]
@@ -108,4 +118,7 @@ def mean_scores(rows: list[dict[str, float]]) -> dict[str, float]:
     """Return the mean of each score over the images that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row[name] for row in rows if name in row] for name in names}
-    return {name: torch.tensor(values, dtype=torch.float64).mean().item() for name, values in columns.items()}
+    return {
+        name: torch.tensor(values, dtype=torch.float64).mean().item()
+        for name, values in columns.items()
+    }

@@ -39,7 +39,9 @@ class TrainDataset(Dataset):
         self.lr_transform = transforms.Compose(
             [
                 transforms.ToPILImage(),
-                transforms.Resize(crop // upscale, interpolation=transforms.InterpolationMode.BICUBIC),
+                transforms.Resize(
+                    crop // upscale, interpolation=transforms.InterpolationMode.BICUBIC
+                ),
                 transforms.ToTensor(),
             ]
         )
@@ -75,7 +77,10 @@ class Training:
     """Networks, optimisers and the step."""
 
     def __init__(self, loss: GeneratorLoss, device: torch.device, blocks: int = 8):
-        self.generator, self.discriminator = new_generator(blocks).to(device), Discriminator().to(device)
+        self.generator, self.discriminator = (
+            new_generator(blocks).to(device),
+            Discriminator().to(device),
+        )
         self.loss = loss
         self.optimizer_g = torch.optim.Adam(self.generator.parameters(), lr=1e-4)
         self.optimizer_d = torch.optim.Adam(self.discriminator.parameters(), lr=1e-4)
@@ -86,7 +91,9 @@ class Training:
         self.discriminator.zero_grad()
         real_logits, fake_logits = self.discriminator.logits(hr), self.discriminator.logits(fake)
         loss_d = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
-        loss_d = loss_d + F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+        loss_d = loss_d + F.binary_cross_entropy_with_logits(
+            fake_logits, torch.zeros_like(fake_logits)
+        )
         loss_d.backward(retain_graph=True)
         self.optimizer_d.step()
 
@@ -97,11 +104,18 @@ class Training:
 
         fake = self.generator(lr)
         score = torch.sigmoid(self.discriminator.logits(fake)).mean()
-        return [loss_d.item(), loss_g.item(), torch.sigmoid(real_logits).mean().item(), score.item()]
+        return [
+            loss_d.item(),
+            loss_g.item(),
+            torch.sigmoid(real_logits).mean().item(),
+            score.item(),
+        ]
 
 
 @torch.no_grad()
-def validate(generator: nn.Module, dataset: ValDataset, folder: Path, device: torch.device) -> tuple[float, float]:
+def validate(
+    generator: nn.Module, dataset: ValDataset, folder: Path, device: torch.device
+) -> tuple[float, float]:
     """Return the mean PSNR and SSIM over a folder, writing a picture bicubic | HR | SR of every image."""
     generator.eval()
     psnr_sum = ssim_sum = 0.0
@@ -111,6 +125,11 @@ def validate(generator: nn.Module, dataset: ValDataset, folder: Path, device: to
         psnr_sum += 10 * torch.log10(1 / F.mse_loss(sr, hr)).item()
         ssim_sum += ssim(sr, hr, data_range=1).item()
         crop = transforms.CenterCrop(400)
-        utils.save_image([crop(image[0]) for image in (bicubic, hr, sr)], folder / f"{index}.png", nrow=3, padding=5)
+        utils.save_image(
+            [crop(image[0]) for image in (bicubic, hr, sr)],
+            folder / f"{index}.png",
+            nrow=3,
+            padding=5,
+        )
     generator.train()
     return psnr_sum / len(dataset), ssim_sum / len(dataset)

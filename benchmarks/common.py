@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils import cli, compat, files
+from utils import cli, files, pretrained
 from utils.device import PRECISIONS, add_options
 
-compat.import_torchvision()
+pretrained.import_torchvision()
 
 
 def get_args_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -38,7 +38,9 @@ def machine(device: torch.device) -> str:
     names = [line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{torch.get_num_threads()} threads of {name} ({capability}), PyTorch {torch.__version__}"
+    return (
+        f"{torch.get_num_threads()} threads of {name} ({capability}), PyTorch {torch.__version__}"
+    )
 
 
 def _cpu_info() -> list[str]:
@@ -62,7 +64,9 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 1) 
     return (time.perf_counter() - began) / repeats
 
 
-def in_turns(works: dict[str, Callable[[], object]], device: torch.device, rounds: int, repeats: int = 1) -> dict[str, float]:
+def in_turns(
+    works: dict[str, Callable[[], object]], device: torch.device, rounds: int, repeats: int = 1
+) -> dict[str, float]:
     """Return the median time of each work, measured in turns so that a slow minute of the machine affects all."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
@@ -94,27 +98,42 @@ def flops_of(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def write_pictures(folder: Path, count: int, height: int = 1404, width: int = 2040, seed: int = 0) -> None:
+def write_pictures(
+    folder: Path, count: int, height: int = 1404, width: int = 2040, seed: int = 0
+) -> None:
     """Write PNG files with DIV2K's size and roughly its compressibility: smooth shapes with a little noise."""
     rng = np.random.default_rng(seed)
     files.make_folder(folder)
     for index in cli.progress_bar(range(count), desc="making pictures", unit="image"):
-        coarse = Image.fromarray(rng.integers(0, 256, (height // 24, width // 24, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+        coarse = Image.fromarray(
+            rng.integers(0, 256, (height // 24, width // 24, 3), dtype=np.uint8)
+        )
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(
+            np.int16
+        )
         noisy = (smooth + rng.integers(-6, 7, smooth.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / f"{index:04d}.png", compress_level=6)
 
 
-def report(title: str, device: torch.device, rows: list[dict], result: dict, path: Path | None) -> None:
+def report(
+    title: str, device: torch.device, rows: list[dict], result: dict, path: Path | None
+) -> None:
     """Print the table, the ratio and the limit; write them as JSON if a path is given."""
     print(f"\n{title}\n{machine(device)}\n")
-    print(pandas.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
+    print(
+        pandas.DataFrame(rows).to_string(
+            index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"
+        )
+    )
     print(
         "\n"
         + "\n".join(
-            f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}" for name, value in result.items()
+            f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}"
+            for name, value in result.items()
         )
     )
     if path is not None:
-        files.write_text(path, json.dumps({"machine": machine(device), "table": rows, **result}, indent=2) + "\n")
+        files.write_text(
+            path, json.dumps({"machine": machine(device), "table": rows, **result}, indent=2) + "\n"
+        )
         print(path)

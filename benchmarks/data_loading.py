@@ -57,14 +57,29 @@ def main(args) -> int:
         decoding.paths = decoding.paths * (args.samples // args.images + BATCH + 1)
         rows = []
         for workers in (0, 2):
-            slow = samples_per_second(DataLoader(decoding, BATCH, shuffle=True, num_workers=workers), args.samples // 4)
+            slow = samples_per_second(
+                DataLoader(decoding, BATCH, shuffle=True, num_workers=workers), args.samples // 4
+            )
             loader = new_loader(ours, BATCH, 0, workers)
             with workers_of(loader):
                 fast = samples_per_second(loader, 18 * args.samples)
-            degraded = new_loader(TrainDatasetFromFolder(folder, CROP, 4, **options, degradation="photo"), BATCH, 0, workers)
+            degraded = new_loader(
+                TrainDatasetFromFolder(folder, CROP, 4, **options, degradation="photo"),
+                BATCH,
+                0,
+                workers,
+            )
             with workers_of(degraded):
                 photo = samples_per_second(degraded, args.samples)
-            rows.append({"workers": workers, "classic": slow, "ours": fast, "ratio": fast / slow, "photo": photo})
+            rows.append(
+                {
+                    "workers": workers,
+                    "classic": slow,
+                    "ours": fast,
+                    "ratio": fast / slow,
+                    "photo": photo,
+                }
+            )
         cache_bytes = sum(path.stat().st_size for path in cache.iterdir())
     result = {
         "ratio": rows[0]["ratio"],
@@ -74,7 +89,11 @@ def main(args) -> int:
         "cache_bytes_per_hr_pixel": cache_bytes / args.images / (1404 * 2040),
     }
     common.report(
-        f"Samples per second, {CROP}x{CROP} crops of 2040x1404 PNG, batch {BATCH}", torch.device("cpu"), rows, result, args.json
+        f"Samples per second, {CROP}x{CROP} crops of 2040x1404 PNG, batch {BATCH}",
+        torch.device("cpu"),
+        rows,
+        result,
+        args.json,
     )
     return 0
 
@@ -83,7 +102,9 @@ def get_args_parser():
     """Return the parser of the command line."""
     parser = common.get_args_parser("data_loading", __doc__)
     parser.add_argument("--images", type=cli.positive_int, default=8, help="PNG files to make")
-    parser.add_argument("--samples", type=cli.positive_int, default=640, help="about how many samples to time")
+    parser.add_argument(
+        "--samples", type=cli.positive_int, default=640, help="about how many samples to time"
+    )
     return parser
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import inference
-from utils import checkpoint, cli, images, weights
+from utils import cli, generator_file, images, weights
 from utils.device import resolve_device, resolve_precision
 
 SMALL, LARGE = (340, 510), (1500, 2000)  # LR height and width
@@ -37,16 +37,20 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
-def measure(way: str, size: tuple[int, int], device: torch.device, precision: str, repeats: int) -> dict:
+def measure(
+    way: str, size: tuple[int, int], device: torch.device, precision: str, repeats: int
+) -> dict:
     """Return the seconds of the fastest repeat, and the peak memory in bytes beyond that at the start."""
     generator = inference.open_generator(weights.FAITHFUL, device)
     lr = image_of(*size)
     if way == "eager":
         plain = classic.new_generator(generator.blocks)
-        plain.load_state_dict(checkpoint.load_generator(weights.FAITHFUL).state_dict())
+        plain.load_state_dict(generator_file.load(weights.FAITHFUL).state_dict())
         plain = plain.to(device).eval()
 
         @torch.inference_mode()
@@ -88,9 +92,15 @@ def main(args: argparse.Namespace) -> int:
         way, size, repeats = json.loads(args.measure)
         print(json.dumps(measure(way, tuple(size), device, precision, repeats)))
         return 0
-    generator = checkpoint.load_generator(weights.FAITHFUL)
+    generator = generator_file.load(weights.FAITHFUL)
     one_tile = (TILE + 2 * generator.halo,) * 2
-    cases = [("eager", SMALL, 2), ("whole", SMALL, 2), ("tiles", SMALL, 2), ("whole", one_tile, 1), ("tiles", LARGE, 1)]
+    cases = [
+        ("eager", SMALL, 2),
+        ("whole", SMALL, 2),
+        ("tiles", SMALL, 2),
+        ("whole", one_tile, 1),
+        ("tiles", LARGE, 1),
+    ]
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > LARGE_NEEDS:
         cases.append(("eager", LARGE, 1))
     rows, found = [], {}
@@ -101,13 +111,17 @@ def main(args: argparse.Namespace) -> int:
                 measured["sr"] = np.load(f"{folder}/{way}.npy").astype(np.int16)
             values = {"seconds": measured["seconds"], "GB": measured["bytes"] / 1e9}
             rows.append({"LR": f"{size[1]}x{size[0]}", "way": way, **values})
-    flops = common.flops_of(lambda: generator(torch.zeros(1, 3, 32, 32))) / 32**2 * SMALL[0] * SMALL[1]
+    flops = (
+        common.flops_of(lambda: generator(torch.zeros(1, 3, 32, 32))) / 32**2 * SMALL[0] * SMALL[1]
+    )
     default = found["tiles", SMALL]
     levels = np.abs(default["sr"] - found["eager", SMALL]["sr"])
     extra = found["tiles", LARGE]["bytes"] - found["whole", one_tile]["bytes"]
     result = {
         "ratio": found["eager", SMALL]["seconds"] / default["seconds"],
-        "limit_fraction": flops / common.matrix_product_flops(device, precision) / default["seconds"],
+        "limit_fraction": flops
+        / common.matrix_product_flops(device, precision)
+        / default["seconds"],
         "precision": precision,
         "within_one_level": float((levels <= 1).mean()),
         "bytes_per_output_pixel_beyond_a_tile": extra / (16 * LARGE[0] * LARGE[1]),

@@ -19,7 +19,9 @@ from utils.checkpoint import Progress
 from utils.device import resolve_device
 
 
-def classic_epoch(training: classic.Training, loader: DataLoader, val_set, out: Path, device) -> dict[str, float]:
+def classic_epoch(
+    training: classic.Training, loader: DataLoader, val_set, out: Path, device
+) -> dict[str, float]:
     """Run an epoch of the classic loop; return the seconds of training and of validation."""
     began = time.perf_counter()
     for lr, hr in cli.progress_bar(loader, desc="classic", unit="step"):
@@ -29,7 +31,9 @@ def classic_epoch(training: classic.Training, loader: DataLoader, val_set, out: 
     return {"training": trained - began, "validation": time.perf_counter() - trained}
 
 
-def our_epoch(options, models, loader: DataLoader, val_set, out: Path, epoch: int) -> dict[str, float]:
+def our_epoch(
+    options, models, loader: DataLoader, val_set, out: Path, epoch: int
+) -> dict[str, float]:
     """Run an epoch of train.py; return the seconds of training and of validation."""
     progress = Progress(epoch=epoch)
     began = time.perf_counter()
@@ -37,7 +41,9 @@ def our_epoch(options, models, loader: DataLoader, val_set, out: Path, epoch: in
         train.train_epoch(options, models, loader, progress, stop)
         progress.means()
         trained = time.perf_counter()
-        train.validate(models.validated, val_set, options.precision, out, options.val_triplets, stop)
+        train.validate(
+            models.validated, val_set, options.precision, out, options.val_triplets, stop
+        )
     return {"training": trained - began, "validation": time.perf_counter() - trained}
 
 
@@ -49,8 +55,24 @@ def main(args) -> int:
         common.write_pictures(folders["train"], args.images)
         common.write_pictures(folders["valid"], args.val_images, seed=1)
         folders["out"].mkdir()
-        words = ["--train-dir", folders["train"], "--val-dir", folders["valid"], "--out", folders["out"], "--epochs", 3]
-        words += ["--batch-size", args.batch_size, "--perceptual-weights", "random", "--device", device.type]
+        words = [
+            "--train-dir",
+            folders["train"],
+            "--val-dir",
+            folders["valid"],
+            "--out",
+            folders["out"],
+            "--epochs",
+            3,
+        ]
+        words += [
+            "--batch-size",
+            args.batch_size,
+            "--perceptual-weights",
+            "random",
+            "--device",
+            device.type,
+        ]
         options = train.get_args_parser().parse_args(list(map(str, words)))
         train.resolve(options)
         began = time.perf_counter()
@@ -58,25 +80,52 @@ def main(args) -> int:
         cache_seconds = time.perf_counter() - began
         models = train.Models(options)
         models.loss = train.new_loss(options, device)
-        loader = new_loader(train_set, options.batch_size, 0, options.workers, pin=device.type == "cuda")
-        reference = classic.Training(train.new_loss(options, device).to(memory_format=torch.contiguous_format), device)
+        loader = new_loader(
+            train_set, options.batch_size, 0, options.workers, pin=device.type == "cuda"
+        )
+        reference = classic.Training(
+            train.new_loss(options, device).to(memory_format=torch.contiguous_format), device
+        )
         dataset = classic.TrainDataset(folders["train"], options.crop)
-        slow_loader = DataLoader(dataset, options.batch_size, shuffle=True, num_workers=4 if device.type == "cuda" else 0)
+        slow_loader = DataLoader(
+            dataset, options.batch_size, shuffle=True, num_workers=4 if device.type == "cuda" else 0
+        )
         with workers_of(loader):
             first = our_epoch(options, models, loader, val_set, folders["out"], 1)
             ours = our_epoch(options, models, loader, val_set, folders["out"], 2)
         side = options.crop // 4
-        reference.step(torch.zeros(2, 3, side, side, device=device), torch.zeros(2, 3, 4 * side, 4 * side, device=device))
-        slow = classic_epoch(reference, slow_loader, classic.ValDataset(folders["valid"]), folders["out"], device)
+        reference.step(
+            torch.zeros(2, 3, side, side, device=device),
+            torch.zeros(2, 3, 4 * side, 4 * side, device=device),
+        )
+        slow = classic_epoch(
+            reference, slow_loader, classic.ValDataset(folders["valid"]), folders["out"], device
+        )
     rows = [
-        {"epoch": name, "training s": times["training"], "validation s": times["validation"], "whole s": sum(times.values())}
-        for name, times in (("classic", slow), ("ours, the first", first), ("ours, later ones", ours))
+        {
+            "epoch": name,
+            "training s": times["training"],
+            "validation s": times["validation"],
+            "whole s": sum(times.values()),
+        }
+        for name, times in (
+            ("classic", slow),
+            ("ours, the first", first),
+            ("ours, later ones", ours),
+        )
     ]
     # The least time for an epoch: the network's passes over the same pixels, at the speed of a matrix product.
     product = common.matrix_product_flops(device, options.precision)
     crop = torch.zeros(1, 3, options.crop, options.crop, device=device)
     lr = torch.zeros(1, 3, options.crop // 4, options.crop // 4, device=device)
-    step = common.flops_of(lambda: train.adversarial_step(models, lr.expand(2, -1, -1, -1), crop.expand(2, -1, -1, -1))) / 2
+    step = (
+        common.flops_of(
+            lambda: train.adversarial_step(
+                models, lr.expand(2, -1, -1, -1), crop.expand(2, -1, -1, -1)
+            )
+        )
+        / 2
+    )
     pixel = common.flops_of(lambda: models.generator(lr)) / (options.crop // 4) ** 2
     flops = args.images * step + args.val_images * 510 * 351 * pixel
     result = {
@@ -94,8 +143,12 @@ def main(args) -> int:
 def get_args_parser():
     """Return the parser of the command line."""
     parser = common.get_args_parser("epoch", __doc__)
-    parser.add_argument("--images", type=cli.positive_int, default=16, help="training images (DIV2K has 800)")
-    parser.add_argument("--val-images", type=cli.positive_int, default=2, help="validation images (DIV2K has 100)")
+    parser.add_argument(
+        "--images", type=cli.positive_int, default=16, help="training images (DIV2K has 800)"
+    )
+    parser.add_argument(
+        "--val-images", type=cli.positive_int, default=2, help="validation images (DIV2K has 100)"
+    )
     parser.add_argument("--batch-size", type=cli.positive_int, default=16, help="crops per step")
     return parser
 

@@ -19,11 +19,15 @@ def main(args) -> int:
     device = resolve_device(args.device)
     options, models = models_with("vgg16", args, device)
     _, with_squeezenet = models_with("squeezenet", args, device)
-    reference = classic.Training(train.new_loss(options, device).to(memory_format=torch.contiguous_format), device)
+    reference = classic.Training(
+        train.new_loss(options, device).to(memory_format=torch.contiguous_format), device
+    )
     batch = args.batch_size or (64 if device.type == "cuda" else 16)
     hr = torch.rand(batch, 3, args.crop, args.crop, device=device) * 2 - 1
     lr = torch.rand(batch, 3, args.crop // 4, args.crop // 4, device=device) * 2 - 1
-    ours_lr, ours_hr = (image.contiguous(memory_format=torch.channels_last) for image in (lr, hr))  # as the loader gives them
+    ours_lr, ours_hr = (
+        image.contiguous(memory_format=torch.channels_last) for image in (lr, hr)
+    )  # as the loader gives them
 
     product, product_flops = common.matrix_product(device, options.precision)
     products = 32  # about as long as a step, so that both see the machine's fast and slow moments
@@ -35,7 +39,9 @@ def main(args) -> int:
     }
     repeats = 20 if device.type == "cuda" else 1
     times = common.in_turns(works, device, args.rounds, repeats)
-    counted = {name: common.flops_of(works[name]) / batch for name in ("ours", "ours, SqueezeNet")}  # per image
+    counted = {
+        name: common.flops_of(works[name]) / batch for name in ("ours", "ours, SqueezeNet")
+    }  # per image
     flops = counted["ours"]
     sustained = products * product_flops / times.pop("limit")
     peak = max(common.matrix_product_flops(device, options.precision) for _ in range(3))
@@ -45,7 +51,14 @@ def main(args) -> int:
         for name, time in times.items()
     ]  # fmt: skip
     for name, speed in (("limit", sustained), ("limit at its fastest", peak)):
-        rows.append({"step": name, "precision": options.precision, "images/s": speed / flops, "TFLOP/s": speed / 1e12})
+        rows.append(
+            {
+                "step": name,
+                "precision": options.precision,
+                "images/s": speed / flops,
+                "TFLOP/s": speed / 1e12,
+            }
+        )
     result = {
         "ratio": times["classic"] / times["ours"],
         "limit_fraction": batch * flops / times["ours"] / sustained,
@@ -62,7 +75,16 @@ def main(args) -> int:
 
 def models_with(perceptual, args, device):
     """Return train.py's options, and networks ready for its step, with a perceptual network (untrained: as fast)."""
-    words = ["--perceptual", perceptual, "--perceptual-weights", "random", "--crop", str(args.crop), "--device", device.type]
+    words = [
+        "--perceptual",
+        perceptual,
+        "--perceptual-weights",
+        "random",
+        "--crop",
+        str(args.crop),
+        "--device",
+        device.type,
+    ]
     options = train.get_args_parser().parse_args(words)
     options.precision, options.compile = args.precision, args.compile
     train.resolve(options)
@@ -76,10 +98,20 @@ def models_with(perceptual, args, device):
 def get_args_parser():
     """Return the parser of the command line."""
     parser = common.get_args_parser("train_step", __doc__)
-    parser.add_argument("--crop", type=cli.positive_int, default=88, help="side of the HR crops in pixels")
-    parser.add_argument("--batch-size", type=cli.positive_int, help="crops per step (default: 16 on the CPU, 64 on a GPU)")
-    parser.add_argument("--rounds", type=cli.positive_int, default=5, help="timings of each; the median is reported")
-    parser.add_argument("--compile", action="store_true", help="compile our networks with torch.compile")
+    parser.add_argument(
+        "--crop", type=cli.positive_int, default=88, help="side of the HR crops in pixels"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=cli.positive_int,
+        help="crops per step (default: 16 on the CPU, 64 on a GPU)",
+    )
+    parser.add_argument(
+        "--rounds", type=cli.positive_int, default=5, help="timings of each; the median is reported"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile our networks with torch.compile"
+    )
     return parser
 
 

@@ -15,7 +15,9 @@ from PIL import Image
 from utils.downloads import Archive
 
 
-def zipped(members: dict[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+def zipped(
+    members: dict[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_STORED
+) -> bytes:
     """Return a zip archive of these members."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
@@ -57,7 +59,9 @@ def hostile() -> dict[str, bytes]:
         "a pipe": special("pipe", stat.S_IFIFO),
         "a device": special("device", stat.S_IFCHR),
     }
-    return {what: zipped({"good.png": picture(), name: b"/etc/passwd"}) for what, name in names.items()}
+    return {
+        what: zipped({"good.png": picture(), name: b"/etc/passwd"}) for what, name in names.items()
+    }
 
 
 @contextlib.contextmanager
@@ -71,7 +75,9 @@ def server() -> Iterator[ThreadingHTTPServer]:
             if status != 200:
                 self.send_error(status)
                 return
-            start = re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) if owner.resumes else None
+            start = (
+                re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) if owner.resumes else None
+            )
             body = owner.body[int(start[1]) :] if start else owner.body
             self.send_response(206 if start else 200)
             self.send_header("Content-Type", owner.kind)

@@ -54,12 +54,16 @@ def squeezenet_file() -> Path:
 
 
 # Scripts run in processes of their own, forked from a server that has imported PyTorch already: the same, but quicker.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+)
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["preload"])
 
 
-def run(script: str, *args, status: int | None = 0, cwd: Path | None = None) -> subprocess.CompletedProcess:
+def run(
+    script: str, *args, status: int | None = 0, cwd: Path | None = None
+) -> subprocess.CompletedProcess:
     """Run a script as a user does, in a process of its own, and check its exit status."""
     done = started_script(script, *args, cwd=cwd)()
     if status is not None:
@@ -73,7 +77,9 @@ def started_script(script: str, *args, cwd: Path | None = None, environment: dic
     folder = tempfile.TemporaryDirectory()
     out, errors = (Path(folder.name, name) for name in ("out", "errors"))
     variables = dict(os.environ) | {name: str(value) for name, value in (environment or {}).items()}
-    process = _processes.Process(target=_run_script, args=(arguments, (out, errors), str(cwd or Path.cwd()), variables))
+    process = _processes.Process(
+        target=_run_script, args=(arguments, (out, errors), str(cwd or Path.cwd()), variables)
+    )
     process.start()
 
     def finish() -> subprocess.CompletedProcess:
@@ -82,12 +88,16 @@ def started_script(script: str, *args, cwd: Path | None = None, environment: dic
             process.kill()
             pytest.fail(f"{arguments} did not end")
         with folder:
-            return subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), errors.read_text())
+            return subprocess.CompletedProcess(
+                arguments, process.exitcode, out.read_text(), errors.read_text()
+            )
 
     return finish
 
 
-def _run_script(arguments: list[str], streams: tuple[Path, Path], cwd: str, environment: dict[str, str]) -> None:
+def _run_script(
+    arguments: list[str], streams: tuple[Path, Path], cwd: str, environment: dict[str, str]
+) -> None:
     os.environ.update(environment)
     if "OMP_NUM_THREADS" in environment:
         import torch

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-FORMATS = {"png": {}, "jpg": {"quality": 90}, "webp": {"quality": 90}, "tif": {"compression": "tiff_lzw"}, "bmp": {}, "gif": {}}
+FORMATS = {
+    "png": {},
+    "jpg": {"quality": 90},
+    "webp": {"quality": 90},
+    "tif": {"compression": "tiff_lzw"},
+    "bmp": {},
+    "gif": {},
+}
 MODES = ("RGB", "L", "P", "RGBA", "CMYK", "I;16", "1")
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" exif:PixelXDimension="24" dc:title="XMP title">'
@@ -74,7 +81,9 @@ def described_options(suffix: str, **options) -> dict:
 def originals(seed: int = 0) -> list[tuple[str, bytes]]:
     """(suffix, content) of good small files: every format in every mode that it can hold."""
     rng = np.random.default_rng(seed)
-    smooth = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((24, 20), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(
+        (24, 20), Image.Resampling.BICUBIC
+    )
     found = []
     for suffix, options in FORMATS.items():
         for mode in MODES:
@@ -84,17 +93,28 @@ def originals(seed: int = 0) -> list[tuple[str, bytes]]:
                 image = smooth.convert(mode)
             file = io.BytesIO()
             try:
-                image.save(file, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()), **options)
+                image.save(
+                    file, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()), **options
+                )
             except (OSError, ValueError, KeyError):
                 continue  # a mode that the format does not have
             found.append((suffix, file.getvalue()))
     for suffix in ("jpg", "png", "webp", "tif"):
         file = io.BytesIO()
-        smooth.save(file, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()), **described_options(suffix))
+        smooth.save(
+            file,
+            {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()),
+            **described_options(suffix),
+        )
         found.append((suffix, file.getvalue()))
     for suffix in ("gif", "tif"):
         file = io.BytesIO()
-        smooth.save(file, {"tif": "TIFF"}.get(suffix, "GIF"), save_all=True, append_images=[smooth.rotate(180)])
+        smooth.save(
+            file,
+            {"tif": "TIFF"}.get(suffix, "GIF"),
+            save_all=True,
+            append_images=[smooth.rotate(180)],
+        )
         found.append((suffix, file.getvalue()))
     return found
 
@@ -119,7 +139,9 @@ def with_absurd_size(suffix: str, content: bytes, width: int, height: int) -> by
             if place >= 0:
                 data[place : place + 12] = struct.pack("<HHII", tag, 4, 1, value & 0xFFFFFFFF)
     elif suffix == "webp" and data[12:16] == b"VP8X":
-        data[24:30] = (width - 1 & 0xFFFFFF).to_bytes(3, "little") + (height - 1 & 0xFFFFFF).to_bytes(3, "little")
+        data[24:30] = (width - 1 & 0xFFFFFF).to_bytes(3, "little") + (
+            height - 1 & 0xFFFFFF
+        ).to_bytes(3, "little")
     return bytes(data)
 
 
@@ -140,8 +162,18 @@ def mutated(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
             for place in rng.integers(0, min(64, len(data)), 6):
                 data[place] = int(rng.integers(256))
         elif kind == "size":
-            sides = [(0, 0), (1, 2**31 - 1), (2**31 - 1, 2**31 - 1), (65535, 65535), (30000, 30000), (0, 20), (25, 20)]
-            data = bytearray(with_absurd_size(suffix, content, *sides[int(rng.integers(len(sides)))]))
+            sides = [
+                (0, 0),
+                (1, 2**31 - 1),
+                (2**31 - 1, 2**31 - 1),
+                (65535, 65535),
+                (30000, 30000),
+                (0, 20),
+                (25, 20),
+            ]
+            data = bytearray(
+                with_absurd_size(suffix, content, *sides[int(rng.integers(len(sides)))])
+            )
         elif kind == "splice":
             other = files[int(rng.integers(len(files)))][1]
             data = data[: rng.integers(0, len(data))] + other[rng.integers(0, len(other)) :]

@@ -9,7 +9,9 @@ from utils import distributed
 
 
 def digest(network) -> str:
-    return hashlib.sha256(b"".join(p.detach().contiguous().numpy().tobytes() for p in network.parameters())).hexdigest()
+    return hashlib.sha256(
+        b"".join(p.detach().contiguous().numpy().tobytes() for p in network.parameters())
+    ).hexdigest()
 
 
 args = train.get_args_parser().parse_args(["--perceptual-weight", "0", "--device", "cpu"])
@@ -19,14 +21,24 @@ with distributed.processes(torch.device("cpu")):
     models.loss = train.new_loss(args, torch.device("cpu"))
     data = torch.Generator().manual_seed(distributed.rank())
     seen = set()
-    for step in (train.pixel_step, train.adversarial_step, train.adversarial_step, train.adversarial_step):
+    for step in (
+        train.pixel_step,
+        train.adversarial_step,
+        train.adversarial_step,
+        train.adversarial_step,
+    ):
         for optimizer in (models.optimizer_g, models.optimizer_d):
             optimizer.param_groups[0]["lr"] = 1e-4
-        lr, hr = torch.rand(2, 3, 8, 8, generator=data) * 2 - 1, torch.rand(2, 3, 32, 32, generator=data) * 2 - 1
+        lr, hr = (
+            torch.rand(2, 3, 8, 8, generator=data) * 2 - 1,
+            torch.rand(2, 3, 32, 32, generator=data) * 2 - 1,
+        )
         terms = step(models, lr, hr)
         digests = distributed.gather((digest(models.generator), digest(models.discriminator)))
         assert len(set(digests)) == 1, "the parameters differ"
-        assert len(set(distributed.gather(terms["Loss_G"].item()))) == distributed.world_size(), "the data do not differ"
+        assert len(set(distributed.gather(terms["Loss_G"].item()))) == distributed.world_size(), (
+            "the data do not differ"
+        )
         seen.add(digests[0])
     assert len(seen) == 4
     statistics = distributed.gather(models.generator.trunk[0].bn1.running_mean.tolist())

@@ -13,8 +13,30 @@ from utils import files, images
 
 TIMES = {"Images_Per_Second", "Seconds"}
 OPTIONS = [
-    *("--crop", 32, "--batch-size", 4, "--blocks", 1, "--device", "cpu", "--ema", 0.9, "--val-triplets", 1),
-    *("--pretrain-epochs", 2, "--epochs", 1, "--perceptual-weight", 0, "--perceptual-weights", "random"),
+    *(
+        "--crop",
+        32,
+        "--batch-size",
+        4,
+        "--blocks",
+        1,
+        "--device",
+        "cpu",
+        "--ema",
+        0.9,
+        "--val-triplets",
+        1,
+    ),
+    *(
+        "--pretrain-epochs",
+        2,
+        "--epochs",
+        1,
+        "--perceptual-weight",
+        0,
+        "--perceptual-weights",
+        "random",
+    ),
     *("--degradation", "photo"),
 ]
 
@@ -26,23 +48,37 @@ def make_photos(folder: Path) -> None:
         (folder / place).mkdir(parents=True)
         for index in range(count):
             top = 60 * index
-            Image.fromarray(astronaut[top : top + 48, 200:264]).save(folder / place / f"{index}.png")
+            Image.fromarray(astronaut[top : top + 48, 200:264]).save(
+                folder / place / f"{index}.png"
+            )
 
 
 def train_with(fault: str, number: int, folder: Path, place: Path):
     """Train on the photographs of `folder` in `place` with a fault; return the finished process."""
     words = ["train.py", "--train-dir", folder / "train", "--val-dir", folder / "valid"]
     words += ["--cache", place / "cache", "--out", place / "out", *OPTIONS]
-    return started_script("tests/faulty.py", fault, number, *words, environment={"OMP_NUM_THREADS": 1})()
+    return started_script(
+        "tests/faulty.py", fault, number, *words, environment={"OMP_NUM_THREADS": 1}
+    )()
 
 
 def state_of(place: Path) -> dict:
     """What has to be equal after a run: every tensor in its checkpoint and generator files, and the CSV except for its times."""
-    paths = [path for path in sorted((place / "out" / "checkpoints").glob("*.pth")) if path.name != "previous.pth"]
+    paths = [
+        path
+        for path in sorted((place / "out" / "checkpoints").glob("*.pth"))
+        if path.name != "previous.pth"
+    ]
     found = {path.name + name: tensor for path in paths for name, tensor in tensors(path).items()}
     with open(place / "out" / "statistics.csv") as file:
-        rows = [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
-    pictures = {str(path.relative_to(place)): np.asarray(Image.open(path)) for path in place.rglob("validation/*/*.png")}
+        rows = [
+            {name: value for name, value in row.items() if name not in TIMES}
+            for row in csv.DictReader(file)
+        ]
+    pictures = {
+        str(path.relative_to(place)): np.asarray(Image.open(path))
+        for path in place.rglob("validation/*/*.png")
+    }
     return {**found, "csv": rows, **pictures}
 
 
@@ -51,7 +87,9 @@ def same(one: dict, other: dict) -> bool:
     if one.keys() != other.keys():
         return False
     equal = {torch.Tensor: torch.equal, np.ndarray: np.array_equal}
-    return all(equal.get(type(one[name]), lambda a, b: a == b)(one[name], other[name]) for name in one)
+    return all(
+        equal.get(type(one[name]), lambda a, b: a == b)(one[name], other[name]) for name in one
+    )
 
 
 def broken_files(place: Path) -> list[str]:
@@ -80,8 +118,15 @@ def survives(fault: str, number: int, folder: Path, place: Path, expected: dict)
     else:
         lines = [line for line in done.stderr.splitlines() if "error: " in line]
         reason = {"full": "No space left", "broken": "Input/output error"}[fault]
-        kept = done.returncode == 0 and same(state_of(place), expected)  # it found another way: a copy if a link fails
-        if not kept and (done.returncode != 2 or len(lines) != 1 or reason not in lines[0] or str(place) not in lines[0]):
+        kept = done.returncode == 0 and same(
+            state_of(place), expected
+        )  # it found another way: a copy if a link fails
+        if not kept and (
+            done.returncode != 2
+            or len(lines) != 1
+            or reason not in lines[0]
+            or str(place) not in lines[0]
+        ):
             problems.append(f"status {done.returncode}, {done.stderr.strip()[-300:]}")
         problems += [f"{path.name} was left behind" for path in place.rglob(".srgan-*.tmp")]
     again = train_with("kill", 0, folder, place)
@@ -89,6 +134,8 @@ def survives(fault: str, number: int, folder: Path, place: Path, expected: dict)
         problems.append(f"the restart failed: {again.stderr.strip()[-300:]}")
     elif not same(state_of(place), expected):
         problems.append("the restart ended differently")
-    problems += [f"{path.name} was left behind after the restart" for path in place.rglob(".srgan-*.tmp")]
+    problems += [
+        f"{path.name} was left behind after the restart" for path in place.rglob(".srgan-*.tmp")
+    ]
     shutil.rmtree(place)
     return "; ".join(problems)

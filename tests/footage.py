@@ -7,8 +7,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from utils import frames
-from utils.frames import Colours
+from video import frames
+from video.frames import Colours
 
 RATE = 25
 TIME_BASE = Fraction(1, 600)
@@ -18,7 +18,9 @@ UNEVEN = [0, 24, 48, 60, 160, 161, 200, 400, 420, 440]  # ticks of a variable fr
 def scene(index: int, width: int = 32, height: int = 24) -> np.ndarray:
     """Frame number `index` (H, W, 3): smooth stripes that move to the left; each corner has a colour of its own."""
     columns, rows = np.meshgrid(np.arange(width) + index, np.arange(height))
-    rgb = np.stack([128 + 90 * np.sin(columns / 5), 128 + 90 * np.cos(rows / 6), 60 + 3 * rows], 2).astype(np.uint8)
+    rgb = np.stack(
+        [128 + 90 * np.sin(columns / 5), 128 + 90 * np.cos(rows / 6), 60 + 3 * rows], 2
+    ).astype(np.uint8)
     for corner, colour in enumerate([(230, 30, 30), (30, 230, 30), (30, 30, 230), (230, 230, 230)]):
         top, left = (height - 8) * (corner // 2), (width - 8) * (corner % 2)
         rgb[top : top + 8, left : left + 8] = colour
@@ -30,13 +32,18 @@ def bars(_index: int, width: int, height: int) -> np.ndarray:
     rgb = np.zeros((height, width, 3), np.uint8)
     rgb[: height // 2] = np.linspace(0, 255, width).astype(np.uint8)[None, :, None]
     for place in range(8):
-        rgb[height // 2 :, place * width // 8 : (place + 1) * width // 8] = [255 * (place >> bit & 1) for bit in range(3)]
+        rgb[height // 2 :, place * width // 8 : (place + 1) * width // 8] = [
+            255 * (place >> bit & 1) for bit in range(3)
+        ]
     return rgb
 
 
 def flat_parts(image: np.ndarray, scale: int = 1) -> list[np.ndarray]:
     """The ramp, and the inner parts of the bars, of an image of 128x32 enlarged by `scale`."""
-    inner = [image[20 * scale : 30 * scale, (16 * place + 4) * scale : (16 * place + 12) * scale] for place in range(8)]
+    inner = [
+        image[20 * scale : 30 * scale, (16 * place + 4) * scale : (16 * place + 12) * scale]
+        for place in range(8)
+    ]
     return [image[: 12 * scale].astype(int), *(part.astype(int) for part in inner)]
 
 
@@ -91,17 +98,25 @@ def decoded(path: Path) -> tuple[list[np.ndarray], list[Fraction]]:
     """The frames of a video as PyAV's own default conversion shows them, and their times in seconds."""
     with av.open(str(path)) as container:
         shown = list(container.decode(video=0))
-        return [frame.to_ndarray(format="rgb24") for frame in shown], [frame.pts * frame.time_base for frame in shown]
+        return [frame.to_ndarray(format="rgb24") for frame in shown], [
+            frame.pts * frame.time_base for frame in shown
+        ]
 
 
 def packets(path: Path, kind: str) -> list[tuple]:
     """The packets of the first stream of a kind: time in seconds, and bytes."""
     with av.open(str(path)) as container:
         stream = next(stream for stream in container.streams if stream.type == kind)
-        return [(packet.pts * packet.time_base, bytes(packet)) for packet in container.demux(stream) if packet.size]
+        return [
+            (packet.pts * packet.time_base, bytes(packet))
+            for packet in container.demux(stream)
+            if packet.size
+        ]
 
 
-def make_gif(path: Path, durations=(50, 100, 30, 200), loop: int | None = 0, hole: bool = False) -> Path:
+def make_gif(
+    path: Path, durations=(50, 100, 30, 200), loop: int | None = 0, hole: bool = False
+) -> Path:
     """Write an animation, of any format that Pillow writes, with a transparent square if there is to be a hole."""
     pages = [Image.fromarray(scene(4 * index)) for index in range(len(durations))]
     if hole:
@@ -109,5 +124,12 @@ def make_gif(path: Path, durations=(50, 100, 30, 200), loop: int | None = 0, hol
             page.putalpha(255)
             page.paste((0, 0, 0, 0), (8, 8, 16, 16))
     options = {} if loop is None else {"loop": loop}
-    pages[0].save(path, save_all=True, append_images=pages[1:], duration=list(durations), disposal=2 if hole else 0, **options)
+    pages[0].save(
+        path,
+        save_all=True,
+        append_images=pages[1:],
+        duration=list(durations),
+        disposal=2 if hole else 0,
+        **options,
+    )
     return path

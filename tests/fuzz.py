@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["PIL", "zipfile", "torch._weights_only_
 import corpus
 
 from model import Generator
-from utils import checkpoint, images
+from utils import generator_file, images
 
 WORKPLACE = Path(sys.argv[2], "place", "inner")
 
@@ -37,10 +37,25 @@ def read_a_picture(path: Path) -> None:
 
 def weight_files() -> list[bytes]:
     """Return small files of PyTorch's two formats: some tensors of a generator, and ESRGAN's way to keep them."""
-    state = {name: tensor for name, tensor in Generator(2, 1).state_dict().items() if tensor.numel() < 100}
-    contents = [{"format": checkpoint.GENERATOR_FORMAT, **Generator(2, 1).architecture, "state_dict": state}]
+    state = {
+        name: tensor
+        for name, tensor in Generator(2, 1).state_dict().items()
+        if tensor.numel() < 100
+    }
+    contents = [
+        {
+            "format": generator_file.GENERATOR_FORMAT,
+            **Generator(2, 1).architecture,
+            "state_dict": state,
+        }
+    ]
     contents.append(
-        {"params": {"conv_first.weight": torch.ones(2, 3, 3, 3), "body.0.rdb1.conv1.weight": torch.ones(2, 2, 3, 3)}}
+        {
+            "params": {
+                "conv_first.weight": torch.ones(2, 3, 3, 3),
+                "body.0.rdb1.conv1.weight": torch.ones(2, 2, 3, 3),
+            }
+        }
     )
     found = []
     for content in contents:
@@ -53,7 +68,7 @@ def weight_files() -> list[bytes]:
 
 TARGETS = {
     "pictures": (read_a_picture, [content for _, content in corpus.originals()]),
-    "weights": (checkpoint.load_generator, weight_files()),
+    "weights": (generator_file.load, weight_files()),
 }
 
 

@@ -3,6 +3,6 @@
 import matplotlib  # noqa: F401
 
 import train  # noqa: F401
-from utils import compat
+from utils import pretrained
 
-compat.import_torchvision()
+pretrained.import_torchvision()

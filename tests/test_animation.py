@@ -8,7 +8,8 @@ pytest.importorskip("av", reason="the helper that makes clips needs PyAV: pip in
 
 import footage
 
-from utils import animation, cli, images
+from utils import cli, images
+from video import animation
 
 DURATIONS = (50, 100, 30, 200)
 
@@ -27,7 +28,8 @@ def write(path, clip, pictures) -> None:
 
 @pytest.mark.parametrize("hole", [False, True])
 @pytest.mark.parametrize(
-    ("source", "target"), [("a.gif", "b.gif"), ("a.webp", "b.webp"), ("a.png", "b.webp"), ("a.webp", "b.gif")]
+    ("source", "target"),
+    [("a.gif", "b.gif"), ("a.webp", "b.webp"), ("a.png", "b.webp"), ("a.webp", "b.gif")],
 )
 def test_frames_durations_and_transparency_survive(tmp_path, source, target, hole):
     clip = animation.read_clip(footage.make_gif(tmp_path / source, DURATIONS, hole=hole))
@@ -53,7 +55,11 @@ def test_the_number_of_repetitions_is_kept(tmp_path, loop, gif, webp):
         write(tmp_path / name, clip, pictures)
         with Image.open(tmp_path / name) as image:
             assert image.info.get("loop") == expected
-    assert animation.read_clip(tmp_path / "b.webp").plays == animation.read_clip(tmp_path / "b.gif").plays == webp
+    assert (
+        animation.read_clip(tmp_path / "b.webp").plays
+        == animation.read_clip(tmp_path / "b.gif").plays
+        == webp
+    )
 
 
 def test_repetitions_and_durations_beyond_what_the_formats_hold_are_cut(tmp_path):
@@ -63,7 +69,15 @@ def test_repetitions_and_durations_beyond_what_the_formats_hold_are_cut(tmp_path
         ("b.gif", 70_000, 700_000, 655_350),
     ):
         clip = animation.Clip(
-            tmp_path, 32, 24, Fraction(1), Fraction(1, 1000), [0, ticks], [ticks, 50], plays=plays, animated=True
+            tmp_path,
+            32,
+            24,
+            Fraction(1),
+            Fraction(1, 1000),
+            [0, ticks],
+            [ticks, 50],
+            plays=plays,
+            animated=True,
         )
         write(tmp_path / name, clip, pictures)
         with Image.open(tmp_path / name) as image:
@@ -75,7 +89,9 @@ def test_repetitions_and_durations_beyond_what_the_formats_hold_are_cut(tmp_path
 
 def test_the_still_of_an_animated_png_is_no_frame(tmp_path):
     still, *frames = (Image.fromarray(footage.scene(index)) for index in (9, 0, 4))
-    still.save(tmp_path / "a.png", save_all=True, append_images=frames, default_image=True, duration=50)
+    still.save(
+        tmp_path / "a.png", save_all=True, append_images=frames, default_image=True, duration=50
+    )
     clip = animation.read_clip(tmp_path / "a.png")
     assert clip.durations == [50, 50]
     assert np.array_equal(next(animation.pictures(clip)).rgb, footage.scene(0))
@@ -87,15 +103,22 @@ def test_a_part_can_be_read_and_gone_on_with(tmp_path):
     clip = animation.read_clip(path, Fraction(4, 100), Fraction(18, 100))
     assert clip.times == [0, 100] and clip.durations == [100, 30] and clip.skipped == 1
     whole = [picture.rgb for picture in animation.pictures(animation.read_clip(path))]
-    assert [np.array_equal(a.rgb, b) for a, b in zip(animation.pictures(clip, 1), whole[2:3], strict=True)] == [True]
-    with pytest.raises(cli.UserError, match=r"no frame between --start and --end; it lasts 0.38 seconds"):
+    assert [
+        np.array_equal(a.rgb, b)
+        for a, b in zip(animation.pictures(clip, 1), whole[2:3], strict=True)
+    ] == [True]
+    with pytest.raises(
+        cli.UserError, match=r"no frame between --start and --end; it lasts 0.38 seconds"
+    ):
         animation.read_clip(path, Fraction(1))
 
 
 def test_rounded_delays_do_not_drift(tmp_path):
     clip = animation.read_clip(footage.make_gif(tmp_path / "a.webp", (33, 34, 33, 33, 34, 33)))
     assert animation._delays(clip, 100, 2, 99) == [3, 4, 3, 3, 4, 3]
-    assert animation._delays(clip, 1000, 1, 99) == clip.durations and set(animation._delays(clip, 1000, 1, 33)) == {33}
+    assert animation._delays(clip, 1000, 1, 99) == clip.durations and set(
+        animation._delays(clip, 1000, 1, 33)
+    ) == {33}
     slow = animation.read_clip(footage.make_gif(tmp_path / "b.gif", (0, 0, 0)))
     assert slow.durations in ([100, 100, 100], [300])  # as browsers show it
 

@@ -16,7 +16,8 @@ from PIL import Image, ImageCms
 
 import app
 from model import Generator
-from utils import checkpoint, cli, page, visitors, web
+from page import controls, server, visitors
+from utils import cli, generator_file
 
 TILE = 8
 
@@ -24,7 +25,7 @@ TILE = 8
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    checkpoint.save_generator(folder / "mine.pth", Generator(4, 1))
+    generator_file.save(folder / "mine.pth", Generator(4, 1))
     return folder / "mine.pth"
 
 
@@ -32,7 +33,18 @@ def weights(tmp_path_factory):
 def enlarger(tmp_path, weights, monkeypatch):
     monkeypatch.setattr(app, "PURPOSES", ())
     (tmp_path / "served").mkdir()
-    options = ["--weights", str(weights), "--device", "cpu", "--precision", "fp32", "--tile", str(TILE), "--max-pixels", "5000"]
+    options = [
+        "--weights",
+        str(weights),
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--tile",
+        str(TILE),
+        "--max-pixels",
+        "5000",
+    ]
     return app.Enlarger(app.get_args_parser().parse_args(options), tmp_path / "served")
 
 
@@ -42,8 +54,10 @@ def enlarge(enlarger, path, on_tile=None) -> app.Result:
 
 def test_every_purpose_has_its_files_and_starts_with_a_texture_that_the_slider_has():
     for purpose in app.PURPOSES:
-        assert purpose.path.exists() and (purpose.texture_path is None or purpose.texture_path.exists())
-    assert any(purpose.texture_path for purpose in app.PURPOSES) and 0 <= page.TEXTURE <= 1
+        assert purpose.path.exists() and (
+            purpose.texture_path is None or purpose.texture_path.exists()
+        )
+    assert any(purpose.texture_path for purpose in app.PURPOSES) and 0 <= controls.TEXTURE <= 1
     assert len({purpose.label for purpose in app.PURPOSES}) == len(app.PURPOSES)
 
 
@@ -52,11 +66,17 @@ def test_generator_files_appear_by_their_names_without_folders():
     assert app.named(paths) == dict(zip(["x", "y", "x (2)"], paths, strict=True))
 
 
-@pytest.mark.parametrize("kind", page.FORMATS)
-def test_pictures_of_every_mode_are_saved_as_test_image_does(enlarger, tmp_path, astronaut, weights, kind):
+@pytest.mark.parametrize("kind", controls.FORMATS)
+def test_pictures_of_every_mode_are_saved_as_test_image_does(
+    enlarger, tmp_path, astronaut, weights, kind
+):
     rgb = Image.fromarray(astronaut[:12, :20])
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    rgb.save(tmp_path / "described.jpg", icc_profile=profile, **corpus.described_options("jpg", orientation=6, width=20))
+    rgb.save(
+        tmp_path / "described.jpg",
+        icc_profile=profile,
+        **corpus.described_options("jpg", orientation=6, width=20),
+    )
     rgb.convert("L").save(tmp_path / "gray.png")
     rgb.convert("CMYK").save(tmp_path / "cmyk.tif")
     rgb.quantize(8).save(tmp_path / "palette.gif")
@@ -67,8 +87,10 @@ def test_pictures_of_every_mode_are_saved_as_test_image_does(enlarger, tmp_path,
     sources = [path for path in sorted(tmp_path.iterdir()) if path.is_file()]
     assert len(sources) == 6
     out = tmp_path / "expected"
-    for source in sources if kind == "PNG" else [tmp_path / "described.jpg", tmp_path / "alpha.webp"]:
-        target = out / f"{source.stem}_x4{page.FORMATS[kind]}"
+    for source in (
+        sources if kind == "PNG" else [tmp_path / "described.jpg", tmp_path / "alpha.webp"]
+    ):
+        target = out / f"{source.stem}_x4{controls.FORMATS[kind]}"
         options = ["--weights", weights, "--device", "cpu", "--precision", "fp32", "--tile", TILE]
         run("test_image.py", source, "--out", target, *options)
         result = enlarge(enlarger, source)
@@ -83,9 +105,12 @@ def test_pictures_of_every_mode_are_saved_as_test_image_does(enlarger, tmp_path,
 def test_pixels_are_counted_before_they_are_decoded(enlarger, tmp_path):
     data = io.BytesIO()
     Image.new("L", (100, 51)).save(data, "PNG")
-    (tmp_path / "large.png").write_bytes(data.getvalue()[:60])  # decoding would find that it is cut short
+    (tmp_path / "large.png").write_bytes(
+        data.getvalue()[:60]
+    )  # decoding would find that it is cut short
     with pytest.raises(
-        cli.UserError, match=r"^large.png: has 100 × 51 pixels, 0.0 million; this page takes up to 0.005 million"
+        cli.UserError,
+        match=r"^large.png: has 100 × 51 pixels, 0.0 million; this page takes up to 0.005 million",
     ):
         enlarger.read(tmp_path / "large.png")
     Image.new("L", (100, 50)).save(tmp_path / "fits.png")
@@ -93,14 +118,21 @@ def test_pixels_are_counted_before_they_are_decoded(enlarger, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"text", "not an image"), (b"", "the file is empty"), (b"\x89PNG\r\n\x1a\n1234", "not an image")]
+    ("content", "reason"),
+    [
+        (b"text", "not an image"),
+        (b"", "the file is empty"),
+        (b"\x89PNG\r\n\x1a\n1234", "not an image"),
+    ],
 )
 def test_what_is_no_picture_is_named_without_its_folder(enlarger, tmp_path, content, reason):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(cli.UserError) as raised:
         enlarger.preview(path)
-    assert visitors.explained(raised.value).startswith(f"a.png: {reason}") and str(tmp_path) not in str(raised.value)
+    assert visitors.explained(raised.value).startswith(f"a.png: {reason}") and str(
+        tmp_path
+    ) not in str(raised.value)
     path.unlink()
     with pytest.raises(cli.UserError, match=r"^a.png is no longer on the server"):
         enlarge(enlarger, path)
@@ -109,7 +141,9 @@ def test_what_is_no_picture_is_named_without_its_folder(enlarger, tmp_path, cont
 def test_a_format_that_cannot_hold_the_result_is_named_without_its_folder(enlarger, tmp_path):
     Image.new("L", (4100, 1)).save(tmp_path / "wide.png")
     result = enlarge(enlarger, tmp_path / "wide.png")
-    with pytest.raises(cli.UserError, match=r"^wide_x4.webp: WEBP holds at most 16383 pixels per side"):
+    with pytest.raises(
+        cli.UserError, match=r"^wide_x4.webp: WEBP holds at most 16383 pixels per side"
+    ):
         enlarger.save(result, "WebP")
     assert enlarger.save(result, "PNG").exists()
 
@@ -119,22 +153,31 @@ def test_a_result_too_long_to_be_shown_is_told_before_it_is_made(enlarger, tmp_p
     assert enlarge(enlarger, tmp_path / "long.png").picture.rgb.shape == (20_000, 4, 3)
     enlarger.args.max_pixels = 20_000
     Image.new("L", (1, 16_400)).save(tmp_path / "longer.png")
-    with pytest.raises(cli.UserError, match=r"^longer.png: the result would have 4 × 65600 pixels; .* up to 65,500 per side"):
+    with pytest.raises(
+        cli.UserError,
+        match=r"^longer.png: the result would have 4 × 65600 pixels; .* up to 65,500 per side",
+    ):
         enlarge(enlarger, tmp_path / "longer.png", lambda done, total: pytest.fail("was enlarged"))
 
 
-def test_a_generator_file_that_has_gone_is_not_named_to_visitors(tmp_path, monkeypatch, weights, capsys):
+def test_a_generator_file_that_has_gone_is_not_named_to_visitors(
+    tmp_path, monkeypatch, weights, capsys
+):
     moved, served = shutil.copy(weights, tmp_path / "moved.pth"), tmp_path / "served"
     served.mkdir()
     monkeypatch.setattr(app, "PURPOSES", ())
-    enlarger = app.Enlarger(app.get_args_parser().parse_args(["--weights", str(moved), "--device", "cpu"]), served)
+    enlarger = app.Enlarger(
+        app.get_args_parser().parse_args(["--weights", str(moved), "--device", "cpu"]), served
+    )
     Path(moved).unlink()
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     assert enlarge(enlarger, tmp_path / "a.png").picture.rgb.shape == (16, 16, 3)  # it is in memory
     enlarger.generator.cache_clear()
     with pytest.raises(cli.RunError) as raised:
         enlarge(enlarger, tmp_path / "a.png")
-    assert "its file is gone" in visitors.explained(raised.value) and "moved" not in visitors.explained(raised.value)
+    assert "its file is gone" in visitors.explained(
+        raised.value
+    ) and "moved" not in visitors.explained(raised.value)
     assert "moved.pth" in capsys.readouterr().err
 
 
@@ -151,7 +194,9 @@ def test_purposes_whose_files_are_missing_are_left_out(tmp_path, monkeypatch, we
 def test_cancelling_takes_effect_after_the_current_tile(enlarger, tmp_path, monkeypatch):
     Image.new("RGB", (4 * TILE, 3 * TILE)).save(tmp_path / "a.png")
     passes, forward = [], Generator.forward
-    monkeypatch.setattr(Generator, "forward", lambda self, lr: passes.append(1) or forward(self, lr))
+    monkeypatch.setattr(
+        Generator, "forward", lambda self, lr: passes.append(1) or forward(self, lr)
+    )
     stops = visitors.Stops()
     stops.start("mine", tmp_path / "a.png")
     stops.start("another's", None)
@@ -204,7 +249,10 @@ def test_each_visitors_work_ends_on_its_own():
 
 def test_errors_that_are_not_the_users_are_told_in_general_words(capsys, tmp_path):
     for error, words in (
-        (OSError(28, "No space left on device", str(tmp_path / "x.png")), "Something went wrong on the server"),
+        (
+            OSError(28, "No space left on device", str(tmp_path / "x.png")),
+            "Something went wrong on the server",
+        ),
         (MemoryError(), "too little memory"),
         (cli.RunError("values that are not finite"), "gone or damaged"),
     ):
@@ -228,7 +276,9 @@ def test_a_missing_gradio_is_one_line(monkeypatch, tmp_path):
 
 def test_wrong_options_are_one_line(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"nothing")
-    assert "w.pth: refused" in the_error(run("app.py", "--port", 0, "--weights", tmp_path / "w.pth", status=None))
+    assert "w.pth: refused" in the_error(
+        run("app.py", "--port", 0, "--weights", tmp_path / "w.pth", status=None)
+    )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         error = the_error(run("app.py", "--port", port, status=None))
@@ -245,7 +295,7 @@ def test_wrong_options_are_one_line(tmp_path):
     ],
 )
 def test_a_page_that_others_can_reach_is_called_so(host, url, warned):
-    assert url in web.address(host, 80) and ("no password" in web.address(host, 80)) == warned
+    assert url in server.address(host, 80) and ("no password" in server.address(host, 80)) == warned
 
 
 def test_the_folder_ends_with_the_server_and_with_a_later_one(tmp_path, monkeypatch):
@@ -261,7 +311,14 @@ def test_the_folder_ends_with_the_server_and_with_a_later_one(tmp_path, monkeypa
 
 def test_files_are_removed_when_they_are_old(tmp_path):
     hour_ago = time.time() - 3601
-    for name in ("old/a.png", "old/deep/b.png", "mixed/old.png", "mixed/new.png", f"{visitors.PERMANENT}/c.jpg", ".lock"):
+    for name in (
+        "old/a.png",
+        "old/deep/b.png",
+        "mixed/old.png",
+        "mixed/new.png",
+        f"{visitors.PERMANENT}/c.jpg",
+        ".lock",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -277,13 +334,24 @@ def test_files_are_removed_when_they_are_old(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {visitors.PERMANENT, ".lock"}
 
 
-def answer(path: str, body: bytes = b"", folder: Path = Path("/tmp/served")) -> tuple[int, dict[bytes, bytes], bytes]:
+def answer(
+    path: str, body: bytes = b"", folder: Path = Path("/tmp/served")
+) -> tuple[int, dict[bytes, bytes], bytes]:
     """Status, headers and body that OnlyThisPage gives for a request, in front of a server that answers everything."""
 
     async def everything(scope, receive, send):
         received = (await receive())["body"]
-        html = b'<head><meta property="og:image"\n content="https://example.org/x.png" />\n<title>a</title></head>' + received
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(html))]})
+        html = (
+            b'<head><meta property="og:image"\n content="https://example.org/x.png" />\n<title>a</title></head>'
+            + received
+        )
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-length", b"%d" % len(html))],
+            }
+        )
         await send({"type": "http.response.body", "body": html[:9], "more_body": True})
         await send({"type": "http.response.body", "body": html[9:]})
 
@@ -297,17 +365,28 @@ def answer(path: str, body: bytes = b"", folder: Path = Path("/tmp/served")) -> 
         sent.append(message)
 
     scope = {"type": "http", "path": path, "headers": []}
-    asyncio.run(web.OnlyThisPage(everything, folder)(scope, receive, send))
-    return sent[0]["status"], dict(sent[0]["headers"]), b"".join(message["body"] for message in sent[1:])
+    asyncio.run(server.OnlyThisPage(everything, folder)(scope, receive, send))
+    return (
+        sent[0]["status"],
+        dict(sent[0]["headers"]),
+        b"".join(message["body"] for message in sent[1:]),
+    )
 
 
 def test_the_page_comes_without_tags_for_other_sites_and_binds_the_browser():
     status, headers, html = answer("/")
-    assert status == 200 and html == b"<head><title>a</title></head>" and headers[b"content-length"] == b"%d" % len(html)
+    assert (
+        status == 200
+        and html == b"<head><title>a</title></head>"
+        and headers[b"content-length"] == b"%d" % len(html)
+    )
     assert b"default-src 'self'" in headers[b"content-security-policy"]
 
 
-@pytest.mark.parametrize("path", ["/config", "/assets/index.js", "/gradio_api/upload", "/gradio_api/file=/tmp/served/a/b.png"])
+@pytest.mark.parametrize(
+    "path",
+    ["/config", "/assets/index.js", "/gradio_api/upload", "/gradio_api/file=/tmp/served/a/b.png"],
+)
 def test_what_the_page_needs_is_served(path):
     assert answer(path)[0] == 200
 

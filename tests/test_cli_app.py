@@ -17,12 +17,16 @@ from conftest import ROOT, photograph, run
 from PIL import Image, ImageCms
 
 from model import Generator
-from utils import checkpoint
+from utils import generator_file
 
 pytest.importorskip("gradio", reason="Gradio is not here: pip install gradio")
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not here: pip install playwright")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="Playwright is not here: pip install playwright"
+)
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 TILE = 4
 PATIENCE_MS = 120_000
 AT_WORK = re.compile(r"\d/2\.5k tiles")  # of 2,500
@@ -35,12 +39,27 @@ class Server:
 
     def __init__(self, folder, weights):
         environment = os.environ | {"TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, ROOT / "app.py", "--port", 0, "--weights", weights, "--max-pixels", 40_000, *FIXED]
+        command = [
+            sys.executable,
+            ROOT / "app.py",
+            "--port",
+            0,
+            "--weights",
+            weights,
+            "--max-pixels",
+            40_000,
+            *FIXED,
+        ]
         self.log = folder / "log"
         with open(self.log, "a") as log:
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(
-                [*map(str, command)], stdout=pipe, stderr=log, env=environment, cwd=folder, text=True
+                [*map(str, command)],
+                stdout=pipe,
+                stderr=log,
+                env=environment,
+                cwd=folder,
+                text=True,
             )
         line = self.process.stdout.readline()  # waits until it listens
         assert line.startswith("open http://127.0.0.1:"), line + self.log.read_text()
@@ -51,7 +70,12 @@ class Server:
         """The answer to a request whose path is sent as it is, without tidying."""
         connection = http.client.HTTPConnection(urllib.parse.urlparse(self.url).netloc, timeout=60)
         with contextlib.closing(connection):
-            connection.request("POST" if body else "GET", path, body, {"content-type": "application/json"} if body else {})
+            connection.request(
+                "POST" if body else "GET",
+                path,
+                body,
+                {"content-type": "application/json"} if body else {},
+            )
             response = connection.getresponse()
             return response.status, response.read().decode(errors="replace")
 
@@ -59,7 +83,7 @@ class Server:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    checkpoint.save_generator(folder / "tiny.pth", Generator(4, 1))
+    generator_file.save(folder / "tiny.pth", Generator(4, 1))
     return folder / "tiny.pth"
 
 
@@ -77,7 +101,9 @@ def browser():
     if CHROMIUM is None:
         pytest.skip("no Chromium is here: apt-get install chromium")
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        chromium = started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
         yield chromium
         chromium.close()
 
@@ -147,7 +173,9 @@ def position(divider) -> int:
     return int(divider.get_attribute("aria-valuenow"))
 
 
-def test_a_picture_is_uploaded_enlarged_compared_and_downloaded(open_page, tmp_path, weights, astronaut):
+def test_a_picture_is_uploaded_enlarged_compared_and_downloaded(
+    open_page, tmp_path, weights, astronaut
+):
     path = tmp_path / "größe <1>.jpg"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     described = corpus.described_options("jpg", orientation=6, width=30)
@@ -186,7 +214,9 @@ def test_a_picture_is_uploaded_enlarged_compared_and_downloaded(open_page, tmp_p
         positions.append(position(divider))
     assert 60 < positions[0] < 80 and positions[1] == positions[0] - 5 and positions[2:] == [0, 100]
     divider.press("+")
-    page.wait_for_function("!document.querySelector('#comparison img').style.transform.includes('scale(1)')")
+    page.wait_for_function(
+        "!document.querySelector('#comparison img').style.transform.includes('scale(1)')"
+    )
     assert page.evaluate("document.documentElement.scrollWidth") == 375
 
 
@@ -197,7 +227,10 @@ def test_the_purposes_are_the_files_and_blends_of_test_image(open_page, tmp_path
     assert not page.locator("#texture").is_visible()
     start(page, path, "faithful")
     assert "64 × 48 pixels" in finished(page)
-    assert downloaded(page) == ("a_x4.png", expected(path, tmp_path / "faithful.png", "--weights", "srresnet_x4"))
+    assert downloaded(page) == (
+        "a_x4.png",
+        expected(path, tmp_path / "faithful.png", "--weights", "srresnet_x4"),
+    )
     page.locator("#purpose input").nth(PURPOSES["sharper"]).check()
     number = page.locator("#texture input[type=number]")
     number.fill("0.5")
@@ -216,17 +249,25 @@ def test_what_cannot_be_enlarged_is_told(open_page, server, tmp_path):
     (tmp_path / "none.png").write_text("no picture")
     Image.new("L", (201, 200)).save(tmp_path / "large.png")
     Image.new("L", (8, 8)).save(tmp_path / "good.png")
-    for name, reason in (("none.png", "not an image of a known format"), ("large.png", "201 × 200 pixels")):
+    for name, reason in (
+        ("none.png", "not an image of a known format"),
+        ("large.png", "201 × 200 pixels"),
+    ):
         add(page, tmp_path / name)
         alert = page.locator("#about").get_by_role("alert")
-        assert reason in alert.inner_text() and str(server.files) not in page.locator("body").inner_text()
+        assert (
+            reason in alert.inner_text()
+            and str(server.files) not in page.locator("body").inner_text()
+        )
         assert page.locator("#go").is_disabled()
     add(page, tmp_path / "good.png")
     page.locator("#go:enabled").wait_for()
     page.locator("#picture").get_by_label("Remove Image").click()
     page.locator("#go:disabled").wait_for()
     page.locator("#examples button").nth(1).click()
-    page.locator("#about", has_text="coffee.png: has 600 × 400 pixels").wait_for()  # more than this server takes
+    page.locator(
+        "#about", has_text="coffee.png: has 600 × 400 pixels"
+    ).wait_for()  # more than this server takes
 
 
 def test_two_users_get_their_own_results_and_not_each_others(open_page, server, tmp_path, weights):
@@ -248,7 +289,9 @@ def test_two_users_get_their_own_results_and_not_each_others(open_page, server, 
     path = urllib.parse.urlparse(theirs).path
     assert server.get(path)[0] == 200
     assert server.get(path.replace(token, token[:-1] + "x"))[0] in (403, 404)
-    assert server.get(path.rpartition("/")[0])[0] in (403, 404) and server.get(path.rpartition("/")[0] + "/")[0] in (403, 404)
+    assert server.get(path.rpartition("/")[0])[0] in (403, 404) and server.get(
+        path.rpartition("/")[0] + "/"
+    )[0] in (403, 404)
 
 
 def test_cancelling_and_leaving_end_the_work(open_page, tmp_path):
@@ -279,11 +322,17 @@ def test_another_picture_during_the_work_waits_for_its_end(open_page, server, tm
     start(page, tmp_path / "first.png", "tiny")
     add(page, tmp_path / "second.png")
     finished(page)
-    assert "240 × 240 pixels" in page.locator("#note").inner_text() and page.locator("#cancel").is_disabled()
+    assert (
+        "240 × 240 pixels" in page.locator("#note").inner_text()
+        and page.locator("#cancel").is_disabled()
+    )
     first = page.locator("#comparison img").first.get_attribute("src").split("/")[-2]
     page.locator("#go:enabled").click()
     page.locator("#note", has_text="48 × 48 pixels").wait_for()
-    assert downloaded(page) == ("second_x4.png", expected(tmp_path / "second.png", tmp_path / "out.png", "--weights", weights))
+    assert downloaded(page) == (
+        "second_x4.png",
+        expected(tmp_path / "second.png", tmp_path / "out.png", "--weights", weights),
+    )
     assert not (server.files / first).exists() and page.locator("#go").is_enabled()
 
 
@@ -307,14 +356,19 @@ def test_calls_cannot_pass_the_queue_by(server):
     queued = [function["id"] for function in config["dependencies"] if function["queue"]]
     assert queued
     for number in queued:
-        status, _ = server.get("/gradio_api/run/predict", json.dumps({"data": [], "fn_index": number, "session_hash": "a"}))
+        status, _ = server.get(
+            "/gradio_api/run/predict",
+            json.dumps({"data": [], "fn_index": number, "session_hash": "a"}),
+        )
         assert status == 404, number
 
 
 def test_nothing_but_the_page_is_served(server):
     status, html = server.get("/")
     assert status == 200
-    outside = {url for url in re.findall(r"https?://[^\s\"'<>\\]+", html) if not url.startswith(server.url)}
+    outside = {
+        url for url in re.findall(r"https?://[^\s\"'<>\\]+", html) if not url.startswith(server.url)
+    }
     assert outside == set()
     for place in (
         "etc/passwd",
@@ -325,15 +379,29 @@ def test_nothing_but_the_page_is_served(server):
         "app.py",
     ):
         for prefix in ("/", "//", ""):
-            for path in (f"/gradio_api/file={prefix}{place}", f"/gradio_api/file={server.files}/..{prefix}..{prefix}{place}"):
+            for path in (
+                f"/gradio_api/file={prefix}{place}",
+                f"/gradio_api/file={server.files}/..{prefix}..{prefix}{place}",
+            ):
                 assert server.get(path)[0] == 404, path
                 assert server.get(urllib.parse.quote(path, safe="/="))[0] == 404, path
-    for path in ("/gradio_api/info", "/gradio_api/vibe-edit", "/monitoring", "/docs", "/gradio_api/file=http://example.org/"):
+    for path in (
+        "/gradio_api/info",
+        "/gradio_api/vibe-edit",
+        "/monitoring",
+        "/docs",
+        "/gradio_api/file=http://example.org/",
+    ):
         assert server.get(path)[0] == 404, path
 
 
 def test_calls_cannot_name_files_of_the_server_or_addresses(server):
-    for path in (f"{ROOT}/README.md", "README.md", str(server.files.parent / "log"), "http://example.org/a.png"):
+    for path in (
+        f"{ROOT}/README.md",
+        "README.md",
+        str(server.files.parent / "log"),
+        "http://example.org/a.png",
+    ):
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         for address in ("/gradio_api/queue/join", "/gradio_api/run/predict"):
             call = json.dumps({"data": [file], "fn_index": 0, "session_hash": "a"})

@@ -2,9 +2,9 @@ import pytest
 from conftest import run, the_error
 from PIL import Image
 
-from utils import run_log
+from utils import run_log, statistics
 
-LOSSES_AND_SCORES = [name for name, page in run_log.COLUMNS.items() if page in ("loss", "score")]
+LOSSES_AND_SCORES = [name for name, page in statistics.COLUMNS.items() if page in ("loss", "score")]
 PIXEL_ONLY = ["Loss_G", "Loss_Pixel"]
 
 
@@ -12,12 +12,14 @@ def row(epoch: int, pixel_only: bool, **values) -> dict:
     means = dict.fromkeys(PIXEL_ONLY if pixel_only else LOSSES_AND_SCORES, 0.5 / epoch)
     scores = {"PSNR": 24 + epoch, "SSIM": 0.7, "Bicubic_PSNR": 25.0, "Bicubic_SSIM": 0.72}
     others = {"Epoch": epoch, "Learning_Rate": 1e-4, "Images_Per_Second": 10.0, "Seconds": 3.0}
-    return dict.fromkeys(run_log.COLUMNS) | means | scores | others | values
+    return dict.fromkeys(statistics.COLUMNS) | means | scores | others | values
 
 
 @pytest.mark.parametrize("phases", [[True, False, False], [True], [False]])
 def test_the_picture_is_drawn(tmp_path, phases):
-    run_log.write_statistics(tmp_path / "s.csv", [row(epoch, pixel) for epoch, pixel in enumerate(phases, 1)])
+    statistics.write_statistics(
+        tmp_path / "s.csv", [row(epoch, pixel) for epoch, pixel in enumerate(phases, 1)]
+    )
     done = run("plot_statistics.py", tmp_path / "s.csv", "--out", tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.format == "PNG" and picture.size[0] >= 1000
@@ -30,8 +32,12 @@ def test_bad_files_are_one_line(tmp_path):
         ("none.csv", None, "No such file"),
         ("empty.csv", "", "not a CSV"),
         ("other.csv", "a,b\n1,2\n", "no column Epoch"),
-        ("header.csv", ",".join(run_log.COLUMNS) + "\n", "no epoch is finished yet"),
-        ("words.csv", ",".join(run_log.COLUMNS) + "\n" + ",".join(["x"] * len(run_log.COLUMNS)) + "\n", "not a number"),
+        ("header.csv", ",".join(statistics.COLUMNS) + "\n", "no epoch is finished yet"),
+        (
+            "words.csv",
+            ",".join(statistics.COLUMNS) + "\n" + ",".join(["x"] * len(statistics.COLUMNS)) + "\n",
+            "not a number",
+        ),
     ]:
         if text is not None:
             (tmp_path / name).write_text(text)

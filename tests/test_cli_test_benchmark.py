@@ -10,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 import metrics
 from model import Generator
-from utils import checkpoint, images, pretrained
+from utils import generator_file, images, pretrained
 
 
 @pytest.fixture(autouse=True)
@@ -21,21 +21,33 @@ def offline(monkeypatch, tmp_path):
 
 
 def test_the_papers_benchmark(set5, tmp_path):
-    done = run("test_benchmark.py", "--hr", set5 / "x4" / "HR", "--lr", set5 / "x4" / "LR", "--out", tmp_path / "out")
+    done = run(
+        "test_benchmark.py",
+        "--hr",
+        set5 / "x4" / "HR",
+        "--lr",
+        set5 / "x4" / "LR",
+        "--out",
+        tmp_path / "out",
+    )
     table = pandas.read_csv(tmp_path / "out" / "benchmark.csv").set_index("Image")
     mean = table.loc["mean"]
-    assert mean["Bicubic_Y_PSNR"] == pytest.approx(28.43, abs=0.02) and mean["Bicubic_Y_SSIM"] == pytest.approx(
-        0.8111, abs=1e-3
+    assert mean["Bicubic_Y_PSNR"] == pytest.approx(28.43, abs=0.02) and mean[
+        "Bicubic_Y_SSIM"
+    ] == pytest.approx(0.8111, abs=1e-3)
+    assert table["Bicubic_Y_PSNR"].tolist()[:5] == pytest.approx(
+        [31.78, 30.18, 22.10, 31.61, 26.47], abs=0.02
     )
-    assert table["Bicubic_Y_PSNR"].tolist()[:5] == pytest.approx([31.78, 30.18, 22.10, 31.61, 26.47], abs=0.02)
     assert mean["SR_Y_PSNR"] > 30.5
     assert mean["SR_Y_PSNR"] == pytest.approx(table["SR_Y_PSNR"].iloc[:5].mean(), abs=1e-3)
     assert "28.43" in done.stdout and not any("LPIPS" in column for column in table.columns)
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [f"img_00{i}_x4.png" for i in range(1, 6)]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
+        f"img_00{i}_x4.png" for i in range(1, 6)
+    ]
 
 
 def test_hr_alone_and_another_scale(photos, tmp_path):
-    checkpoint.save_generator(tmp_path / "x3.pth", Generator(3, 1))
+    generator_file.save(tmp_path / "x3.pth", Generator(3, 1))
     arguments = ["--hr", photos[1], "--weights", tmp_path / "x3.pth", "--out", tmp_path / "out"]
     run("test_benchmark.py", *arguments, "--upscale", 3)
     assert Image.open(tmp_path / "out" / "image_0_x3.png").size == (102, 75)
@@ -45,11 +57,17 @@ def test_hr_alone_and_another_scale(photos, tmp_path):
 
 def test_bf16_scores_what_fp32_does_and_is_no_default(photos, tmp_path):
     tables = {}
-    for name, precision in {"default": [], "fp32": ["--precision", "fp32"], "bf16": ["--precision", "bf16"]}.items():
+    for name, precision in {
+        "default": [],
+        "fp32": ["--precision", "fp32"],
+        "bf16": ["--precision", "bf16"],
+    }.items():
         run("test_benchmark.py", "--hr", photos[1], "--out", tmp_path / name, *precision)
         tables[name] = pandas.read_csv(tmp_path / name / "benchmark.csv").set_index("Image")
     assert tables["default"].equals(tables["fp32"]) and not tables["bf16"].equals(tables["fp32"])
-    assert tables["bf16"]["SR_Y_PSNR"].tolist() == pytest.approx(tables["fp32"]["SR_Y_PSNR"].tolist(), abs=0.05)
+    assert tables["bf16"]["SR_Y_PSNR"].tolist() == pytest.approx(
+        tables["fp32"]["SR_Y_PSNR"].tolist(), abs=0.05
+    )
     assert tables["bf16"]["Bicubic_Y_PSNR"].equals(tables["fp32"]["Bicubic_Y_PSNR"])
 
 
@@ -62,7 +80,9 @@ def squeezenet(tmp_path) -> Path:
 
 def test_what_psnr_cannot_see_is_measured_of_bicubic_and_sr(photos, tmp_path, squeezenet):
     out = tmp_path / "out"
-    done = run("test_benchmark.py", "--hr", photos[1], "--out", out, "--perceptual-weights", squeezenet)
+    done = run(
+        "test_benchmark.py", "--hr", photos[1], "--out", out, "--perceptual-weights", squeezenet
+    )
     table = pandas.read_csv(out / "benchmark.csv").set_index("Image")
     networks = metrics.open_networks(squeezenet=str(squeezenet))
     for name in ("image_0", "image_1"):
@@ -70,9 +90,13 @@ def test_what_psnr_cannot_see_is_measured_of_bicubic_and_sr(photos, tmp_path, sq
         sr = images.read_picture(out / f"{name}_x4.png").rgb
         bicubic = images.upscale_bicubic(images.downscale(hr, 4), 4)
         for what, picture in (("SR", sr), ("Bicubic", bicubic)):
-            expected = metrics.beyond_psnr(images.to_tensor(picture), images.to_tensor(hr), 4, networks)
+            expected = metrics.beyond_psnr(
+                images.to_tensor(picture), images.to_tensor(hr), 4, networks
+            )
             assert expected.keys() == {"Distance", "Detail", "Colour", "Grid"}
-            assert {figure: table.loc[name, f"{what}_{figure}"] for figure in expected} == pytest.approx(expected, rel=1e-4)
+            assert {
+                figure: table.loc[name, f"{what}_{figure}"] for figure in expected
+            } == pytest.approx(expected, rel=1e-4)
     assert table.loc["mean", "SR_Detail"] > table.loc["mean", "Bicubic_Detail"] > 0.1
     lines = done.stdout.splitlines()
     assert lines[0].split()[:2] == ["Y_PSNR", "Y_SSIM"] and max(map(len, lines[:7])) <= 100
@@ -91,11 +115,19 @@ def test_distance_without_weights_is_left_out_and_a_line_says_how_to_get_it(phot
     done = run("test_benchmark.py", "--hr", photos[1], "--out", tmp_path / "out")
     table = pandas.read_csv(tmp_path / "out" / "benchmark.csv").set_index("Image")
     assert {"SR_Detail", "SR_Colour", "SR_Grid"} <= set(table) and "SR_Distance" not in table
-    assert "--perceptual-weights imagenet downloads SqueezeNet's weights once, 5 MB" in done.stdout.splitlines()[-1]
+    assert (
+        "--perceptual-weights imagenet downloads SqueezeNet's weights once, 5 MB"
+        in done.stdout.splitlines()[-1]
+    )
     assert not (tmp_path / "hub").exists()
     flat = next(line for line in done.stdout.splitlines() if line.startswith("flat"))
-    assert flat.split()[-3:-1] == ["-", "-"] and table.loc["flat", ["SR_Detail", "SR_Colour"]].isna().all()
-    assert table.loc["mean", "SR_Detail"] == pytest.approx(table["SR_Detail"].iloc[:-1].mean(), rel=1e-4)
+    assert (
+        flat.split()[-3:-1] == ["-", "-"]
+        and table.loc["flat", ["SR_Detail", "SR_Colour"]].isna().all()
+    )
+    assert table.loc["mean", "SR_Detail"] == pytest.approx(
+        table["SR_Detail"].iloc[:-1].mean(), rel=1e-4
+    )
 
 
 def test_perceptual_weights_that_cannot_be_used_are_one_line(photos, tmp_path):
@@ -103,7 +135,10 @@ def test_perceptual_weights_that_cannot_be_used_are_one_line(photos, tmp_path):
     for weights, reason in [
         (tmp_path / "bad.pth", "bad.pth"),
         (tmp_path / "none.pth", "none.pth"),
-        ("random", "--perceptual-weights random: Distance between untrained features means nothing"),
+        (
+            "random",
+            "--perceptual-weights random: Distance between untrained features means nothing",
+        ),
         ("imagenet", "the ImageNet weights of SqueezeNet could not be downloaded from https://"),
     ]:
         arguments = ["--hr", photos[1], "--out", tmp_path / "out", "--perceptual-weights", weights]
@@ -112,7 +147,17 @@ def test_perceptual_weights_that_cannot_be_used_are_one_line(photos, tmp_path):
 
 
 def test_lpips_that_cannot_be_measured_is_one_line(photos, tmp_path):
-    error = the_error(run("test_benchmark.py", "--hr", photos[1], "--lpips", "--out", tmp_path / "out", status=None))
+    error = the_error(
+        run(
+            "test_benchmark.py",
+            "--hr",
+            photos[1],
+            "--lpips",
+            "--out",
+            tmp_path / "out",
+            status=None,
+        )
+    )
     assert "LPIPS cannot be measured: AlexNet's ImageNet weights could not be downloaded" in error
     assert not (tmp_path / "out").exists()
 
@@ -122,33 +167,62 @@ def enlarged(hr: Path, folder: Path, names: dict[str, str], size: tuple[int, int
     folder.mkdir()
     for name, other in names.items():
         image = Image.open(hr / name)
-        image.resize((25, 18), Image.Resampling.BILINEAR).resize(size, Image.Resampling.BILINEAR).save(folder / other)
+        image.resize((25, 18), Image.Resampling.BILINEAR).resize(
+            size, Image.Resampling.BILINEAR
+        ).save(folder / other)
     return folder
 
 
 @pytest.mark.parametrize(
     ("names", "size"),
-    [({"image_0.png": "image_0.bmp", "image_1.png": "image_1_x4.png"}, (100, 72)), ({"image_0.png": "image_0.png"}, (102, 75))],
+    [
+        ({"image_0.png": "image_0.bmp", "image_1.png": "image_1_x4.png"}, (100, 72)),
+        ({"image_0.png": "image_0.png"}, (102, 75)),
+    ],
 )
 def test_pictures_enlarged_elsewhere_are_scored(photos, tmp_path, names, size):
     if len(names) == 1:
         (photos[1] / "image_1.png").unlink()
-    sr = enlarged(photos[1], tmp_path / "sr", names, size)  # of the size that the scale divides, or of HR's own
+    sr = enlarged(
+        photos[1], tmp_path / "sr", names, size
+    )  # of the size that the scale divides, or of HR's own
     run("test_benchmark.py", "--hr", photos[1], "--sr", sr, "--out", tmp_path / "out")
     table = pandas.read_csv(tmp_path / "out" / "benchmark.csv").set_index("Image")
     assert list(table.index) == [Path(name).stem for name in names] + ["mean"]
     for name, other in names.items():
-        ours, reference = (np.asarray(Image.open(path))[:72, :100] for path in (sr / other, photos[1] / name))
+        ours, reference = (
+            np.asarray(Image.open(path))[:72, :100] for path in (sr / other, photos[1] / name)
+        )
         row = table.loc[Path(name).stem]
-        assert row["SR_RGB_PSNR"] == pytest.approx(peak_signal_noise_ratio(reference, ours, data_range=255), abs=0.01)
+        assert row["SR_RGB_PSNR"] == pytest.approx(
+            peak_signal_noise_ratio(reference, ours, data_range=255), abs=0.01
+        )
         assert row["Bicubic_RGB_PSNR"] != row["SR_RGB_PSNR"]
     assert not list((tmp_path / "out").glob("*.png"))
 
 
 def test_our_own_pictures_score_as_when_they_were_made(photos, tmp_path):
-    checkpoint.save_generator(tmp_path / "x3.pth", Generator(3, 1))
-    run("test_benchmark.py", "--hr", photos[1], "--weights", tmp_path / "x3.pth", "--out", tmp_path / "made")
-    run("test_benchmark.py", "--hr", photos[1], "--sr", tmp_path / "made", "--upscale", 3, "--out", tmp_path / "read")
+    generator_file.save(tmp_path / "x3.pth", Generator(3, 1))
+    run(
+        "test_benchmark.py",
+        "--hr",
+        photos[1],
+        "--weights",
+        tmp_path / "x3.pth",
+        "--out",
+        tmp_path / "made",
+    )
+    run(
+        "test_benchmark.py",
+        "--hr",
+        photos[1],
+        "--sr",
+        tmp_path / "made",
+        "--upscale",
+        3,
+        "--out",
+        tmp_path / "read",
+    )
     made, read = ((tmp_path / folder / "benchmark.csv").read_text() for folder in ("made", "read"))
     assert made == read
 
@@ -164,7 +238,10 @@ def test_pictures_that_do_not_pair_or_fit_are_one_line(photos, tmp_path):
         (["--sr", same, "--lr", same], "--lr: not allowed with argument --sr"),
         (["--sr", same, "--weights", "srresnet_x4"], "--weights cannot be combined with --sr"),
         (["--sr", tmp_path / "none"], "none: no such folder"),
-        (["--sr", one], f"image_1: no SR image named image_1 or image_1_x4 (with any suffix) in {one}"),
+        (
+            ["--sr", one],
+            f"image_1: no SR image named image_1 or image_1_x4 (with any suffix) in {one}",
+        ),
         (["--sr", same, "--upscale", 2], "image_1: no SR image named image_1 or image_1_x2"),
         (["--sr", half], f"{half / 'image_0.png'}: 48x36 pixels do not fit HR's 100x72"),
     ]:
@@ -181,7 +258,9 @@ def test_bad_folders_are_one_line(photos, tmp_path):
         (["--hr", photos[1], "--lr", tmp_path / "lr"], "image_1.png: no LR image"),
         (["--hr", photos[1], "--weights", tmp_path / "none.pth"], "no such generator file"),
     ]:
-        assert reason in the_error(run("test_benchmark.py", *arguments, "--out", tmp_path / "out", status=None))
+        assert reason in the_error(
+            run("test_benchmark.py", *arguments, "--out", tmp_path / "out", status=None)
+        )
     assert not (tmp_path / "out").exists()
     Image.new("RGB", (8, 40)).save(tmp_path / "lr" / "image_0.png")
     done = run("test_benchmark.py", "--hr", tmp_path / "lr", "--out", tmp_path / "out", status=2)

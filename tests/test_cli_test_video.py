@@ -14,7 +14,7 @@ import inference  # noqa: E402
 import metrics  # noqa: E402
 import test_video  # noqa: E402
 from model import Generator  # noqa: E402
-from utils import checkpoint, images  # noqa: E402
+from utils import generator_file, images  # noqa: E402
 
 FIXED = ["--device", "cpu", "--precision", "fp32"]
 
@@ -23,7 +23,7 @@ FIXED = ["--device", "cpu", "--precision", "fp32"]
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     for upscale in (2, 3, 4):
-        checkpoint.save_generator(folder / f"x{upscale}.pth", Generator(upscale, 1))
+        generator_file.save(folder / f"x{upscale}.pth", Generator(upscale, 1))
     return folder
 
 
@@ -41,10 +41,15 @@ def leftovers(folder) -> list[str]:
 
 
 def test_a_clip_keeps_its_times_sound_and_subtitles(tmp_path, weights):
-    clip = footage.make_clip(tmp_path / "a.mkv", 40, sound="libopus", words="Hello", aspect=Fraction(4, 3))
+    clip = footage.make_clip(
+        tmp_path / "a.mkv", 40, sound="libopus", words="Hello", aspect=Fraction(4, 3)
+    )
     done = video(clip, "--weights", weights / "x2.pth")
     result = tmp_path / "a_x2.mkv"
-    assert done.stdout.splitlines()[0] == str(result) and "mean difference between consecutive frames" in done.stdout
+    assert (
+        done.stdout.splitlines()[0] == str(result)
+        and "mean difference between consecutive frames" in done.stdout
+    )
     assert not said(done) and sorted(os.listdir(tmp_path)) == ["a.mkv", "a_x2.mkv"]
     shown, times = footage.decoded(result)
     assert len(shown) == 40 and shown[0].shape == (48, 64, 3) and times == footage.decoded(clip)[1]
@@ -61,14 +66,22 @@ def test_a_clip_keeps_its_times_sound_and_subtitles(tmp_path, weights):
 
 
 def test_a_variable_frame_rate_is_kept_exactly(tmp_path, weights):
-    clip = footage.make_clip(tmp_path / "a.mp4", len(footage.UNEVEN), times=footage.UNEVEN, sound="aac")
+    clip = footage.make_clip(
+        tmp_path / "a.mp4", len(footage.UNEVEN), times=footage.UNEVEN, sound="aac"
+    )
     video(clip, "--weights", weights / "x2.pth", "--out", tmp_path / "b.mp4")
     expected = [Fraction(ticks, 600) for ticks in footage.UNEVEN]
     assert footage.decoded(tmp_path / "b.mp4")[1] == expected
     assert footage.packets(tmp_path / "b.mp4", "audio") == footage.packets(clip, "audio")
     with av.open(str(clip)) as one, av.open(str(tmp_path / "b.mp4")) as other:
-        durations = [container.streams.video[0].duration * container.streams.video[0].time_base for container in (one, other)]
-        assert durations[0] == durations[1] and one.streams.video[0].time_base == other.streams.video[0].time_base
+        durations = [
+            container.streams.video[0].duration * container.streams.video[0].time_base
+            for container in (one, other)
+        ]
+        assert (
+            durations[0] == durations[1]
+            and one.streams.video[0].time_base == other.streams.video[0].time_base
+        )
     data = (tmp_path / "b.mp4").read_bytes()
     assert 0 < data.find(b"moov") < data.find(b"mdat")  # so that it plays while it is still loading
 
@@ -79,7 +92,16 @@ def whole(tmp_path_factory, weights):
     folder = tmp_path_factory.mktemp("whole")
     times = [7 * index + index % 3 for index in range(40)]
     clip = footage.make_clip(folder / "a.mp4", 40, (16, 16), sound="aac", times=times)
-    command = ["test_video.py", clip, "--weights", weights / "x2.pth", *FIXED, "--codec", "vp9", "--out"]
+    command = [
+        "test_video.py",
+        clip,
+        "--weights",
+        weights / "x2.pth",
+        *FIXED,
+        "--codec",
+        "vp9",
+        "--out",
+    ]
     return command, run(*command, folder / "whole.mp4").stdout, folder / "whole.mp4"
 
 
@@ -88,19 +110,28 @@ def whole(tmp_path_factory, weights):
     ("fault", "status", "event", "kept"),
     [("interrupt", 130, 9, 0), ("stop", 143, 45, 32), ("kill", -9, 38, 0), ("kill", -9, 54, 40)],
 )
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(tmp_path, whole, fault, status, event, kept):
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(
+    tmp_path, whole, fault, status, event, kept
+):
     command, printed, expected = whole
     out = tmp_path / "parts.mp4"
     stopped = started_script(ROOT / "tests/faulty.py", fault, event, *command, out)()
     assert stopped.returncode == status and not out.exists()
     if fault == "interrupt":
-        assert said(stopped) == ["stopped: 0 of 40 frames are kept; nothing is written"] and not leftovers(tmp_path)
+        assert said(stopped) == [
+            "stopped: 0 of 40 frames are kept; nothing is written"
+        ] and not leftovers(tmp_path)
     else:
         assert leftovers(tmp_path) == [".parts.mp4.unfinished"]
     if fault == "stop":
-        assert said(stopped) == ["stopped: 32 of 40 frames are kept; run the same command again to continue"]
+        assert said(stopped) == [
+            "stopped: 32 of 40 frames are kept; run the same command again to continue"
+        ]
         error = the_error(run(*command, out, "--crf", 40, status=None))
-        assert "an unfinished run with another crf; finish it with its own command, or drop it with --overwrite" in error
+        assert (
+            "an unfinished run with another crf; finish it with its own command, or drop it with --overwrite"
+            in error
+        )
     again = run(*command, out)
     assert said(again) == ([f"{kept} of 40 frames are kept from an unfinished run"] if kept else [])
     assert out.read_bytes() == expected.read_bytes() and not leftovers(tmp_path)
@@ -112,10 +143,19 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(tmp_path, whole,
 def test_a_full_disk_is_one_line_and_the_kept_segments_survive(tmp_path, whole):
     command, _, expected = whole
     out = tmp_path / "a.mp4"
-    for event, kept in ((1, 0), (6, 0), (9, 32), (10, 40), (5, 40), (9, 40)):  # the segments that are kept need no event
+    for event, kept in (
+        (1, 0),
+        (6, 0),
+        (9, 32),
+        (10, 40),
+        (5, 40),
+        (9, 40),
+    ):  # the segments that are kept need no event
         done = started_script(ROOT / "tests/faulty.py", "full", event, *command, out)()
         error = said(done)[-1]
-        assert done.returncode == 2 and "No space left on device" in error and str(tmp_path) in error
+        assert (
+            done.returncode == 2 and "No space left on device" in error and str(tmp_path) in error
+        )
         assert len(said(done)) == 1 or "of 40 frames are kept" in said(done)[0]
         assert not out.exists() and leftovers(tmp_path) == ([".a.mp4.unfinished"] if kept else [])
     assert "40 of 40 frames are kept" in run(*command, out).stderr
@@ -125,32 +165,69 @@ def test_a_full_disk_is_one_line_and_the_kept_segments_survive(tmp_path, whole):
 def test_a_run_stopped_while_its_files_are_moved_goes_on_too(tmp_path, weights):
     """Of the 23 events, the last 12 are: to join the comparison, 4; to join the result, 4; to move them, 2 each."""
     clip = footage.make_clip(tmp_path / "a.mp4", 3, (16, 16))
-    command = ["test_video.py", clip, "--weights", weights / "x2.pth", *FIXED, "--codec", "vp9", "--compare", "--out"]
+    command = [
+        "test_video.py",
+        clip,
+        "--weights",
+        weights / "x2.pth",
+        *FIXED,
+        "--codec",
+        "vp9",
+        "--compare",
+        "--out",
+    ]
     run(*command, tmp_path / "whole.mp4")
     for event in (17, 21, 22):
         out = tmp_path / f"{event}.mp4"
-        assert started_script(ROOT / "tests/faulty.py", "kill", event, *command, out)().returncode == -9
+        assert (
+            started_script(ROOT / "tests/faulty.py", "kill", event, *command, out)().returncode
+            == -9
+        )
         assert not out.exists() and (tmp_path / f"{event}_compare.mp4").exists() == (event > 20)
-        assert run(*command, out).stdout.splitlines()[:2] == [str(out), str(tmp_path / f"{event}_compare.mp4")]
+        assert run(*command, out).stdout.splitlines()[:2] == [
+            str(out),
+            str(tmp_path / f"{event}_compare.mp4"),
+        ]
         for suffix in (".mp4", "_compare.mp4"):
-            assert (tmp_path / f"{event}{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+            assert (tmp_path / f"{event}{suffix}").read_bytes() == (
+                tmp_path / f"whole{suffix}"
+            ).read_bytes()
         assert not leftovers(tmp_path)
 
 
 def test_a_part_of_a_clip_with_its_sound_and_a_comparison(tmp_path, weights):
     clip = footage.make_clip(tmp_path / "a.mp4", 50, sound="aac", g="10")
-    done = video(clip, "--weights", weights / "x4.pth", "--start", "0:00.9", "--end", 1.5, "--compare", "--codec", "hevc")
+    done = video(
+        clip,
+        "--weights",
+        weights / "x4.pth",
+        "--start",
+        "0:00.9",
+        "--end",
+        1.5,
+        "--compare",
+        "--codec",
+        "hevc",
+    )
     result, comparison = tmp_path / "a_x4.mp4", tmp_path / "a_x4_compare.mp4"
     assert done.stdout.splitlines()[:2] == [str(result), str(comparison)]
     shown, times = footage.decoded(result)
     assert times == [Fraction(index, 25) for index in range(15)]  # from 0.92 seconds on
     source, sound = footage.decoded(clip)[0], footage.packets(result, "audio")
     assert (
-        np.abs(shown[0][::4, ::4].astype(int) - source[23]).mean() < np.abs(shown[0][::4, ::4].astype(int) - source[22]).mean()
+        np.abs(shown[0][::4, ::4].astype(int) - source[23]).mean()
+        < np.abs(shown[0][::4, ::4].astype(int) - source[22]).mean()
     )
-    inside = [packet for packet in footage.packets(clip, "audio") if Fraction(23, 25) <= packet[0] < Fraction(38, 25)]
+    inside = [
+        packet
+        for packet in footage.packets(clip, "audio")
+        if Fraction(23, 25) <= packet[0] < Fraction(38, 25)
+    ]
     assert [data for _, data in sound] == [data for _, data in inside]
-    assert all(abs(new - old + Fraction(23, 25)) < 1e-4 for (new, _), (old, _) in zip(sound, inside, strict=True))
+    assert all(
+        abs(new - old + Fraction(23, 25)) < 1e-4
+        for (new, _), (old, _) in zip(sound, inside, strict=True)
+    )
     pair = footage.decoded(comparison)[0]
     assert len(pair) == 15 and pair[0].shape == (96 + 20, 2 * 128 + 4, 3)
     bicubic = images.upscale_bicubic(source[23], 4)
@@ -159,7 +236,9 @@ def test_a_part_of_a_clip_with_its_sound_and_a_comparison(tmp_path, weights):
 
 
 def test_odd_sides_rotation_and_other_containers(tmp_path, weights):
-    clip = footage.make_clip(tmp_path / "a.mov", 6, size=(33, 25), pixels="yuv444p", rotation=90, sound="aac")
+    clip = footage.make_clip(
+        tmp_path / "a.mov", 6, size=(33, 25), pixels="yuv444p", rotation=90, sound="aac"
+    )
     done = video(clip, "--weights", weights / "x3.pth", "--out", tmp_path / "b.webm")
     assert said(done) == [
         f"{tmp_path / 'b.webm'}: audio stream 1 (aac) is left out: .webm cannot hold it",
@@ -188,7 +267,9 @@ def test_animations_keep_their_durations_and_transparency(tmp_path, weights):
                 assert np.abs(rgba[..., :3] - expected)[rgba[..., 3] > 245].mean() < 15
     video(gif, *option, "--out", tmp_path / "c.mp4", "--start", 0.05)
     shown, times = footage.decoded(tmp_path / "c.mp4")
-    assert times == [0, Fraction(1, 10), Fraction(13, 100)] and shown[0][48, 48].min() > 240  # on white
+    assert (
+        times == [0, Fraction(1, 10), Fraction(13, 100)] and shown[0][48, 48].min() > 240
+    )  # on white
     clip = footage.make_clip(tmp_path / "d.mp4", 8)
     assert "left out" in video(clip, *option, "--out", tmp_path / "d.gif").stderr
     with Image.open(tmp_path / "d.gif") as image:
@@ -196,11 +277,15 @@ def test_animations_keep_their_durations_and_transparency(tmp_path, weights):
 
 
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights):
-    clip = footage.make_clip(tmp_path / "a.mp4", 50, sound="aac", container={"movflags": "faststart"})
+    clip = footage.make_clip(
+        tmp_path / "a.mp4", 50, sound="aac", container={"movflags": "faststart"}
+    )
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[: clip.stat().st_size * 5 // 10])
     (tmp_path / "none.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video")
-    (tmp_path / "list.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{clip}\n#EXT-X-ENDLIST\n")
+    (tmp_path / "list.m3u8").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{clip}\n#EXT-X-ENDLIST\n"
+    )
     Image.fromarray(footage.scene(0)).save(tmp_path / "still.png")
     with av.open(str(tmp_path / "sound.mp4"), "w") as out:
         stream = out.add_stream("aac", rate=48000, layout="mono")
@@ -214,18 +299,33 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights):
         ([tmp_path / "cut.mp4", *good], "cut.mp4: cut short or damaged after"),
         ([tmp_path / "list.m3u8", *good], "list.m3u8: refers to another file"),
         ([tmp_path / "sound.mp4", *good], "sound.mp4: no video stream"),
-        ([tmp_path / "still.png", *good], "still.png: a still picture; enlarge it with python test_image.py"),
+        (
+            [tmp_path / "still.png", *good],
+            "still.png: a still picture; enlarge it with python test_image.py",
+        ),
         ([clip, *good, "--start", 7], "no frame between --start and --end; it lasts 2.0"),
         ([clip, *good, "--start", 1, "--end", "0:01"], "--end 1 is not after --start 1"),
         ([clip, *good, "--end", "soon"], "'soon' is not a time such as 7.5 or 1:05"),
         ([clip, *good, "--out", clip], "is the clip itself"),
-        ([clip, *good, "--out", tmp_path / "sound.mp4"], "sound.mp4: already exists; pass --overwrite"),
+        (
+            [clip, *good, "--out", tmp_path / "sound.mp4"],
+            "sound.mp4: already exists; pass --overwrite",
+        ),
         ([clip, *good, "--out", tmp_path / "text.mp4" / "x.mp4"], "cannot be written"),
         ([clip, *good, "--out", tmp_path / "x.avi"], "cannot write .avi; use one of .mp4"),
-        ([clip, *good, "--out", tmp_path / "x.mp4", "--codec", "h266"], "not available; use one of h264, hevc, vp9, av1"),
-        ([clip, *good, "--out", tmp_path / "x.webm", "--codec", "h264"], ".webm cannot hold it; use one of vp9, av1"),
+        (
+            [clip, *good, "--out", tmp_path / "x.mp4", "--codec", "h266"],
+            "not available; use one of h264, hevc, vp9, av1",
+        ),
+        (
+            [clip, *good, "--out", tmp_path / "x.webm", "--codec", "h264"],
+            ".webm cannot hold it; use one of vp9, av1",
+        ),
         ([clip, *good, "--out", tmp_path / "x.mp4", "--crf", 52], "--crf 52: h264 takes 0 to 51"),
-        ([clip, *good, "--out", tmp_path / "x.gif", "--crf", 9], "--codec and --crf are for videos"),
+        (
+            [clip, *good, "--out", tmp_path / "x.gif", "--crf", 9],
+            "--codec and --crf are for videos",
+        ),
         ([clip, "--weights", tmp_path / "w.pth"], "w.pth: no such generator file"),
     ]
     before = sorted(tmp_path.rglob("*"))

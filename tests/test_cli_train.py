@@ -17,7 +17,7 @@ from PIL import Image
 from dataloader import ValDatasetFromFolder
 from model import Discriminator, Generator
 from train import learning_rate_at
-from utils import checkpoint, cli, files, pretrained, run_log
+from utils import checkpoint, cli, files, generator_file, pretrained, run_log, statistics
 from utils.run_log import COLUMNS, Progress
 from validation import validate
 
@@ -48,11 +48,17 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 def without_times(out: Path) -> list[dict[str, str]]:
     return [
-        {name: value for name, value in row.items() if name not in ("Images_Per_Second", "Seconds")} for row in rows_of(out)
+        {name: value for name, value in row.items() if name not in ("Images_Per_Second", "Seconds")}
+        for row in rows_of(out)
     ]
 
 
-NEW_LOSS_OPTIONS = ("perceptual_shift", "perceptual_zoom", "grid_weight", "consistency_weight")  # since the first version
+NEW_LOSS_OPTIONS = (
+    "perceptual_shift",
+    "perceptual_zoom",
+    "grid_weight",
+    "consistency_weight",
+)  # since the first version
 
 
 def assert_same_run(one: Path, other: Path, but: tuple[str, ...] = ()) -> None:
@@ -62,7 +68,9 @@ def assert_same_run(one: Path, other: Path, but: tuple[str, ...] = ()) -> None:
         assert a.keys() == b.keys() and len(a) > 10
         assert all(torch.equal(a[key], b[key]) for key in a), name
     rows, expected = without_times(one), without_times(other)
-    assert [row | dict.fromkeys(but) for row in rows] == [row | dict.fromkeys(but) for row in expected]
+    assert [row | dict.fromkeys(but) for row in rows] == [
+        row | dict.fromkeys(but) for row in expected
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -72,24 +80,45 @@ def whole_run(tmp_path_factory, astronaut):
     for name, count in (("train", 4), ("valid", 2)):
         (folder / name).mkdir()
         for index in range(count):
-            Image.fromarray(astronaut[100 * index : 100 * index + 75, 200:302]).save(folder / name / f"image_{index}.png")
+            Image.fromarray(astronaut[100 * index : 100 * index + 75, 200:302]).save(
+                folder / name / f"image_{index}.png"
+            )
     photos = folder / "train", folder / "valid"
     done = run("train.py", *command(photos, folder / "out", "--epochs", 2, *EVERYTHING))
     return photos, folder / "out", done
 
 
-EVERYTHING = ["--pretrain-epochs", 1, "--ema", 0.9, "--lr-schedule", "cosine", "--warmup-steps", 1, "--crops-per-image", 2]
+EVERYTHING = [
+    "--pretrain-epochs",
+    1,
+    "--ema",
+    0.9,
+    "--lr-schedule",
+    "cosine",
+    "--warmup-steps",
+    1,
+    "--crops-per-image",
+    2,
+]
 
 
 def test_a_run_leaves_all_that_the_design_lists(whole_run):
     _, out, done = whole_run
     expected = {"config.json", "statistics.csv", "checkpoints/last.pth", "checkpoints/previous.pth"}
     expected |= {f"checkpoints/generator_{name}.pth" for name in ("last", "best", "pretrained")}
-    expected |= {f"validation/epoch_00{epoch}/image_{index}.png" for epoch in (1, 2, 3) for index in (0, 1)}
-    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} - {".lock"} == expected
+    expected |= {
+        f"validation/epoch_00{epoch}/image_{index}.png" for epoch in (1, 2, 3) for index in (0, 1)
+    }
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} - {
+        ".lock"
+    } == expected
     assert "9 updates" in done.stdout and "UNTRAINED" in done.stdout and "finished" in done.stdout
     config = json.loads((out / "config.json").read_text())
-    assert config["options"]["crop"] == 32 and config["versions"]["torch"] and config["device"]["type"] == "cpu"
+    assert (
+        config["options"]["crop"] == 32
+        and config["versions"]["torch"]
+        and config["device"]["type"] == "cpu"
+    )
 
 
 def test_config_says_whether_the_files_differ_from_the_commit(tmp_path, monkeypatch):
@@ -102,24 +131,34 @@ def test_config_says_whether_the_files_differ_from_the_commit(tmp_path, monkeypa
     found = []
     for text in ("one", "two"):
         (tmp_path / "run_log.py").write_text(text)
-        run_log.write_config(tmp_path / "config.json", {"options": {}, "degradation": {}, "machine": machine})
+        run_log.write_config(
+            tmp_path / "config.json", {"options": {}, "degradation": {}, "machine": machine}
+        )
         found.append(json.loads((tmp_path / "config.json").read_text()))
-    assert len(found[0]["git_commit"]) == 40 and [config["git_dirty"] for config in found] == [False, True]
+    assert len(found[0]["git_commit"]) == 40 and [config["git_dirty"] for config in found] == [
+        False,
+        True,
+    ]
     monkeypatch.setenv("PATH", str(tmp_path))  # without git
-    run_log.write_config(tmp_path / "config.json", {"options": {}, "degradation": {}, "machine": machine})
+    run_log.write_config(
+        tmp_path / "config.json", {"options": {}, "degradation": {}, "machine": machine}
+    )
     assert json.loads((tmp_path / "config.json").read_text())["git_commit"] is None
 
 
 def test_a_value_without_a_column_is_an_error_and_an_older_csv_is_read(tmp_path):
     row = dict.fromkeys(COLUMNS, 1.0)
     with pytest.raises(KeyError, match="no column for Loss_Pixle"):
-        run_log.write_statistics(tmp_path / "s.csv", [row | {"Loss_Pixle": 0.5}])
+        statistics.write_statistics(tmp_path / "s.csv", [row | {"Loss_Pixle": 0.5}])
     assert not (tmp_path / "s.csv").exists()
-    run_log.write_statistics(tmp_path / "s.csv", [row])
+    statistics.write_statistics(tmp_path / "s.csv", [row])
     columns = list(COLUMNS).index("LPIPS")  # as before LPIPS was
-    lines = [",".join(line.split(",")[:columns]) for line in (tmp_path / "s.csv").read_text().splitlines()]
+    lines = [
+        ",".join(line.split(",")[:columns])
+        for line in (tmp_path / "s.csv").read_text().splitlines()
+    ]
     (tmp_path / "old.csv").write_text("\n".join(lines))
-    table = run_log.read_statistics(tmp_path / "old.csv")
+    table = statistics.read_statistics(tmp_path / "old.csv")
     assert list(table) == list(COLUMNS) and table["LPIPS"].isna().all() and table["Seconds"][0] == 1
 
 
@@ -127,12 +166,22 @@ def test_the_csv_has_its_columns_and_leaves_out_what_does_not_apply(whole_run):
     _, out, _ = whole_run
     rows = rows_of(out)
     assert list(rows[0]) == list(COLUMNS) and [row["Epoch"] for row in rows] == ["1", "2", "3"]
-    assert {name for name in rows[0] if COLUMNS[name] in ("loss", "score") and rows[0][name]} == {"Loss_G", "Loss_Pixel"}
+    assert {name for name in rows[0] if COLUMNS[name] in ("loss", "score") and rows[0][name]} == {
+        "Loss_G",
+        "Loss_Pixel",
+    }
     for row in rows[1:]:
         assert all(row[name] for name in COLUMNS if name not in ("LPIPS", "Distance"))
         values = {name: float(row[name]) for name in COLUMNS if row[name]}
-        weights = {"Loss_Pixel": 1, "Loss_Adversarial": 0.001, "Loss_Perceptual": 0.006, "Loss_TV": 2e-8}
-        assert values["Loss_G"] == pytest.approx(sum(weight * values[name] for name, weight in weights.items()), rel=1e-4)
+        weights = {
+            "Loss_Pixel": 1,
+            "Loss_Adversarial": 0.001,
+            "Loss_Perceptual": 0.006,
+            "Loss_TV": 2e-8,
+        }
+        assert values["Loss_G"] == pytest.approx(
+            sum(weight * values[name] for name, weight in weights.items()), rel=1e-4
+        )
         assert 0 < values["Score_D"] < 1 and 0 < values["Score_G"] < 1 and values["Loss_D"] > 0
     assert len({row["Bicubic_PSNR"] for row in rows}) == 1
 
@@ -167,7 +216,9 @@ def test_a_restart_continues_bit_for_bit_and_more_epochs_go_on(whole_run, tmp_pa
     run("train.py", *command(photos, tmp_path / "a", "--epochs", 2, *options))
     run("train.py", *command(photos, tmp_path / "b", "--epochs", 1, *options))
     assert len(rows_of(tmp_path / "b")) == 2
-    done = run("train.py", *command(photos, tmp_path / "b", "--epochs", 2, "--workers", 1, *options))
+    done = run(
+        "train.py", *command(photos, tmp_path / "b", "--epochs", 2, "--workers", 1, *options)
+    )
     assert "resuming at epoch 3" in done.stdout
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
@@ -175,7 +226,10 @@ def test_a_restart_continues_bit_for_bit_and_more_epochs_go_on(whole_run, tmp_pa
 def started(arguments: list[str], until: Path) -> subprocess.Popen:
     """A training run in its own process group, which has already written the file `until`."""
     process = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, ROOT / "train.py", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     while not until.exists():
         assert process.poll() is None, process.stderr.read()
@@ -183,8 +237,12 @@ def started(arguments: list[str], until: Path) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("number, workers", [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, 2)])
-def test_a_signal_in_the_middle_saves_and_the_restart_ends_the_same(whole_run, tmp_path, number, workers):
+@pytest.mark.parametrize(
+    "number, workers", [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, 2)]
+)
+def test_a_signal_in_the_middle_saves_and_the_restart_ends_the_same(
+    whole_run, tmp_path, number, workers
+):
     photos, whole, _ = whole_run
     arguments = list(map(str, command(photos, tmp_path / "out", "--epochs", 2, *EVERYTHING)))
     pretrained = tmp_path / "out" / "checkpoints" / "generator_pretrained.pth"
@@ -217,29 +275,62 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing_half_written(whole_run,
 
 def test_running_out_of_memory_is_one_line_with_advice(whole_run, tmp_path):
     photos, *_ = whole_run
-    options = ["--batch-size", 512, "--crops-per-image", 128, "--crop", 72, "--pretrain-epochs", 1, "--epochs", 0]
-    words = map(str, [sys.executable, ROOT / "train.py", *command(photos, tmp_path / "out", *options)])
+    options = [
+        "--batch-size",
+        512,
+        "--crops-per-image",
+        128,
+        "--crop",
+        72,
+        "--pretrain-epochs",
+        1,
+        "--epochs",
+        0,
+    ]
+    words = map(
+        str, [sys.executable, ROOT / "train.py", *command(photos, tmp_path / "out", *options)]
+    )
     limited = ["bash", "-c", 'ulimit -v 2000000 && exec "$@"', "train", *words]
     done = subprocess.run(limited, capture_output=True, text=True, check=False)
     (line,) = [line for line in done.stderr.splitlines() if "error" in line]
-    assert done.returncode == 1 and "out of memory" in line and "--batch-size" in line and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "out of memory" in line
+        and "--batch-size" in line
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_a_worker_that_is_killed_ends_the_run_in_one_line(photos, tmp_path):
-    arguments = list(map(str, command(photos, tmp_path / "out", "--epochs", 0, "--pretrain-epochs", 1000, "--workers", 1)))
+    arguments = list(
+        map(
+            str,
+            command(
+                photos, tmp_path / "out", "--epochs", 0, "--pretrain-epochs", 1000, "--workers", 1
+            ),
+        )
+    )
     process = started(arguments, tmp_path / "out" / "checkpoints" / "generator_last.pth")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert children
     for child in children:
         os.kill(int(child), signal.SIGKILL)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and "another process of this run has ended" in errors and "Traceback" not in errors
+    assert (
+        process.returncode == 1
+        and "another process of this run has ended" in errors
+        and "Traceback" not in errors
+    )
 
 
 def test_changed_options_are_refused_by_name(whole_run):
     photos, out, _ = whole_run
     options = ["--epochs", 3, *EVERYTHING]
-    error = the_error(run("train.py", *command(photos, out, *options, "--batch-size", 2, "--seed", 1), status=None))
+    error = the_error(
+        run(
+            "train.py", *command(photos, out, *options, "--batch-size", 2, "--seed", 1), status=None
+        )
+    )
     assert "--batch-size (was 3, is 2), --seed (was 0, is 1)" in error
 
 
@@ -264,12 +355,30 @@ def test_a_checkpoint_of_the_first_version_resumes(whole_run, tmp_path):
     process.communicate(timeout=60)
     state = checkpoint.load_checkpoint(tmp_path / "out" / "checkpoints")[0]
     progress = state["progress"]
-    names = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
+    names = [
+        "Loss_D",
+        "Loss_G",
+        "Score_D",
+        "Score_G",
+        "Loss_Pixel",
+        "Loss_Adversarial",
+        "Loss_Perceptual",
+        "Loss_TV",
+    ]
     progress["sums"] = torch.stack([progress["sums"][name] for name in names], -1)
     del progress["validation_seconds"], state["perceptual"]
-    for option in ("accumulate", "grad_clip", "learning_rate_d", "lpips", "save_every", *NEW_LOSS_OPTIONS):
+    for option in (
+        "accumulate",
+        "grad_clip",
+        "learning_rate_d",
+        "lpips",
+        "save_every",
+        *NEW_LOSS_OPTIONS,
+    ):
         del state["options"][option]
-    checkpoint.save_checkpoint(tmp_path / "out" / "checkpoints", {k: v for k, v in state.items() if k != "format"})
+    checkpoint.save_checkpoint(
+        tmp_path / "out" / "checkpoints", {k: v for k, v in state.items() if k != "format"}
+    )
     run("train.py", *arguments)
     assert_same_run(tmp_path / "out", whole, but=("Loss_Grid", "Loss_Consistency"))
     for row, whole_epoch in zip(rows_of(tmp_path / "out"), (False, False, True), strict=True):
@@ -282,7 +391,9 @@ def test_more_epochs_under_a_cosine(whole_run, tmp_path):
 
     photos, whole, _ = whole_run
     arguments = list(map(str, command(photos, tmp_path / "out", *EVERYTHING)))
-    process = started([*arguments, "--epochs", "2"], tmp_path / "out" / "checkpoints" / "generator_pretrained.pth")
+    process = started(
+        [*arguments, "--epochs", "2"], tmp_path / "out" / "checkpoints" / "generator_pretrained.pth"
+    )
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert checkpoint.load_checkpoint(tmp_path / "out" / "checkpoints")[0]["progress"]["batch"] > 0
@@ -296,7 +407,14 @@ def test_more_epochs_under_a_cosine(whole_run, tmp_path):
 
 def test_what_is_random_depends_on_the_place_in_the_run_alone(photos, tmp_path):
     """One epoch and then another, with a random shift, ESRGAN's losses and degraded LR, give the same as two at once."""
-    options = ["--perceptual", "squeezenet", "--adversarial-loss", "relativistic", "--discriminator", "unet"]
+    options = [
+        "--perceptual",
+        "squeezenet",
+        "--adversarial-loss",
+        "relativistic",
+        "--discriminator",
+        "unet",
+    ]
     options += ["--degradation", "photo"]
     options += ["--grid-weight", 1000, "--consistency-weight", 300, "--pixel-loss", "l1"]
     run("train.py", *command(photos, tmp_path / "a", "--epochs", 2, *options))
@@ -304,11 +422,24 @@ def test_what_is_random_depends_on_the_place_in_the_run_alone(photos, tmp_path):
         run("train.py", *command(photos, tmp_path / "b", "--epochs", epochs, *options))
     assert_same_run(tmp_path / "a", tmp_path / "b")
     row = rows_of(tmp_path / "a")[0]
-    parts = {"Pixel": 1, "Adversarial": 1e-3, "Perceptual": 0.1, "TV": 2e-8, "Grid": 1000, "Consistency": 300}
+    parts = {
+        "Pixel": 1,
+        "Adversarial": 1e-3,
+        "Perceptual": 0.1,
+        "TV": 2e-8,
+        "Grid": 1000,
+        "Consistency": 300,
+    }
     total = sum(weight * float(row[f"Loss_{name}"]) for name, weight in parts.items())
     assert total == pytest.approx(float(row["Loss_G"]), rel=1e-4)
-    run("train.py", *command(photos, tmp_path / "c", "--epochs", 2, *options, "--perceptual-shift", 0))
-    run("train.py", *command(photos, tmp_path / "d", "--epochs", 1, *options, "--perceptual-zoom", 1))
+    run(
+        "train.py",
+        *command(photos, tmp_path / "c", "--epochs", 2, *options, "--perceptual-shift", 0),
+    )
+    run(
+        "train.py",
+        *command(photos, tmp_path / "d", "--epochs", 1, *options, "--perceptual-zoom", 1),
+    )
     losses = [rows_of(tmp_path / name)[0]["Loss_Perceptual"] for name in "acd"]
     assert len(set(losses)) == 3
 
@@ -318,7 +449,10 @@ def test_the_degradation_belongs_to_a_run_and_to_its_files(photos, tmp_path):
     run("train.py", *command(photos, tmp_path / "out", *options))
     recipe = json.loads((tmp_path / "out" / "config.json").read_text())["degradation"]
     assert recipe["version"] == "photo-1" and recipe["passes"]["full"][0]["quality"] == [40, 95]
-    assert files.load_tensors(tmp_path / "out" / "checkpoints" / "generator_last.pth")["degradation"] == "photo-1"
+    assert (
+        files.load_tensors(tmp_path / "out" / "checkpoints" / "generator_last.pth")["degradation"]
+        == "photo-1"
+    )
     bicubic = run("train.py", *command(photos, tmp_path / "out", *options[:4]), status=2)
     assert "--degradation (was photo, is bicubic)" in the_error(bicubic)
     path = tmp_path / "out" / "checkpoints" / "last.pth"
@@ -340,7 +474,12 @@ def test_a_run_of_the_time_before_other_perceptual_networks_goes_on(photos, tmp_
     for name in ("perceptual", "adversarial_loss", *NEW_LOSS_OPTIONS):
         del options[name]
     files.save_tensors(path, state)
-    assert "finished" in run("train.py", *command(photos, tmp_path, "--epochs", 2, "--vgg-weights", "random")).stdout
+    assert (
+        "finished"
+        in run(
+            "train.py", *command(photos, tmp_path, "--epochs", 2, "--vgg-weights", "random")
+        ).stdout
+    )
     assert len(rows_of(tmp_path)) == 2
 
 
@@ -351,23 +490,37 @@ def test_a_replaced_perceptual_file_is_noticed(photos, tmp_path):
     run("train.py", *command(photos, tmp_path / "out", "--epochs", 1, "--vgg-weights", path))
     state["0.bias"][0] = 1.0
     torch.save(state, path)
-    error = the_error(run("train.py", *command(photos, tmp_path / "out", "--epochs", 2, "--vgg-weights", path), status=None))
+    error = the_error(
+        run(
+            "train.py",
+            *command(photos, tmp_path / "out", "--epochs", 2, "--vgg-weights", path),
+            status=None,
+        )
+    )
     assert "--perceptual-weights: not the weights that the run started with" in error
 
 
-def test_a_run_that_does_without_its_adversarial_epochs_needs_no_perceptual_network(photos, tmp_path):
+def test_a_run_that_does_without_its_adversarial_epochs_needs_no_perceptual_network(
+    photos, tmp_path
+):
     arguments = list(map(str, command(photos, tmp_path / "out", "--pretrain-epochs", 60)))
     process = started([*arguments, "--epochs", "1"], tmp_path / "out" / "checkpoints" / "last.pth")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert checkpoint.load_checkpoint(tmp_path / "out" / "checkpoints")[0]["progress"]["epoch"] <= 60
+    assert (
+        checkpoint.load_checkpoint(tmp_path / "out" / "checkpoints")[0]["progress"]["epoch"] <= 60
+    )
     assert "finished" in run("train.py", *arguments, "--epochs", 0).stdout
 
 
 def test_a_validation_that_is_stopped_has_no_scores(photos):
     dataset, stop = ValDatasetFromFolder(photos[1], 4), cli.StopRequest()
     names = []
-    dataset_type = type("Stopping", (ValDatasetFromFolder,), {"__getitem__": lambda self, index: stopping(self, index)})
+    dataset_type = type(
+        "Stopping",
+        (ValDatasetFromFolder,),
+        {"__getitem__": lambda self, index: stopping(self, index)},
+    )
 
     def stopping(self, index):
         names.append(index)
@@ -388,8 +541,21 @@ def test_a_checkpoint_of_another_version_is_refused_and_kept(whole_run, tmp_path
     assert (tmp_path / "checkpoints" / "last.pth").exists()
 
 
-def test_clipping_accumulation_and_a_rate_of_its_own_for_d_are_trained_and_resumed(photos, tmp_path):
-    options = ["--grad-clip", 0.1, "--accumulate", 2, "--learning-rate-d", 0, "--save-every", 2, "--batch-size", 4]
+def test_clipping_accumulation_and_a_rate_of_its_own_for_d_are_trained_and_resumed(
+    photos, tmp_path
+):
+    options = [
+        "--grad-clip",
+        0.1,
+        "--accumulate",
+        2,
+        "--learning-rate-d",
+        0,
+        "--save-every",
+        2,
+        "--batch-size",
+        4,
+    ]
     run("train.py", *command(photos, tmp_path / "a", *options, "--epochs", 2))
     run("train.py", *command(photos, tmp_path / "b", *options, "--epochs", 1))
     run("train.py", *command(photos, tmp_path / "b", *options, "--epochs", 2))
@@ -400,9 +566,17 @@ def test_clipping_accumulation_and_a_rate_of_its_own_for_d_are_trained_and_resum
     torch.manual_seed(0)
     Generator(4, 1)  # drawn before D
     fresh = Discriminator().state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in fresh.items() if name.endswith("weight"))  # rate 0
+    assert all(
+        torch.equal(state[name], tensor)
+        for name, tensor in fresh.items()
+        if name.endswith("weight")
+    )  # rate 0
     assert "--accumulate 5 asks for more parts" in the_error(
-        run("train.py", *command(photos, tmp_path / "c", "--batch-size", 4, "--accumulate", 5), status=None)
+        run(
+            "train.py",
+            *command(photos, tmp_path / "c", "--batch-size", 4, "--accumulate", 5),
+            status=None,
+        )
     )
 
 
@@ -414,7 +588,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole_run, tmp_path):
     last = tmp_path / "out" / "checkpoints" / "last.pth"
     last.write_bytes(last.read_bytes()[:-1000])
     done = run("train.py", *command(photos, tmp_path / "out", "--epochs", 2, *EVERYTHING))
-    assert "warning" in done.stderr and "last.pth" in done.stderr and "resuming at epoch 3" in done.stdout
+    assert (
+        "warning" in done.stderr
+        and "last.pth" in done.stderr
+        and "resuming at epoch 3" in done.stdout
+    )
     assert_same_run(tmp_path / "out", whole)
 
 
@@ -427,19 +605,27 @@ def test_images_that_changed_since_are_named(whole_run, tmp_path):
     arguments = command(moved, tmp_path / "moved" / "out", "--epochs", 3, *EVERYTHING)
     Image.new("RGB", (102, 75), "red").save(moved[0] / "image_2.png")
     (moved[0] / "image_0.png").unlink()
-    assert "image_0.png is gone, image_2.png has changed" in the_error(run("train.py", *arguments, status=None))
+    assert "image_0.png is gone, image_2.png has changed" in the_error(
+        run("train.py", *arguments, status=None)
+    )
 
 
 def test_two_runs_on_one_folder(whole_run, tmp_path):
     with files.lock(tmp_path / ".lock"):
-        assert "another process" in the_error(run("train.py", *command(whole_run[0], tmp_path, "--epochs", 1), status=None))
+        assert "another process" in the_error(
+            run("train.py", *command(whole_run[0], tmp_path, "--epochs", 1), status=None)
+        )
 
 
 def test_a_dry_run_writes_nothing(whole_run, tmp_path):
     photos, *_ = whole_run
     before = sorted(photos[0].parent.rglob("*"))
     done = run("train.py", *command(photos, tmp_path / "out", "--dry-run", "--pretrain-epochs", 1))
-    assert "LR (3, 3, 8, 8)" in done.stdout and "SR (3, 3, 32, 32)" in done.stdout and "Bicubic_PSNR" in done.stdout
+    assert (
+        "LR (3, 3, 8, 8)" in done.stdout
+        and "SR (3, 3, 32, 32)" in done.stdout
+        and "Bicubic_PSNR" in done.stdout
+    )
     assert not (tmp_path / "out").exists() and sorted(photos[0].parent.rglob("*")) == before
 
 
@@ -447,13 +633,24 @@ def test_a_dry_run_reads_and_downloads_only_what_it_needs(photos, tmp_path, monk
     """A damaged image that it does not reach goes unnoticed; that VGG16's weights are missing is only reported."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     (photos[1] / "image_9.png").write_bytes((photos[1] / "image_0.png").read_bytes()[:2000])
-    arguments = command(photos, tmp_path / "out", "--dry-run", "--vgg-weights", "imagenet", "--learning-rate", 0)
+    arguments = command(
+        photos, tmp_path / "out", "--dry-run", "--vgg-weights", "imagenet", "--learning-rate", 0
+    )
     done = run("train.py", *arguments)
-    assert "would download https://" in done.stdout and "vgg16" in done.stdout and "untrained features" in done.stdout
+    assert (
+        "would download https://" in done.stdout
+        and "vgg16" in done.stdout
+        and "untrained features" in done.stdout
+    )
     assert "step of epoch 1:" in done.stdout and "Loss_Perceptual" in done.stdout
     assert not (tmp_path / "hub").exists()
     scores = done.stdout.split("validation image: ")[1].splitlines()[0]
-    assert scores != run("train.py", *arguments, "--learning-rate", 1e-2).stdout.split("validation image: ")[1].splitlines()[0]
+    assert (
+        scores
+        != run("train.py", *arguments, "--learning-rate", 1e-2)
+        .stdout.split("validation image: ")[1]
+        .splitlines()[0]
+    )
 
 
 def test_init_starts_from_a_generator_file(whole_run, tmp_path):
@@ -463,19 +660,39 @@ def test_init_starts_from_a_generator_file(whole_run, tmp_path):
     words = command(photos, tmp_path / "a", *frozen, "--init", pretrained)
     place = words.index("--blocks")
     run("train.py", *words[:place], *words[place + 2 :])  # the file tells how many blocks there are
-    ours, theirs = (tensors(path) for path in (tmp_path / "a" / "checkpoints" / "generator_last.pth", pretrained))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.endswith(("weight", "bias")))
-    error = the_error(run("train.py", *command(photos, tmp_path / "b", "--upscale", 2, "--init", pretrained), status=None))
-    assert "upscale 4, blocks 1, but this run trains generator srresnet, upscale 2, blocks 1; pass --upscale 4" in error
+    ours, theirs = (
+        tensors(path)
+        for path in (tmp_path / "a" / "checkpoints" / "generator_last.pth", pretrained)
+    )
+    assert all(
+        torch.equal(ours[name], theirs[name]) for name in ours if name.endswith(("weight", "bias"))
+    )
+    error = the_error(
+        run(
+            "train.py",
+            *command(photos, tmp_path / "b", "--upscale", 2, "--init", pretrained),
+            status=None,
+        )
+    )
+    assert (
+        "upscale 4, blocks 1, but this run trains generator srresnet, upscale 2, blocks 1; pass --upscale 4"
+        in error
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_file(whole_run, tmp_path):
     photos, *_ = whole_run
-    done = run("train.py", *command(photos, tmp_path, "--epochs", 3, "--learning-rate", 1e30), status=1)
+    done = run(
+        "train.py", *command(photos, tmp_path, "--epochs", 3, "--learning-rate", 1e30), status=1
+    )
     errors = [line for line in done.stderr.splitlines() if "error: " in line]
     assert len(errors) == 1 and "not finite" in errors[0]
     for path in tmp_path.glob("checkpoints/*.pth"):
-        assert all(torch.isfinite(tensor).all() for tensor in tensors(path).values() if tensor.is_floating_point())
+        assert all(
+            torch.isfinite(tensor).all()
+            for tensor in tensors(path).values()
+            if tensor.is_floating_point()
+        )
 
 
 def test_weights_that_are_not_finite_are_named_with_epoch_and_step():
@@ -483,7 +700,10 @@ def test_weights_that_are_not_finite_are_named_with_epoch_and_step():
     Progress(epoch=3, batch=7).check_weights({"generator": network})
     with torch.no_grad():
         network.weight[0, 0] = float("nan")
-    with pytest.raises(cli.RunError, match=r"weights of the generator not finite in epoch 3, by step 7; .*--learning-rate"):
+    with pytest.raises(
+        cli.RunError,
+        match=r"weights of the generator not finite in epoch 3, by step 7; .*--learning-rate",
+    ):
         Progress(epoch=3, batch=7).check_weights({"generator": network})
 
 
@@ -498,7 +718,10 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
         (["--train-dir", tmp_path / "none"], "none: no such folder"),
         (["--val-dir", tmp_path / "empty"], "no image in this folder"),
         (["--crop", 88], "use a smaller --crop"),
-        (["--degradation", "photo", "--train-lr-dir", photos[0]], "with --degradation photo: LR is read or made, not both"),
+        (
+            ["--degradation", "photo", "--train-lr-dir", photos[0]],
+            "with --degradation photo: LR is read or made, not both",
+        ),
         (["--degradation", "fog"], "invalid choice: 'fog'"),
         (["--crop", 31], "--crop 28 is too small: the networks need at least 32"),
         (["--init", tmp_path / "no.pth"], "no.pth: refused"),
@@ -531,7 +754,9 @@ def test_bad_images_stop_the_run_by_name_unless_skipped(photos, tmp_path):
     (photos[0] / "cut.png").write_bytes((photos[0] / "image_0.png").read_bytes()[:2000])
     Image.new("RGB", (20, 20)).save(photos[0] / "tiny.png")
     arguments = command(photos, tmp_path / "out", "--epochs", 1)
-    assert "1 image(s) cannot be read: cut.png" in the_error(run("train.py", *arguments, status=None))
+    assert "1 image(s) cannot be read: cut.png" in the_error(
+        run("train.py", *arguments, status=None)
+    )
     done = run("train.py", *arguments, "--skip-bad-images")
     assert "too small: tiny.png" in done.stdout and "cannot be read: cut.png" in done.stdout
 
@@ -541,11 +766,19 @@ def test_a_full_disk_is_one_line_and_keeps_the_older_state(whole_run, tmp_path):
     photos, *_ = whole_run
     script = f"ulimit -f 8000; trap '' XFSZ; exec {sys.executable} {ROOT / 'train.py'} \"$@\""
     arguments = map(str, command(photos, tmp_path, "--epochs", 1))
-    done = subprocess.run(["bash", "-c", script, "train", *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["bash", "-c", script, "train", *arguments], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2, done.stderr
-    assert [line for line in done.stderr.splitlines() if "cannot be written (File too large)" in line and "last.pth" in line]
-    assert not (tmp_path / "checkpoints" / "last.pth").exists() and not list(tmp_path.rglob("*.tmp"))
-    checkpoint.load_generator(tmp_path / "checkpoints" / "generator_last.pth")
+    assert [
+        line
+        for line in done.stderr.splitlines()
+        if "cannot be written (File too large)" in line and "last.pth" in line
+    ]
+    assert not (tmp_path / "checkpoints" / "last.pth").exists() and not list(
+        tmp_path.rglob("*.tmp")
+    )
+    generator_file.load(tmp_path / "checkpoints" / "generator_last.pth")
 
 
 def test_the_learning_rate_rises_and_falls():
@@ -557,7 +790,15 @@ def test_the_learning_rate_rises_and_falls():
 
 
 @pytest.mark.parametrize(
-    "script", ["train.py", "test_image.py", "test_benchmark.py", "plot_statistics.py", "prepare_data.py", "export_onnx.py"]
+    "script",
+    [
+        "train.py",
+        "test_image.py",
+        "test_benchmark.py",
+        "plot_statistics.py",
+        "prepare_data.py",
+        "export_model.py",
+    ],
 )
 def test_help_teaches_and_bad_options_are_refused(script):
     assert f"python {script}" in run(script, "--help").stdout
@@ -567,12 +808,23 @@ def test_help_teaches_and_bad_options_are_refused(script):
 def test_importing_a_script_does_nothing(tmp_path):
     scripts = [path.stem for path in ROOT.glob("*.py")]
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import " + ", ".join(scripts)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not os.listdir(tmp_path)
 
 
 def test_bf16_resumes_bit_for_bit(photos, tmp_path):
-    options = ["--pretrain-epochs", 1, "--ema", 0.9, "--perceptual-weight", 0, "--precision", "bf16"]
+    options = [
+        "--pretrain-epochs",
+        1,
+        "--ema",
+        0.9,
+        "--perceptual-weight",
+        0,
+        "--precision",
+        "bf16",
+    ]
     run("train.py", *command(photos, tmp_path / "a", "--epochs", 2, *options))
     for epochs in (1, 2):
         run("train.py", *command(photos, tmp_path / "b", "--epochs", epochs, *options))
@@ -581,15 +833,39 @@ def test_bf16_resumes_bit_for_bit(photos, tmp_path):
 
 def test_an_adversarial_run_in_bf16_ends_where_one_in_fp32_does(photos, tmp_path):
     """150 updates from the same start give the same quality and the same balance of D and G, though not the same bits."""
-    training = ["--init", ROOT / "weights" / "srresnet_x4.pth", "--blocks", 16, "--batch-size", 4, "--crops-per-image", 25]
-    training += ["--epochs", 6, "--val-every", 6, "--learning-rate", 1e-4, "--ema", 0.98, "--perceptual-weight", 0]
+    training = [
+        "--init",
+        ROOT / "weights" / "srresnet_x4.pth",
+        "--blocks",
+        16,
+        "--batch-size",
+        4,
+        "--crops-per-image",
+        25,
+    ]
+    training += [
+        "--epochs",
+        6,
+        "--val-every",
+        6,
+        "--learning-rate",
+        1e-4,
+        "--ema",
+        0.98,
+        "--perceptual-weight",
+        0,
+    ]
     last = {}
     for precision in ("fp32", "bf16"):
         run("train.py", *command(photos, tmp_path / precision, *training, "--precision", precision))
-        last[precision] = {name: float(value) for name, value in rows_of(tmp_path / precision)[-1].items() if value}
+        last[precision] = {
+            name: float(value) for name, value in rows_of(tmp_path / precision)[-1].items() if value
+        }
     fp32, bf16 = last["fp32"], last["bf16"]
     assert fp32["Loss_Pixel"] != bf16["Loss_Pixel"]  # it did compute in bf16
-    assert bf16["PSNR"] == pytest.approx(fp32["PSNR"], abs=0.1) and fp32["PSNR"] > fp32["Bicubic_PSNR"]
+    assert (
+        bf16["PSNR"] == pytest.approx(fp32["PSNR"], abs=0.1) and fp32["PSNR"] > fp32["Bicubic_PSNR"]
+    )
     assert bf16["SSIM"] == pytest.approx(fp32["SSIM"], abs=0.005)
     for score in ("Score_D", "Score_G"):
         assert bf16[score] == pytest.approx(fp32[score], abs=0.05)
@@ -598,12 +874,20 @@ def test_an_adversarial_run_in_bf16_ends_where_one_in_fp32_does(photos, tmp_path
 def test_tensorboard_has_the_csv_and_the_triplets_also_across_a_restart(photos, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    options = command(photos, tmp_path / "run", "--pretrain-epochs", 1, "--val-triplets", 1, "--tensorboard")
+    options = command(
+        photos, tmp_path / "run", "--pretrain-epochs", 1, "--val-triplets", 1, "--tensorboard"
+    )
     run("train.py", *options, "--epochs", 1)
     run("train.py", *options, "--epochs", 2)
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"images": 0}).Reload()
+    events = EventAccumulator(
+        str(tmp_path / "run" / "tensorboard"), size_guidance={"images": 0}
+    ).Reload()
     rows = rows_of(tmp_path / "run")
-    for tag, column in (("loss/Loss_G", "Loss_G"), ("validation/PSNR", "PSNR"), ("score/Score_D", "Score_D")):
+    for tag, column in (
+        ("loss/Loss_G", "Loss_G"),
+        ("validation/PSNR", "PSNR"),
+        ("score/Score_D", "Score_D"),
+    ):
         expected = [(int(row["Epoch"]), float(row[column])) for row in rows if row[column]]
         assert [(event.step, event.value) for event in events.Scalars(tag)] == [
             (epoch, pytest.approx(value, rel=1e-5)) for epoch, value in expected
@@ -616,14 +900,24 @@ def test_tensorboard_has_the_csv_and_the_triplets_also_across_a_restart(photos, 
 
 def test_tensorboard_that_is_not_installed_is_one_line(photos, tmp_path, monkeypatch):
     (tmp_path / "without" / "tensorboard").mkdir(parents=True)
-    (tmp_path / "without" / "tensorboard" / "__init__.py").write_text("raise ImportError('not here')")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'without'}{os.pathsep}{os.environ['PYTHONPATH']}")
-    arguments = [str(word) for word in command(photos, tmp_path / "run", "--epochs", 1, "--tensorboard")]
-    done = subprocess.run([sys.executable, ROOT / "train.py", *arguments], capture_output=True, text=True, check=False)
+    (tmp_path / "without" / "tensorboard" / "__init__.py").write_text(
+        "raise ImportError('not here')"
+    )
+    monkeypatch.setenv(
+        "PYTHONPATH", f"{tmp_path / 'without'}{os.pathsep}{os.environ['PYTHONPATH']}"
+    )
+    arguments = [
+        str(word) for word in command(photos, tmp_path / "run", "--epochs", 1, "--tensorboard")
+    ]
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *arguments], capture_output=True, text=True, check=False
+    )
     assert "pip install tensorboard" in the_error(done)
 
 
-def test_the_multiscale_discriminator_trains_resumes_and_refuses_what_it_cannot_take(photos, tmp_path):
+def test_the_multiscale_discriminator_trains_resumes_and_refuses_what_it_cannot_take(
+    photos, tmp_path
+):
     arguments = command(photos, tmp_path / "out", "--epochs", 1, "--discriminator", "multiscale")
     assert "need at least 68" in the_error(run("train.py", *arguments, "--crop", 64, status=None))
     run("train.py", *arguments, "--crop", 68)

@@ -9,31 +9,44 @@ av = pytest.importorskip("av", reason="videos need PyAV: pip install av")
 
 import footage  # noqa: E402 - needs PyAV
 
-from utils import cli, clips, frames  # noqa: E402
-from utils.frames import BT601, BT709, FULL, LIMITED, Colours  # noqa: E402
+from utils import cli  # noqa: E402
+from video import clips, frames  # noqa: E402
+from video.frames import BT601, BT709, FULL, LIMITED, Colours  # noqa: E402
 
 
 @pytest.mark.parametrize("matrix", [BT601, BT709, 9])
 @pytest.mark.parametrize("value_range", [LIMITED, FULL])
 def test_ramps_and_bars_are_read_by_their_matrix_and_range(tmp_path, matrix, value_range):
     colours = Colours(matrix, value_range)
-    path = footage.make_clip(tmp_path / "a.mp4", 2, (128, 32), draw=footage.bars, colours=colours, crf="1")
+    path = footage.make_clip(
+        tmp_path / "a.mp4", 2, (128, 32), draw=footage.bars, colours=colours, crf="1"
+    )
     clip = clips.read_clip(path)
     assert (clip.colours.matrix, clip.colours.range) == (matrix, value_range)
     for picture in clips.pictures(clip):
-        for got, true in zip(footage.flat_parts(picture.rgb), footage.flat_parts(footage.bars(0, 128, 32)), strict=True):
+        for got, true in zip(
+            footage.flat_parts(picture.rgb),
+            footage.flat_parts(footage.bars(0, 128, 32)),
+            strict=True,
+        ):
             assert np.abs(got - true).max() <= 3
 
 
 def test_colours_that_a_file_does_not_tell_are_guessed_as_players_do(tmp_path):
     small = clips.read_clip(footage.make_clip(tmp_path / "a.mp4", 1))
     large = clips.read_clip(footage.make_clip(tmp_path / "b.mp4", 1, (16, 720)))
-    assert (small.colours.matrix, large.colours.matrix, small.colours.range) == (BT601, BT709, LIMITED)
+    assert (small.colours.matrix, large.colours.matrix, small.colours.range) == (
+        BT601,
+        BT709,
+        LIMITED,
+    )
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
 def test_frames_are_turned_upright(tmp_path, rotation):
-    clip = clips.read_clip(footage.make_clip(tmp_path / "a.mp4", 2, rotation=rotation, aspect=Fraction(4, 3)))
+    clip = clips.read_clip(
+        footage.make_clip(tmp_path / "a.mp4", 2, rotation=rotation, aspect=Fraction(4, 3))
+    )
     expected = np.rot90(footage.scene(0), rotation // 90)  # counter-clockwise
     assert (clip.height, clip.width) == expected.shape[:2]
     assert np.abs(next(clips.pictures(clip)).rgb.astype(int) - expected).mean() < 8
@@ -49,10 +62,17 @@ def test_a_mirrored_frame_is_mirrored_back():
 
 
 def test_a_part_is_the_same_whether_it_can_be_sought_or_not(tmp_path):
-    for options, sought in (({"g": "10"}, True), ({"g": "10", "flags": "-cgop", "x264-params": "open-gop=1"}, None)):
+    for options, sought in (
+        ({"g": "10"}, True),
+        ({"g": "10", "flags": "-cgop", "x264-params": "open-gop=1"}, None),
+    ):
         path = footage.make_clip(tmp_path / "a.mp4", 60, **options)
         whole = [picture.rgb for picture in clips.pictures(clips.read_clip(path))]
-        for start, end in ((Fraction(1), Fraction(3, 2)), (Fraction(41, 100), Fraction(2)), (Fraction(0), Fraction(1, 5))):
+        for start, end in (
+            (Fraction(1), Fraction(3, 2)),
+            (Fraction(41, 100), Fraction(2)),
+            (Fraction(0), Fraction(1, 5)),
+        ):
             clip = clips.read_clip(path, start, end)
             first, last = -(-start * 25 // 1), -(-end * 25 // 1)
             part = [picture.rgb for picture in clips.pictures(clip)]
@@ -67,22 +87,32 @@ def test_times_are_those_of_the_file_but_begin_at_0_in_a_broadcast(tmp_path):
     times = [300 + ticks for ticks in footage.UNEVEN]
     path = footage.make_clip(tmp_path / "a.mp4", len(times), times=times)
     clip = clips.read_clip(path)
-    assert [time * clip.time_base for time in clip.times] == [Fraction(ticks, 600) for ticks in times]
+    assert [time * clip.time_base for time in clip.times] == [
+        Fraction(ticks, 600) for ticks in times
+    ]
     assert clip.durations[:3] == [(b - a) / 600 / clip.time_base for a, b in zip(times, times[1:4])]  # noqa: RUF007
     path = footage.make_clip(tmp_path / "a.ts", 5)
     with av.open(str(path)) as container:
         assert container.start_time > 0
     clip = clips.read_clip(path)
-    assert [time * clip.time_base for time in clip.times] == [Fraction(index, 25) for index in range(5)]
+    assert [time * clip.time_base for time in clip.times] == [
+        Fraction(index, 25) for index in range(5)
+    ]
 
 
 def test_an_avi_whose_times_are_those_of_decoding_is_read_in_order(tmp_path):
-    clip = clips.read_clip(footage.make_clip(tmp_path / "a.avi", 20, times=range(20), time_base=Fraction(1, 25)))
+    clip = clips.read_clip(
+        footage.make_clip(tmp_path / "a.avi", 20, times=range(20), time_base=Fraction(1, 25))
+    )
     assert len(clip.times) == 20 and set(np.diff(clip.times)) == {1}
 
 
 def test_frames_without_a_time_follow_the_one_before(tmp_path):
-    clip = clips.read_clip(footage.make_clip(tmp_path / "a.mpg", 24, times=range(24), time_base=Fraction(1, 25), bf="3"))
+    clip = clips.read_clip(
+        footage.make_clip(
+            tmp_path / "a.mpg", 24, times=range(24), time_base=Fraction(1, 25), bf="3"
+        )
+    )
     assert len(clip.times) == 24
     seconds = [float((time - clip.times[0]) * clip.time_base) for time in clip.times]
     assert seconds == pytest.approx([index / 25 for index in range(24)], abs=1e-3)
@@ -92,7 +122,9 @@ def test_a_size_that_changes_midway_is_refused(tmp_path):
     halves = [footage.make_clip(tmp_path / f"{width}.ts", 5, (width, 24)) for width in (32, 48)]
     both = tmp_path / "both.ts"
     both.write_bytes(b"".join(half.read_bytes() for half in halves))
-    with pytest.raises(cli.UserError, match=r"both.ts: its size changes from 32x24 to 48x24 at frame \d"):
+    with pytest.raises(
+        cli.UserError, match=r"both.ts: its size changes from 32x24 to 48x24 at frame \d"
+    ):
         clips.read_clip(both)
 
 
@@ -100,7 +132,9 @@ def test_large_frames_unknown_colours_and_a_missing_package_are_refused(tmp_path
     path = footage.make_clip(tmp_path / "a.mp4", 2)
     with pytest.raises(cli.UserError, match="32x24 is more than 767 pixels"):
         clips.read_clip(path, max_pixels=767)
-    odd = footage.make_clip(tmp_path / "b.mp4", 2, colours=Colours(8), draw=lambda *_: footage.scene(0))
+    odd = footage.make_clip(
+        tmp_path / "b.mp4", 2, colours=Colours(8), draw=lambda *_: footage.scene(0)
+    )
     with pytest.raises(cli.UserError, match="not supported"):
         clips.read_clip(odd)
     monkeypatch.setitem(sys.modules, "av", None)

@@ -20,10 +20,31 @@ DEVICE = torch.device("cuda")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU (CUDA)")
 
 
-def stepped(device: str, precision: str, *options: str, steps: int = 2) -> tuple[train.Models, list[dict[str, float]]]:
+def stepped(
+    device: str, precision: str, *options: str, steps: int = 2
+) -> tuple[train.Models, list[dict[str, float]]]:
     """A few adversarial updates on fixed data; the models and the values of each update."""
-    words = ["--perceptual", "squeezenet", "--perceptual-weights", "random", "--blocks", "2", "--ema", "0.9"]
-    words += ["--grid-weight", "100", "--device", device, "--precision", precision, "--seed", "3", *options]
+    words = [
+        "--perceptual",
+        "squeezenet",
+        "--perceptual-weights",
+        "random",
+        "--blocks",
+        "2",
+        "--ema",
+        "0.9",
+    ]
+    words += [
+        "--grid-weight",
+        "100",
+        "--device",
+        device,
+        "--precision",
+        precision,
+        "--seed",
+        "3",
+        *options,
+    ]
     args = train.get_args_parser().parse_args(words)
     train.resolve(args)
     models = train.Models(args)
@@ -32,7 +53,9 @@ def stepped(device: str, precision: str, *options: str, steps: int = 2) -> tuple
         optimizer.param_groups[0]["lr"] = 1e-4
     data, values = torch.Generator().manual_seed(1), []
     for step in range(steps):
-        lr, hr = (torch.rand(args.batch_size, 3, side, side, generator=data) * 2 - 1 for side in (12, 48))
+        lr, hr = (
+            torch.rand(args.batch_size, 3, side, side, generator=data) * 2 - 1 for side in (12, 48)
+        )
         models.loss.draw_view(np.random.default_rng(step))
         found = train.adversarial_step(models, lr.to(models.device), hr.to(models.device))
         models.update_average()
@@ -41,14 +64,20 @@ def stepped(device: str, precision: str, *options: str, steps: int = 2) -> tuple
 
 
 def weights_of(network: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.detach().cpu().double().flatten() for parameter in network.parameters()])
+    return torch.cat(
+        [parameter.detach().cpu().double().flatten() for parameter in network.parameters()]
+    )
 
 
 def test_a_step_in_fp32_is_the_cpus():
-    (ours, found), (theirs, expected) = (stepped(device, "fp32", "--batch-size", "4") for device in ("cuda", "cpu"))
+    (ours, found), (theirs, expected) = (
+        stepped(device, "fp32", "--batch-size", "4") for device in ("cuda", "cpu")
+    )
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=2e-3)
-    assert weights_of(ours.generator).allclose(weights_of(theirs.generator), atol=5e-4)  # two updates of 1e-4 each
+    assert weights_of(ours.generator).allclose(
+        weights_of(theirs.generator), atol=5e-4
+    )  # two updates of 1e-4 each
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -59,7 +88,10 @@ def test_a_step_in_half_precision_is_close_to_fp32(precision):
         for name in ("Loss_Pixel", "Loss_Perceptual", "Loss_D"):
             assert one[name] == pytest.approx(other[name], rel=0.05), name
     assert models.scaler.is_enabled() == (precision == "fp16")
-    assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in models.generator.parameters())
+    assert all(
+        parameter.dtype == torch.float32 and parameter.isfinite().all()
+        for parameter in models.generator.parameters()
+    )
 
 
 def test_fp16_skips_an_update_whose_gradients_overflow():
@@ -67,7 +99,9 @@ def test_fp16_skips_an_update_whose_gradients_overflow():
     before, scale = weights_of(models.generator), models.scaler.get_scale()
     models.scaler.update(2.0**60)
     models.loss.draw_view(np.random.default_rng(0))
-    train.adversarial_step(models, torch.rand(2, 3, 12, 12, device=DEVICE), torch.rand(2, 3, 48, 48, device=DEVICE))
+    train.adversarial_step(
+        models, torch.rand(2, 3, 12, 12, device=DEVICE), torch.rand(2, 3, 48, 48, device=DEVICE)
+    )
     assert models.scaler.get_scale() < 2.0**60 and scale > 1
     assert torch.equal(weights_of(models.generator), before)
 
@@ -82,7 +116,18 @@ def test_compiled_steps_are_the_eager_ones():
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_ends_and_resumes(photos, tmp_path, precision):
     """Not bit for bit: cuDNN sums gradients in no fixed order. Nothing else may be lost."""
-    options = ["--pretrain-epochs", 1, "--ema", 0.9, "--device", "cuda", "--precision", precision, "--degradation", "photo"]
+    options = [
+        "--pretrain-epochs",
+        1,
+        "--ema",
+        0.9,
+        "--device",
+        "cuda",
+        "--precision",
+        precision,
+        "--degradation",
+        "photo",
+    ]
     run("train.py", *command(photos, tmp_path / "a", "--epochs", 2, *options))
     run("train.py", *command(photos, tmp_path / "b", "--epochs", 1, *options))
     done = run("train.py", *command(photos, tmp_path / "b", "--epochs", 2, *options))
@@ -90,7 +135,9 @@ def test_a_run_ends_and_resumes(photos, tmp_path, precision):
     one, other = (rows_of(tmp_path / name) for name in "ab")
     assert [row["Epoch"] for row in one] == [row["Epoch"] for row in other] == ["1", "2", "3"]
     for name in ("PSNR", "Loss_Pixel", "Learning_Rate"):
-        assert [float(row[name]) for row in one] == pytest.approx([float(row[name]) for row in other], rel=0.02), name
+        assert [float(row[name]) for row in one] == pytest.approx(
+            [float(row[name]) for row in other], rel=0.02
+        ), name
 
 
 def test_a_run_of_the_gpu_goes_on_on_the_cpu(photos, tmp_path):
@@ -102,9 +149,13 @@ def test_a_run_of_the_gpu_goes_on_on_the_cpu(photos, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_tiles_give_the_result_of_the_whole_image(astronaut, precision):
     torch.manual_seed(0)
-    generator = inference.prepared(Generator(4, 2)).to(device=DEVICE, memory_format=torch.channels_last)
+    generator = inference.prepared(Generator(4, 2)).to(
+        device=DEVICE, memory_format=torch.channels_last
+    )
     lr = astronaut[:150, :170]
-    whole, tiled = (inference.upscale(generator, lr, tile, precision).astype(int) for tile in (0, 64))
+    whole, tiled = (
+        inference.upscale(generator, lr, tile, precision).astype(int) for tile in (0, 64)
+    )
     assert np.abs(whole - tiled).max() <= 1
     on_cpu = inference.upscale(copy.deepcopy(generator).to("cpu"), lr, 0, "fp32").astype(int)
     assert np.abs(whole - on_cpu).max() <= (1 if precision == "fp32" else 4)
@@ -113,20 +164,33 @@ def test_tiles_give_the_result_of_the_whole_image(astronaut, precision):
 def test_metrics_are_the_cpus(astronaut):
     hr = images.to_tensor(astronaut[:200, :240])
     sr = images.to_tensor(images.upscale_bicubic(images.downscale(astronaut[:200, :240], 4), 4))
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # must not matter
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        True  # must not matter
+    )
     with autocast(DEVICE, "bf16"):  # nor this
         for measure in (metrics.psnr_ssim_rgb, lambda a, b: metrics.psnr_ssim_y(a, b, 4)):
-            units = (hr, sr) if measure is metrics.psnr_ssim_rgb else (images.uint8_to_unit(hr), images.uint8_to_unit(sr))
-            found, expected = ([float(x) for x in measure(*(u.to(d) for u in units))] for d in (DEVICE, torch.device("cpu")))
+            units = (
+                (hr, sr)
+                if measure is metrics.psnr_ssim_rgb
+                else (images.uint8_to_unit(hr), images.uint8_to_unit(sr))
+            )
+            found, expected = (
+                [float(x) for x in measure(*(u.to(d) for u in units))]
+                for d in (DEVICE, torch.device("cpu"))
+            )
             assert found == pytest.approx(expected, abs=1e-4)
-        found, expected = (metrics.beyond_psnr(sr.to(d), hr.to(d), 4, {}) for d in (DEVICE, torch.device("cpu")))
+        found, expected = (
+            metrics.beyond_psnr(sr.to(d), hr.to(d), 4, {}) for d in (DEVICE, torch.device("cpu"))
+        )
         assert found == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_leave_one_run(photos, tmp_path):
     options = ["--batch-size", 4, "--perceptual-weight", 0, "--device", "cuda"]
-    first, second = launched(2, "train.py", *command(photos, tmp_path / "out", *options, "--epochs", 2))
+    first, second = launched(
+        2, "train.py", *command(photos, tmp_path / "out", *options, "--epochs", 2)
+    )
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert len(rows_of(tmp_path / "out")) == 2
 
@@ -134,6 +198,11 @@ def test_two_gpus_leave_one_run(photos, tmp_path):
 def test_the_same_command_on_a_finished_run_changes_nothing(photos, tmp_path):
     run("train.py", *command(photos, tmp_path / "a", "--epochs", 1, "--device", "cuda"))
     before = (tmp_path / "a" / "checkpoints" / "last.pth").read_bytes()
-    assert "finished" in run("train.py", *command(photos, tmp_path / "a", "--epochs", 1, "--device", "cuda")).stdout
+    assert (
+        "finished"
+        in run(
+            "train.py", *command(photos, tmp_path / "a", "--epochs", 1, "--device", "cuda")
+        ).stdout
+    )
     assert (tmp_path / "a" / "checkpoints" / "last.pth").read_bytes() == before
     assert_same_run(tmp_path / "a", tmp_path / "a")

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dataloader import EpochSampler, TestDatasetFromFolder, TrainDatasetFromFolder, ValDatasetFromFolder, new_loader
+from dataloader import (
+    EpochSampler,
+    TestDatasetFromFolder,
+    TrainDatasetFromFolder,
+    ValDatasetFromFolder,
+    new_loader,
+)
 from utils import images
 
 
@@ -20,12 +26,16 @@ def epoch_of(dataset, epoch: int, workers: int = 0, first_batch: int = 0):
 
 
 def same(a, b) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for one, two in zip(a, b) for x, y in zip(one, two))
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for one, two in zip(a, b) for x, y in zip(one, two)
+    )
 
 
 @pytest.fixture
 def dataset(photos, tmp_path) -> TrainDatasetFromFolder:
-    return TrainDatasetFromFolder(photos[0], 32, 4, crops_per_image=2, seed=4, cache_folder=tmp_path / "cache")
+    return TrainDatasetFromFolder(
+        photos[0], 32, 4, crops_per_image=2, seed=4, cache_folder=tmp_path / "cache"
+    )
 
 
 def test_samples_are_uint8_crops_and_the_tail_is_kept(dataset):
@@ -42,7 +52,10 @@ def test_samples_do_not_depend_on_workers_cache_or_where_the_epoch_is_resumed(da
     plain = TrainDatasetFromFolder(photos[0], 32, 4, crops_per_image=2, seed=4)
     assert same(epoch_of(plain, 5), expected)
     assert not same(epoch_of(dataset, 6), expected)
-    assert all(torch.equal(a, b) for a, b in zip(dataset[(5, 3)], pickle.loads(pickle.dumps(dataset))[(5, 3)]))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(dataset[(5, 3)], pickle.loads(pickle.dumps(dataset))[(5, 3)])
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,18 +70,29 @@ def test_the_samples_of_an_epoch_are_those_that_earlier_versions_gave(tmp_path, 
         y, x, channel = np.ogrid[: 60 + 8 * index, :70, :3]
         pixels = (x * 7 + y * (5 + index) + x * y // 9 + channel * 40) % 256
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{index}.png")
-    loader = new_loader(TrainDatasetFromFolder(tmp_path, 24, upscale, crops_per_image=4, seed=11), 5, seed=11, workers=0)
+    loader = new_loader(
+        TrainDatasetFromFolder(tmp_path, 24, upscale, crops_per_image=4, seed=11),
+        5,
+        seed=11,
+        workers=0,
+    )
     loader.batch_sampler.epoch = 3
     assert next(iter(loader.batch_sampler)) == [(3, 8), (3, 9), (3, 4), (3, 6), (3, 11)]
-    found = [tuple(zlib.crc32(images.contiguous().numpy()) for images in (hr, lr)) for lr, hr in loader]
+    found = [
+        tuple(zlib.crc32(images.contiguous().numpy()) for images in (hr, lr)) for lr, hr in loader
+    ]
     assert found == checksums
 
 
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
-def test_a_plain_loader_gives_new_crops_in_every_pass_and_the_same_ones_after_the_same_seed(dataset, workers, persistent):
+def test_a_plain_loader_gives_new_crops_in_every_pass_and_the_same_ones_after_the_same_seed(
+    dataset, workers, persistent
+):
     def passes():
         torch.manual_seed(1)
-        loader = DataLoader(dataset, 4, shuffle=True, num_workers=workers, persistent_workers=persistent)
+        loader = DataLoader(
+            dataset, 4, shuffle=True, num_workers=workers, persistent_workers=persistent
+        )
         return [list(loader) for _ in range(3)]
 
     first, again = passes(), passes()
@@ -93,12 +117,16 @@ def test_the_sampler_works_in_a_plain_dataloader(dataset):
     assert same(list(DataLoader(dataset, batch_sampler=sampler)), epoch_of(dataset, 5))
 
 
-def test_crops_start_on_the_grid_and_have_the_lr_of_the_whole_image_in_all_orientations(dataset, photos):
+def test_crops_start_on_the_grid_and_have_the_lr_of_the_whole_image_in_all_orientations(
+    dataset, photos
+):
     image = images.crop_to_multiple(images.read_picture(photos[0] / "image_1.png").rgb, 4)
     lr_image = images.downscale(image, 4)
     places, turns = set(), set()
     for epoch in range(30):
-        lr, hr = (t.permute(1, 2, 0).numpy() for t in dataset[(epoch, 2)])  # samples 2 and 3 are of image 1
+        lr, hr = (
+            t.permute(1, 2, 0).numpy() for t in dataset[(epoch, 2)]
+        )  # samples 2 and 3 are of image 1
         found = False
         for turn in range(8):
             turned = np.rot90(hr if turn < 4 else hr[:, ::-1], turn % 4)
@@ -106,7 +134,9 @@ def test_crops_start_on_the_grid_and_have_the_lr_of_the_whole_image_in_all_orien
                 for left in range(0, image.shape[1] - 31, 4):
                     if np.array_equal(image[top : top + 32, left : left + 32], turned):
                         back = np.rot90(lr if turn < 4 else lr[:, ::-1], turn % 4)
-                        assert np.array_equal(lr_image[top // 4 : top // 4 + 8, left // 4 : left // 4 + 8], back)
+                        assert np.array_equal(
+                            lr_image[top // 4 : top // 4 + 8, left // 4 : left // 4 + 8], back
+                        )
                         places.add((top, left))
                         turns.add(turn)
                         found = True
@@ -128,7 +158,9 @@ def test_an_epoch_visits_every_sample_once(length, batch_size, seed, epoch):
 @pytest.mark.parametrize("cached", [True, False])
 def test_an_image_narrower_than_the_scale_is_too_small_and_not_damaged(photos, tmp_path, cached):
     Image.new("RGB", (40, 3)).save(photos[0] / "narrow.png")
-    dataset = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache" if cached else None)
+    dataset = TrainDatasetFromFolder(
+        photos[0], 32, 4, cache_folder=tmp_path / "cache" if cached else None
+    )
     assert dataset.too_small == ["narrow.png"] and not dataset.store.bad
 
 
@@ -140,7 +172,9 @@ def test_more_processes_than_samples_are_refused():
 def test_small_images_are_left_out(photos):
     Image.new("RGB", (40, 30)).save(photos[0] / "small.png")
     assert TrainDatasetFromFolder(photos[0], 32, 4).too_small == ["small.png"]
-    with pytest.raises(ValueError, match=r"no image is as large as 88x88 \(the largest is .*, 100x72\)"):
+    with pytest.raises(
+        ValueError, match=r"no image is as large as 88x88 \(the largest is .*, 100x72\)"
+    ):
         TrainDatasetFromFolder(photos[0], 88, 4)
     with pytest.raises(ValueError, match="multiple of the scale 4"):
         TrainDatasetFromFolder(photos[0], 33, 4)
@@ -154,7 +188,9 @@ def test_validation_gives_whole_images_cropped_to_the_scale(photos, tmp_path):
         assert lr.shape == (1, 3, 18, 25) and hr.shape == bicubic.shape == (1, 3, 72, 100)
         original = images.read_picture(photos[1] / "image_1.png").rgb
         assert np.array_equal(images.to_array(hr), original[:72, :100])
-        assert np.array_equal(images.to_array(bicubic), images.upscale_bicubic(images.to_array(lr), 4))
+        assert np.array_equal(
+            images.to_array(bicubic), images.upscale_bicubic(images.to_array(lr), 4)
+        )
     assert len(ValDatasetFromFolder(photos[1], 4, count=1)) == 1
 
 

@@ -24,7 +24,8 @@ def gray_profile() -> bytes:
     """The smallest ICC profile of a gray space with linear tones."""
     tags = {
         b"desc": b"desc" + struct.pack(">4xI", 2) + b"g\0" + bytes(79),
-        b"wtpt": b"XYZ " + struct.pack(">4x3i", *(round(value * 65536) for value in (0.9642, 1, 0.8249))),
+        b"wtpt": b"XYZ "
+        + struct.pack(">4x3i", *(round(value * 65536) for value in (0.9642, 1, 0.8249))),
         b"kTRC": b"curv" + struct.pack(">4xI", 0),
     }
     table, body = struct.pack(">I", len(tags)), b""
@@ -32,7 +33,16 @@ def gray_profile() -> bytes:
         table += struct.pack(">4sII", name, 128 + 4 + 12 * len(tags) + len(body), len(content))
         body += content.ljust(-(-len(content) // 4) * 4, b"\0")
     header = bytearray(128)
-    struct.pack_into(">I4xI4s4s4s", header, 0, 128 + len(table) + len(body), 0x02100000, b"mntr", b"GRAY", b"XYZ ")
+    struct.pack_into(
+        ">I4xI4s4s4s",
+        header,
+        0,
+        128 + len(table) + len(body),
+        0x02100000,
+        b"mntr",
+        b"GRAY",
+        b"XYZ ",
+    )
     header[36:40] = b"acsp"
     struct.pack_into(">3i", header, 68, *(round(value * 65536) for value in (0.9642, 1, 0.8249)))
     return bytes(header) + table + body
@@ -50,7 +60,11 @@ def gray_profile() -> bytes:
     ],
 )
 def test_the_range_of_floating_point_gray(tmp_path, values, white):
-    gray = images.read_picture(saved(tmp_path / "a.tif", values.astype(np.float32))).rgb[..., 0].astype(int)
+    gray = (
+        images.read_picture(saved(tmp_path / "a.tif", values.astype(np.float32)))
+        .rgb[..., 0]
+        .astype(int)
+    )
     expected = (values / white * 255).clip(0, 255)
     assert np.abs(gray - expected).max() <= 1
 
@@ -72,7 +86,11 @@ def test_the_range_of_floating_point_gray(tmp_path, values, white):
 def test_the_range_of_integer_gray(tmp_path, values, dtype, white):
     values = values.astype(dtype)
     tifffile.imwrite(tmp_path / "a.tif", values)
-    paths = [tmp_path / "a.tif", saved(tmp_path / "a.png", values)] if dtype == np.uint16 else [tmp_path / "a.tif"]
+    paths = (
+        [tmp_path / "a.tif", saved(tmp_path / "a.png", values)]
+        if dtype == np.uint16
+        else [tmp_path / "a.tif"]
+    )
     for path in paths:
         gray = images.read_picture(path).rgb[..., 0].astype(int)
         assert np.abs(gray - (values / white * 255).clip(0, 255)).max() <= 1, path
@@ -80,8 +98,15 @@ def test_the_range_of_integer_gray(tmp_path, values, dtype, white):
 
 def test_a_range_that_had_to_be_guessed_is_said(tmp_path):
     guessed = saved(tmp_path / "dark.png", (SMOOTH * 4000).astype(np.uint16))
-    assert images.read_picture(guessed).notes == ("its 16-bit values hardly exceed 4,095, which is taken as white",)
-    assert images.read_picture(saved(tmp_path / "bright.png", (SMOOTH * 65535).astype(np.uint16))).notes == ()
+    assert images.read_picture(guessed).notes == (
+        "its 16-bit values hardly exceed 4,095, which is taken as white",
+    )
+    assert (
+        images.read_picture(
+            saved(tmp_path / "bright.png", (SMOOTH * 65535).astype(np.uint16))
+        ).notes
+        == ()
+    )
     assert images.read_picture(saved(tmp_path / "unit.tif", SMOOTH.astype(np.float32))).notes == ()
 
 
@@ -90,9 +115,13 @@ def test_the_range_that_a_file_tells(tmp_path):
     for tag in (MAX_TAG, S_MAX_TAG):
         tifffile.imwrite(tmp_path / "a.tif", values, extratags=[(tag, 3, 1, 2000, True)])
         assert images.read_picture(tmp_path / "a.tif").rgb.max() == 128
-    tifffile.imwrite(tmp_path / "a.tif", values, extratags=[(MAX_TAG, 3, 1, 1, True)])  # cannot be true
+    tifffile.imwrite(
+        tmp_path / "a.tif", values, extratags=[(MAX_TAG, 3, 1, 1, True)]
+    )  # cannot be true
     assert images.read_picture(tmp_path / "a.tif").rgb.max() == 62
-    tifffile.imwrite(tmp_path / "a.tif", (SMOOTH * 65535).astype(np.uint16), photometric="miniswhite")
+    tifffile.imwrite(
+        tmp_path / "a.tif", (SMOOTH * 65535).astype(np.uint16), photometric="miniswhite"
+    )
     assert images.read_picture(tmp_path / "a.tif").rgb[[0, -1], [0, -1], 0].tolist() == [255, 0]
     (tmp_path / "a.pgm").write_bytes(b"P5 60 40 65535\n" + values.astype(">u2").tobytes())
     assert images.read_picture(tmp_path / "a.pgm").rgb.max() == 4
@@ -101,7 +130,9 @@ def test_the_range_that_a_file_tells(tmp_path):
 def test_a_gray_profile_is_applied_also_beside_alpha(tmp_path):
     levels = np.array([[0, 64, 128, 255]], np.uint8)
     linear = levels / 255
-    expected = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255
+    expected = (
+        np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255
+    )
     gray = Image.fromarray(levels)
     for image in (gray, gray.convert("LA"), Image.fromarray(levels.astype(np.uint16) * 257)):
         picture = images.read_picture(saved(tmp_path / "a.png", image, icc_profile=gray_profile()))

@@ -14,8 +14,8 @@ from test_dataloader import epoch_of, same
 import degradations
 import prepare_data
 from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder
+from options import get_args_parser, resolve
 from utils import images
-from utils.options import get_args_parser, resolve
 
 PASSES = [*degradations.PHOTO["passes"]["light"], *degradations.PHOTO["passes"]["full"]]
 
@@ -37,10 +37,14 @@ def test_a_round_gaussian_is_scipys():
     impulse = np.zeros((21, 21))
     impulse[10, 10] = 1
     expected = ndimage.gaussian_filter(impulse, 1.7, radius=6)
-    assert np.allclose(degradations.blur_kernel("gaussian", 6, 1.7, 1.7, 0), expected[4:17, 4:17], atol=2e-4)
+    assert np.allclose(
+        degradations.blur_kernel("gaussian", 6, 1.7, 1.7, 0), expected[4:17, 4:17], atol=2e-4
+    )
 
 
-@pytest.mark.parametrize(("along", "across", "angle"), [(2.4, 0.9, 0.5), (0.8, 2.0, -2.0), (1.5, 1.5, 1.0)])
+@pytest.mark.parametrize(
+    ("along", "across", "angle"), [(2.4, 0.9, 0.5), (0.8, 2.0, -2.0), (1.5, 1.5, 1.0)]
+)
 def test_a_blur_has_the_covariance_that_it_was_drawn_with(along, across, angle):
     kernel = degradations.blur_kernel("gaussian", 10, along, across, angle)
     y, x = np.mgrid[-10:11, -10:11]
@@ -65,18 +69,25 @@ def test_a_sinc_filter_is_the_fourier_transform_of_a_disc():
     u, v = np.meshgrid(steps, steps)
     disc = u**2 + v**2 <= cutoff**2
     kernel = degradations.sinc_kernel(5, cutoff)
-    expected = np.array([[np.cos(u * x + v * y)[disc].sum() for x in range(-5, 6)] for y in range(-5, 6)])
+    expected = np.array(
+        [[np.cos(u * x + v * y)[disc].sum() for x in range(-5, 6)] for y in range(-5, 6)]
+    )
     assert np.allclose(kernel, expected / expected.sum(), atol=2e-4)
     assert kernel.min() < -0.005  # it rings
 
 
 def test_filtering_is_scipys_correlation(astronaut):
-    image, kernel = astronaut[:40, :50].astype(np.float64), np.random.default_rng(0).random((15, 15))
+    image, kernel = (
+        astronaut[:40, :50].astype(np.float64),
+        np.random.default_rng(0).random((15, 15)),
+    )
     expected = ndimage.correlate(image, kernel[..., None], mode="mirror")
     assert np.allclose(degradations.filtered(image, kernel), expected)
     assert np.allclose(degradations.filtered(image.astype(np.float32), kernel), expected, rtol=1e-4)
     both = degradations.filtered(image, kernel[0])  # along both axes
-    assert np.allclose(both, ndimage.correlate(image, np.outer(kernel[0], kernel[0])[..., None], mode="mirror"))
+    assert np.allclose(
+        both, ndimage.correlate(image, np.outer(kernel[0], kernel[0])[..., None], mode="mirror")
+    )
 
 
 # --- resizing, noise, JPEG
@@ -96,7 +107,10 @@ def test_resizing_by_area_averages_and_antialiased_is_the_bicubic_of_lr(astronau
     image = astronaut[:64, :80].astype(np.float64)
     means = image.reshape(16, 4, 20, 4, 3).mean((1, 3))
     assert np.allclose(degradations.resize(image, "area", size=(16, 20)), means)
-    assert np.array_equal(degradations.resize(image, "antialiased", size=(16, 20)), images.downscale(astronaut[:64, :80], 4))
+    assert np.array_equal(
+        degradations.resize(image, "antialiased", size=(16, 20)),
+        images.downscale(astronaut[:64, :80], 4),
+    )
 
 
 @pytest.mark.parametrize("method", degradations.METHODS)
@@ -108,7 +122,9 @@ def test_resizing_moves_nothing(method, size):
     rows, columns = np.meshgrid(*centres, indexing="ij")
     found = degradations.resize(ramp, method, size=size) - 40
     error = (found - np.stack([rows, columns, rows + columns], -1))[3:-3, 3:-3]
-    assert np.abs(error.mean((0, 1))).max() < 0.1 and np.abs(error).max() < 1.1  # "area" repeats pixels where it enlarges
+    assert (
+        np.abs(error.mean((0, 1))).max() < 0.1 and np.abs(error).max() < 1.1
+    )  # "area" repeats pixels where it enlarges
 
 
 @pytest.mark.parametrize("gray", [True, False])
@@ -119,7 +135,9 @@ def test_noise_has_the_strength_that_was_asked_for(gray):
     assert gaussian.std() == pytest.approx(7, rel=0.03) and abs(gaussian.mean()) < 0.1
     counted = rng.poisson(100, flat.shape)  # photons, 255 for white
     poisson = degradations.add_poisson(flat, rng, 0.5, gray)
-    assert poisson.std() == pytest.approx(0.5 * counted.std(), rel=0.03) and poisson.mean() == pytest.approx(100, abs=0.1)
+    assert poisson.std() == pytest.approx(
+        0.5 * counted.std(), rel=0.03
+    ) and poisson.mean() == pytest.approx(100, abs=0.1)
     assert degradations.add_poisson(flat * 0, rng, 1.0, gray).max() == 0  # no photons, no noise
     for noisy in (gaussian, poisson):
         assert np.array_equal(noisy[..., 0], noisy[..., 1]) == gray
@@ -131,8 +149,12 @@ def test_noise_has_the_strength_that_was_asked_for(gray):
 def test_jpeg_is_pillows(astronaut, quality, full_chroma):
     image = astronaut[100:150, 100:170]
     data = io.BytesIO()
-    Image.fromarray(image).save(data, "JPEG", quality=quality, subsampling="4:4:4" if full_chroma else "4:2:0")
-    difference = degradations.jpeg(image.astype(np.float32), quality, full_chroma) - np.asarray(Image.open(data))
+    Image.fromarray(image).save(
+        data, "JPEG", quality=quality, subsampling="4:4:4" if full_chroma else "4:2:0"
+    )
+    difference = degradations.jpeg(image.astype(np.float32), quality, full_chroma) - np.asarray(
+        Image.open(data)
+    )
     assert np.abs(difference).max() <= 2
 
 
@@ -141,23 +163,37 @@ def test_jpeg_is_pillows(astronaut, quality, full_chroma):
 
 def test_choices_have_their_probabilities():
     photo, rng = degradations.PHOTO, np.random.default_rng(1)
-    kinds = {kind: [degradations.draw(rng, (16, 20), kind) for _ in range(1500)] for kind in photo["shares"]}
+    kinds = {
+        kind: [degradations.draw(rng, (16, 20), kind) for _ in range(1500)]
+        for kind in photo["shares"]
+    }
     assert not any(kinds["clean"])
     names = [[operation.func.__name__ for operation in plan] for plan in drawn(3000)]
     assert_distributed(
-        ["clean" if not plan else "full" if plan.count("jpeg") == 2 else "light" for plan in names], photo["shares"]
+        ["clean" if not plan else "full" if plan.count("jpeg") == 2 else "light" for plan in names],
+        photo["shares"],
     )
-    with_sinc = photo["final_sinc"]  # the last resizing is followed by a filter, by JPEG, by both, or by nothing
-    ends = ["".join(operation.func.__name__[0] for operation in plan[-3:]) for plan in kinds["full"]]
+    with_sinc = photo[
+        "final_sinc"
+    ]  # the last resizing is followed by a filter, by JPEG, by both, or by nothing
+    ends = [
+        "".join(operation.func.__name__[0] for operation in plan[-3:]) for plan in kinds["full"]
+    ]
     found = ["rfj" in end or end.endswith("rf") for end in ends]
     assert_distributed(found, {True: with_sinc, False: 1 - with_sinc})
     assert_distributed([end[-1] == "j" for end in ends], {True: 0.5, False: 0.5})
     for ranges in PASSES:
         plans = [degradations._draw_pass(rng, ranges, (100, 100)) for _ in range(3000)]
-        operations = [{operation.func.__name__: operation.keywords for operation in plan} for plan in plans]
-        assert_distributed(["filtered" in plan for plan in operations], {True: ranges.blur, False: 1 - ranges.blur})
+        operations = [
+            {operation.func.__name__: operation.keywords for operation in plan} for plan in plans
+        ]
+        assert_distributed(
+            ["filtered" in plan for plan in operations], {True: ranges.blur, False: 1 - ranges.blur}
+        )
         noises = [plan.get("add_gaussian") or plan.get("add_poisson") for plan in operations]
-        assert_distributed([noise is not None for noise in noises], {True: ranges.noise, False: 1 - ranges.noise})
+        assert_distributed(
+            [noise is not None for noise in noises], {True: ranges.noise, False: 1 - ranges.noise}
+        )
         grays = [noise["gray"] for noise in noises if noise]
         assert_distributed(grays, {True: photo["gray_noise"], False: 1 - photo["gray_noise"]})
         gaussian = ["add_gaussian" in plan for plan, noise in zip(operations, noises) if noise]
@@ -166,8 +202,14 @@ def test_choices_have_their_probabilities():
         assert_distributed(chroma, {True: photo["full_chroma"], False: 1 - photo["full_chroma"]})
         scales = [scale_of(plan.get("resize", {"scale": 1})) for plan in operations]
         directions = ["up" if scale > 1 else "down" if scale < 1 else "keep" for scale in scales]
-        expected = {"up": ranges.enlarge, "down": ranges.shrink, "keep": 1 - ranges.enlarge - ranges.shrink}
-        assert_distributed(directions, expected, 0.02)  # a scale within half a percent of 1 is rounded to it
+        expected = {
+            "up": ranges.enlarge,
+            "down": ranges.shrink,
+            "keep": 1 - ranges.enlarge - ranges.shrink,
+        }
+        assert_distributed(
+            directions, expected, 0.02
+        )  # a scale within half a percent of 1 is rounded to it
         methods = [plan["resize"]["method"] for plan in operations if "resize" in plan]
         assert_distributed(methods, dict.fromkeys(ranges.methods, 1 / len(ranges.methods)))
 
@@ -183,7 +225,9 @@ def test_the_shapes_of_blur_have_their_probabilities(monkeypatch):
     monkeypatch.setattr(degradations, "blur_kernel", record)
     for _ in range(4000):
         degradations.draw_blur(rng, (0.5, 2))
-    assert_distributed([True] * len(drawn_shapes) + [False] * (4000 - len(drawn_shapes)), {True: 0.9, False: 0.1})
+    assert_distributed(
+        [True] * len(drawn_shapes) + [False] * (4000 - len(drawn_shapes)), {True: 0.9, False: 0.1}
+    )
     assert_distributed([family for family, *_ in drawn_shapes], photo["blurs"])
     for family, share in photo["anisotropic"].items():
         turned = [turned for name, turned, _ in drawn_shapes if name == family]
@@ -200,12 +244,20 @@ def scale_of(resizing: dict) -> float:
 
 def assert_distributed(found: list, probabilities: dict, slack: float = 0) -> None:
     counts = collections.Counter(found)
-    expected = {key: probability * len(found) for key, probability in probabilities.items() if probability}
+    expected = {
+        key: probability * len(found) for key, probability in probabilities.items() if probability
+    }
     assert counts.keys() <= expected.keys(), counts
     if slack:
-        assert all(abs(counts[key] - number) < (0.03 + slack) * len(found) for key, number in expected.items()), counts
+        assert all(
+            abs(counts[key] - number) < (0.03 + slack) * len(found)
+            for key, number in expected.items()
+        ), counts
     elif len(expected) > 1:
-        assert stats.chisquare([counts[key] for key in expected], list(expected.values())).pvalue > 1e-4, (counts, expected)
+        assert (
+            stats.chisquare([counts[key] for key in expected], list(expected.values())).pvalue
+            > 1e-4
+        ), (counts, expected)
 
 
 @pytest.mark.parametrize("ranges", PASSES)
@@ -215,12 +267,18 @@ def test_parameters_fill_their_ranges_and_no_more(ranges):
         for operation in degradations._draw_pass(rng, ranges, (100, 100)):
             for name, value in operation.keywords.items():
                 found[operation.func.__name__, name].append(value)
-    limits = {("add_gaussian", "strength"): ranges.gaussian, ("add_poisson", "strength"): ranges.poisson}
+    limits = {
+        ("add_gaussian", "strength"): ranges.gaussian,
+        ("add_poisson", "strength"): ranges.poisson,
+    }
     for key, (low, high) in {**limits, ("jpeg", "quality"): ranges.quality}.items():
         room = (high - low) * 0.05
         assert low <= min(found[key]) < low + room and high - room < max(found[key]) <= high, key
     scales = [*found["resize", "scale"], *(size[0] / 100 for size in found["resize", "size"])]
-    assert ranges.scale[0] <= min(scales) < ranges.scale[0] + 0.03 and ranges.scale[1] - 0.03 < max(scales) <= ranges.scale[1]
+    assert (
+        ranges.scale[0] <= min(scales) < ranges.scale[0] + 0.03
+        and ranges.scale[1] - 0.03 < max(scales) <= ranges.scale[1]
+    )
     kernels = found["filtered", "kernel"]
     assert max(len(kernel) for kernel in kernels) == 2 * degradations.PHOTO["radius"][1] + 1
     assert all(kernel.sum() == pytest.approx(1) for kernel in kernels)
@@ -230,13 +288,20 @@ def test_noise_and_blocks_reach_lr():
     """Their size there is what a network has to deal with; those of the first pass shrink with the image."""
     gray = np.full((256, 256, 3), 128, np.uint8)
     noise = {
-        kind: np.array([degradations.degrade(gray, 4, np.random.default_rng(seed), kind=kind).std() for seed in range(60)])
+        kind: np.array(
+            [
+                degradations.degrade(gray, 4, np.random.default_rng(seed), kind=kind).std()
+                for seed in range(60)
+            ]
+        )
         for kind in ("light", "full")
     }
     assert noise["light"].max() < 6 < noise["full"].max()
     assert np.mean(noise["full"] > 2) > 0.3 and np.mean(noise["light"] < 1) > 0.4
     for plan in filter(None, drawn(500)):
-        assert [operation for operation in plan if operation.func is degradations.resize][-1].keywords["size"] == (16, 20)
+        assert [operation for operation in plan if operation.func is degradations.resize][
+            -1
+        ].keywords["size"] == (16, 20)
 
 
 # --- whole images and crops
@@ -245,19 +310,26 @@ def test_noise_and_blocks_reach_lr():
 def test_a_file_is_degraded_in_the_same_way_on_every_machine():
     checksum = 0
     for index in range(40):
-        checksum = zlib.crc32(degradations.degrade_file(pattern(60, 80), 4, f"{index}.png").tobytes(), checksum)
+        checksum = zlib.crc32(
+            degradations.degrade_file(pattern(60, 80), 4, f"{index}.png").tobytes(), checksum
+        )
     assert checksum == 2878269148
     one = degradations.degrade_file(pattern(120, 160), 4, "a/b.png")
     assert np.array_equal(one, degradations.degrade_file(pattern(120, 160), 4, "a/b.jpg"))
-    assert not np.array_equal(one, degradations.degrade_file(pattern(120, 160), 4, "a/b.png", seed=1))
+    assert not np.array_equal(
+        one, degradations.degrade_file(pattern(120, 160), 4, "a/b.png", seed=1)
+    )
 
 
 def test_single_precision_gives_the_same_to_within_a_level(astronaut, monkeypatch):
-    monkeypatch.setattr(degradations, "_normal", lambda image, _rng, _gray: np.zeros_like(image))  # or other numbers are drawn
+    monkeypatch.setattr(
+        degradations, "_normal", lambda image, _rng, _gray: np.zeros_like(image)
+    )  # or other numbers are drawn
     worst = []
     for seed in range(20):
         made = [
-            degradations.degrade(astronaut[:128, :160], 4, np.random.default_rng(seed), p) for p in (np.float32, np.float64)
+            degradations.degrade(astronaut[:128, :160], 4, np.random.default_rng(seed), p)
+            for p in (np.float32, np.float64)
         ]
         worst.append(np.abs(made[0].astype(int) - made[1]).max())
     assert sorted(worst)[17] <= 1  # JPEG may round a coefficient differently
@@ -278,10 +350,14 @@ def test_a_degraded_crop_lies_where_its_hr_lies(astronaut, top, left):
     hr = astronaut[4 * top : 4 * top + 88, 4 * left : 4 * left + 88]
     mean = np.zeros((22, 22, 3))
     for seed in range(40):
-        mean += degradations.degrade_crop(astronaut, top, left, 22, 4, np.random.default_rng(seed)) / 40
+        mean += (
+            degradations.degrade_crop(astronaut, top, left, 22, 4, np.random.default_rng(seed)) / 40
+        )
     expected = images.downscale(hr, 4).astype(float)
     errors = {
-        (y, x): np.abs(np.roll(mean, (y, x), (0, 1)) - expected)[2:-2, 2:-2].mean() for y in (-1, 0, 1) for x in (-1, 0, 1)
+        (y, x): np.abs(np.roll(mean, (y, x), (0, 1)) - expected)[2:-2, 2:-2].mean()
+        for y in (-1, 0, 1)
+        for x in (-1, 0, 1)
     }
     assert min(errors, key=errors.get) == (0, 0)
 
@@ -294,7 +370,12 @@ def test_what_lies_beyond_the_margin_is_hardly_seen_in_the_crop(astronaut, monke
             with monkeypatch.context() as patch:
                 patch.setattr(degradations.cv2, "BORDER_REFLECT_101", border)
                 rngs = map(np.random.default_rng, range(60))
-                made.append([degradations.degrade_crop(astronaut, 40, 50, 22, 4, rng).astype(int) for rng in rngs])
+                made.append(
+                    [
+                        degradations.degrade_crop(astronaut, 40, 50, 22, 4, rng).astype(int)
+                        for rng in rngs
+                    ]
+                )
         return np.mean([np.abs(one - two).mean() for one, two in zip(*made)])
 
     assert difference(degradations.MARGIN) < 0.15 < 0.3 < difference(8)  # levels of 255
@@ -304,7 +385,10 @@ def test_what_lies_beyond_the_margin_is_hardly_seen_in_the_crop(astronaut, monke
 def test_crops_at_other_scales_lie_where_their_hr_lies(astronaut, upscale, monkeypatch):
     monkeypatch.setitem(degradations.PHOTO, "shares", {"clean": 0, "light": 1, "full": 0})
     image = images.crop_to_multiple(astronaut, upscale)
-    mean = sum(degradations.degrade_crop(image, 15, 20, 12, upscale, np.random.default_rng(seed)) / 40.0 for seed in range(40))
+    mean = sum(
+        degradations.degrade_crop(image, 15, 20, 12, upscale, np.random.default_rng(seed)) / 40.0
+        for seed in range(40)
+    )
     expected = images.downscale(image, upscale)[15:27, 20:32]
     assert np.abs(mean - expected).mean() < np.abs(mean - np.roll(expected, 1, 0)).mean() / 2
 
@@ -341,29 +425,42 @@ def test_pictures_smaller_than_the_margin_are_degraded(shape):
 
 @pytest.fixture
 def dataset(photos, tmp_path) -> TrainDatasetFromFolder:
-    options = {"crops_per_image": 2, "seed": 4, "cache_folder": tmp_path / "cache", "degradation": "photo"}
+    options = {
+        "crops_per_image": 2,
+        "seed": 4,
+        "cache_folder": tmp_path / "cache",
+        "degradation": "photo",
+    }
     return TrainDatasetFromFolder(photos[0], 32, 4, **options)
 
 
 def test_samples_do_not_depend_on_workers_cache_or_where_the_epoch_is_resumed(dataset, photos):
     expected = epoch_of(dataset, 5)
-    assert all(lr.dtype == hr.dtype == torch.uint8 and lr.shape[2:] == (8, 8) for lr, hr in expected)
+    assert all(
+        lr.dtype == hr.dtype == torch.uint8 and lr.shape[2:] == (8, 8) for lr, hr in expected
+    )
     assert same(epoch_of(dataset, 5, workers=2), expected)
     assert same(epoch_of(dataset, 5, first_batch=1), expected[1:])
     plain = TrainDatasetFromFolder(photos[0], 32, 4, crops_per_image=2, seed=4, degradation="photo")
     assert same(epoch_of(plain, 5), expected)
     assert not same(epoch_of(dataset, 6), expected)
     bicubic = TrainDatasetFromFolder(photos[0], 32, 4, crops_per_image=2, seed=4)
-    assert same([[hr] for _, hr in epoch_of(bicubic, 5)], [[hr] for _, hr in expected])  # HR is that of the other run
+    assert same(
+        [[hr] for _, hr in epoch_of(bicubic, 5)], [[hr] for _, hr in expected]
+    )  # HR is that of the other run
     torch.manual_seed(1)
     one, two = dataset[3], dataset[3]
     torch.manual_seed(1)
     assert same([dataset[3]], [one]) and not same([one], [two])
 
 
-@pytest.mark.parametrize(("more", "workers"), [([], 0), (["--degradation", "photo"], 1), (["--no-cache"], 0)])
+@pytest.mark.parametrize(
+    ("more", "workers"), [([], 0), (["--degradation", "photo"], 1), (["--no-cache"], 0)]
+)
 def test_a_worker_degrades_while_the_step_computes(photos, more, workers):
-    args = get_args_parser().parse_args(["--train-dir", str(photos[0]), "--val-dir", str(photos[1]), "--device", "cpu", *more])
+    args = get_args_parser().parse_args(
+        ["--train-dir", str(photos[0]), "--val-dir", str(photos[1]), "--device", "cpu", *more]
+    )
     resolve(args)
     assert args.workers == workers
 
@@ -374,15 +471,27 @@ def test_validation_and_the_files_of_prepare_data_are_the_same(photos, tmp_path)
     run_script("prepare_data.py", "degraded", photos[1], "--out", tmp_path / "lr")
     made = ValDatasetFromFolder(photos[1], 4, degradation="photo", cache_folder=tmp_path / "cache")
     read = ValDatasetFromFolder(photos[1], 4, lr_folder=tmp_path / "lr")
-    assert len(made) == 3 and all(torch.equal(a[1], b[1]) and torch.equal(a[3], b[3]) for a, b in zip(made, read))
+    assert len(made) == 3 and all(
+        torch.equal(a[1], b[1]) and torch.equal(a[3], b[3]) for a, b in zip(made, read)
+    )
     clean = ValDatasetFromFolder(photos[1], 4, cache_folder=tmp_path / "cache")
     assert not all(torch.equal(a[1], b[1]) for a, b in zip(made, clean))
     assert len(list((tmp_path / "cache").glob("x4-*"))) == 2  # side by side
 
 
 def test_the_sheet_shows_every_kind_and_leaves_out_small_images(astronaut, photos, tmp_path):
-    sheet = ["prepare_data.py", "degraded", photos[1], "--out", tmp_path / "lr", "--sheet", tmp_path / "sheet.png"]
-    assert "no image is as large as 192x192, which --sheet needs" in the_error(run_script(*sheet, status=2))
+    sheet = [
+        "prepare_data.py",
+        "degraded",
+        photos[1],
+        "--out",
+        tmp_path / "lr",
+        "--sheet",
+        tmp_path / "sheet.png",
+    ]
+    assert "no image is as large as 192x192, which --sheet needs" in the_error(
+        run_script(*sheet, status=2)
+    )
     Image.fromarray(astronaut[:200, :260]).save(photos[1] / "large.png")
     Image.new("RGB", (3, 3)).save(photos[1] / "tiny.png")
     done = run_script(*sheet)
@@ -393,9 +502,13 @@ def test_the_sheet_shows_every_kind_and_leaves_out_small_images(astronaut, photo
 
 
 def test_bad_input_of_prepare_data_degraded(photos, tmp_path):
-    assert "lies inside" in the_error(run_script("prepare_data.py", "degraded", photos[1], "--out", photos[1] / "x", status=2))
+    assert "lies inside" in the_error(
+        run_script("prepare_data.py", "degraded", photos[1], "--out", photos[1] / "x", status=2)
+    )
     Image.open(photos[1] / "image_1.png").save(photos[1] / "image_1.jpg")
-    error = the_error(run_script("prepare_data.py", "degraded", photos[1], "--out", tmp_path / "lr", status=2))
+    error = the_error(
+        run_script("prepare_data.py", "degraded", photos[1], "--out", tmp_path / "lr", status=2)
+    )
     assert "several images are named image_1" in error and not (tmp_path / "lr").exists()
 
 

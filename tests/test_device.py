@@ -65,7 +65,9 @@ def test_fp32_is_fp32_inside_autocast_and_with_tf32_on():
     conv.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     with torch.autocast("cpu", torch.bfloat16):
         with device.autocast(CPU, "fp32"):
-            assert torch.equal(conv(image), torch.nn.functional.conv2d(image, conv.weight, conv.bias))
+            assert torch.equal(
+                conv(image), torch.nn.functional.conv2d(image, conv.weight, conv.bias)
+            )
             assert conv(image).dtype == torch.float32
         assert conv(image).dtype == torch.bfloat16
     with device.autocast(CPU, "bf16"):
@@ -89,7 +91,11 @@ def system(folder: Path, files: dict[str, str | int]) -> dict[str, Path]:
 def group(place: str, limit: str | int, used: int, inactive: int) -> dict[str, str | int]:
     """A version 2 group's files."""
     stat = f"anon 5\ninactive_file {inactive}\nactive_file 7"
-    return {f"{place}/memory.max": limit, f"{place}/memory.current": used, f"{place}/memory.stat": stat}
+    return {
+        f"{place}/memory.max": limit,
+        f"{place}/memory.current": used,
+        f"{place}/memory.stat": stat,
+    }
 
 
 def test_cached_files_count_as_free(tmp_path):
@@ -103,15 +109,23 @@ def test_free_memory_is_within_the_containers_limit(tmp_path):
 
 @pytest.mark.parametrize("inner", ["max", 900 * MEBI])
 def test_limits_of_parent_groups_count_too(tmp_path, inner):
-    files = {"proc/self/cgroup": "0::/job.slice/step", **group("sys/job.slice/step", inner, 200 * MEBI, 0)}
+    files = {
+        "proc/self/cgroup": "0::/job.slice/step",
+        **group("sys/job.slice/step", inner, 200 * MEBI, 0),
+    }
     files |= group("sys/job.slice", 1000 * MEBI, 600 * MEBI, 50 * MEBI)
     assert device.free_system_memory(**system(tmp_path, files)) == 450 * MEBI
 
 
-@pytest.mark.parametrize("place", ["sys/memory/docker/abc", "sys/memory"])  # in the container the group is at the top
+@pytest.mark.parametrize(
+    "place", ["sys/memory/docker/abc", "sys/memory"]
+)  # in the container the group is at the top
 def test_free_memory_is_within_the_limits_of_version_1_groups(tmp_path, place):
     files = {"proc/self/cgroup": "5:cpuset:/\n4:cpu,memory:/docker/abc\n0::/other"}
-    files |= {f"{place}/memory.limit_in_bytes": 700 * MEBI, f"{place}/memory.usage_in_bytes": 650 * MEBI}
+    files |= {
+        f"{place}/memory.limit_in_bytes": 700 * MEBI,
+        f"{place}/memory.usage_in_bytes": 650 * MEBI,
+    }
     files |= {f"{place}/memory.stat": f"inactive_file 9\ntotal_inactive_file {40 * MEBI}"}
     assert device.free_system_memory(**system(tmp_path, files)) == 90 * MEBI
 

@@ -17,16 +17,39 @@ from utils import cli, distributed
 from utils.checkpoint import load_generator
 from validation import validate
 
-OPTIONS = ["--pretrain-epochs", 1, "--crops-per-image", 2, "--batch-size", 4, "--ema", 0.9, "--perceptual-weight", 0]
+OPTIONS = [
+    "--pretrain-epochs",
+    1,
+    "--crops-per-image",
+    2,
+    "--batch-size",
+    4,
+    "--ema",
+    0.9,
+    "--perceptual-weight",
+    0,
+]
 
 
-def launched(world_size: int, script: str, *arguments, folders: list | None = None) -> list[subprocess.CompletedProcess]:
+def launched(
+    world_size: int, script: str, *arguments, folders: list | None = None
+) -> list[subprocess.CompletedProcess]:
     """Run a script in several processes with the variables that torchrun sets, each in its own folder if folders are given."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    shared = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    shared = {
+        "WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+    }
     processes = [
-        started_script(ROOT / script, *arguments, cwd=folder, environment={**shared, "RANK": rank, "LOCAL_RANK": rank})
+        started_script(
+            ROOT / script,
+            *arguments,
+            cwd=folder,
+            environment={**shared, "RANK": rank, "LOCAL_RANK": rank},
+        )
         for rank, folder in enumerate(folders or [None] * world_size)
     ]
     return [finish() for finish in processes]
@@ -34,7 +57,12 @@ def launched(world_size: int, script: str, *arguments, folders: list | None = No
 
 def torchrun(arguments: list, *options) -> subprocess.Popen:
     """A real torchrun of two processes, in a process group of its own."""
-    words = [*("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"), *options, ROOT / "train.py", *arguments]
+    words = [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        *options,
+        ROOT / "train.py",
+        *arguments,
+    ]
     return subprocess.Popen(
         [sys.executable, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -42,7 +70,10 @@ def torchrun(arguments: list, *options) -> subprocess.Popen:
 
 
 def workers_of(launcher: subprocess.Popen) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+    return [
+        int(child)
+        for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    ]
 
 
 def wait_for(path: Path, launcher: subprocess.Popen) -> None:
@@ -61,8 +92,12 @@ def two_processes(tmp_path_factory, astronaut):
     for place, count in zip(photos, (5, 3), strict=True):
         place.mkdir()
         for index in range(count):
-            Image.fromarray(astronaut[index * 60 : index * 60 + 72, 100:180]).save(place / f"{index}.png")
-    first, second = launched(2, "train.py", *command(photos, folder / "out", *OPTIONS, "--epochs", 2))
+            Image.fromarray(astronaut[index * 60 : index * 60 + 72, 100:180]).save(
+                place / f"{index}.png"
+            )
+    first, second = launched(
+        2, "train.py", *command(photos, folder / "out", *OPTIONS, "--epochs", 2)
+    )
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     return photos, folder / "out", first, second
 
@@ -78,14 +113,20 @@ def test_two_processes_leave_one_run(two_processes):
     assert "processes: 2" in first.stdout and second.stdout == ""
     rows = rows_of(out)
     assert [row["Epoch"] for row in rows] == ["1", "2", "3"]
-    assert sorted(path.name for path in (out / "validation" / "epoch_003").iterdir()) == ["0.png", "1.png", "2.png"]
+    assert sorted(path.name for path in (out / "validation" / "epoch_003").iterdir()) == [
+        "0.png",
+        "1.png",
+        "2.png",
+    ]
     assert not list(out.rglob(".srgan-*.tmp"))
 
 
 def validated_alone(photos, out: Path, precision: str) -> float:
     """The PSNR, in dB, of a run's last generator by one process."""
     generator = load_generator(out / "checkpoints" / "generator_last.pth")
-    return validate(generator, ValDatasetFromFolder(photos[1], 4), precision, None, 0, cli.StopRequest())["PSNR"]
+    return validate(
+        generator, ValDatasetFromFolder(photos[1], 4), precision, None, 0, cli.StopRequest()
+    )["PSNR"]
 
 
 def test_validation_is_that_of_one_process(two_processes):
@@ -99,12 +140,16 @@ def test_two_processes_in_bf16_validate_as_one_does(two_processes, tmp_path):
     options = [*OPTIONS, "--epochs", 0, "--precision", "bf16"]
     first, second = launched(2, "train.py", *command(photos, tmp_path / "out", *options))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert float(rows_of(tmp_path / "out")[-1]["PSNR"]) == pytest.approx(validated_alone(photos, tmp_path / "out", "bf16"))
+    assert float(rows_of(tmp_path / "out")[-1]["PSNR"]) == pytest.approx(
+        validated_alone(photos, tmp_path / "out", "bf16")
+    )
 
 
 def test_one_process_of_torchrun_is_the_plain_run(two_processes, tmp_path, monkeypatch):
     photos, *_ = two_processes
-    (done,) = launched(1, "train.py", *command(photos, tmp_path / "torchrun", *OPTIONS, "--epochs", 1))
+    (done,) = launched(
+        1, "train.py", *command(photos, tmp_path / "torchrun", *OPTIONS, "--epochs", 1)
+    )
     assert done.returncode == 0, done.stderr
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run("train.py", *command(photos, tmp_path / "plain", *OPTIONS, "--epochs", 1))
@@ -117,7 +162,9 @@ def test_machines_that_do_not_share_one_out_folder_are_refused(two_processes, tm
     (tmp_path / "b").mkdir()
     arguments = command(photos, "out", *OPTIONS, "--epochs", 3)
     for done in launched(2, "train.py", *arguments, folders=[tmp_path / "a", tmp_path / "b"]):
-        assert done.returncode == 2 and "is not the same folder for all processes" in done.stderr, done.stderr
+        assert done.returncode == 2 and "is not the same folder for all processes" in done.stderr, (
+            done.stderr
+        )
 
 
 def test_sigterm_to_the_launcher_saves_and_the_same_command_resumes(two_processes, tmp_path):
@@ -126,16 +173,23 @@ def test_sigterm_to_the_launcher_saves_and_the_same_command_resumes(two_processe
     launcher = torchrun(arguments)
     wait_for(tmp_path / "out" / "checkpoints" / "generator_pretrained.pth", launcher)
     time.sleep(0.3)
-    for process in (launcher.pid, *workers_of(launcher)):  # as a scheduler does; the launcher passes it on once more
+    for process in (
+        launcher.pid,
+        *workers_of(launcher),
+    ):  # as a scheduler does; the launcher passes it on once more
         os.kill(process, signal.SIGTERM)
     errors = launcher.communicate(timeout=60)[1]
-    assert launcher.returncode != 0 and errors.count("run the same command again to resume") == 1, errors
+    assert launcher.returncode != 0 and errors.count("run the same command again to resume") == 1, (
+        errors
+    )
     for done in launched(2, "train.py", *arguments):
         assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "out", whole)
 
 
-def test_a_killed_process_is_restarted_or_ends_the_job_and_the_same_command_carries_on(two_processes, tmp_path):
+def test_a_killed_process_is_restarted_or_ends_the_job_and_the_same_command_carries_on(
+    two_processes, tmp_path
+):
     photos, whole, *_ = two_processes
     arguments = command(photos, tmp_path / "out", *OPTIONS, "--epochs", 2)
     launcher = torchrun(arguments, "--max-restarts=1")
@@ -156,7 +210,9 @@ def test_a_killed_process_is_restarted_or_ends_the_job_and_the_same_command_carr
 def test_shares_are_even_and_disjoint_and_left_out_samples_are_reported(two_processes, tmp_path):
     samplers = [EpochSampler(11, 4, 0, rank, 2) for rank in range(2)]
     shares = [list(sampler) for sampler in samplers]
-    assert [len(batch) for share in shares for batch in share] == [2, 2, 1, 2, 2, 1] and samplers[0].left_out == 1
+    assert [len(batch) for share in shares for batch in share] == [2, 2, 1, 2, 2, 1] and samplers[
+        0
+    ].left_out == 1
     assert len({sample for share in shares for batch in share for sample in batch}) == 10
     together = [sorted(a + b) for a, b in zip(*shares, strict=True)]
     assert together[:2] == [sorted(batch) for batch in EpochSampler(11, 4, 0)][:2]
@@ -169,16 +225,27 @@ def test_a_single_process_changes_nothing():
 
     values, network = torch.rand(3), torch.nn.Linear(1, 1)
     assert distributed.mean(values) is values and distributed.wrap(network) is network
-    assert distributed.gather("a") == ["a"] and (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.gather("a") == ["a"] and (distributed.rank(), distributed.world_size()) == (
+        0,
+        1,
+    )
 
 
 @pytest.mark.parametrize("missing", ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
 def test_a_launcher_that_sets_less_than_torchrun_is_told_what_is_missing(monkeypatch, missing):
     import torch
 
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
+    for name, value in {
+        "RANK": 0,
+        "WORLD_SIZE": 1,
+        "LOCAL_RANK": 0,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": 0,
+    }.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.delenv(missing)  # as under srun and mpirun, which number processes by variables of their own
+    monkeypatch.delenv(
+        missing
+    )  # as under srun and mpirun, which number processes by variables of their own
     with pytest.raises(cli.UserError, match=f"not {missing}: start the processes with torchrun"):
         with distributed.processes(torch.device("cpu")):
             pytest.fail("the processes cannot find each other")

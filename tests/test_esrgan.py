@@ -6,8 +6,8 @@ from conftest import run
 
 import inference
 from esrgan import RRDBGenerator, UNetDiscriminator
-from utils import checkpoint, cli, images
-from utils.compat import import_torchvision
+from utils import cli, generator_file, images
+from utils.pretrained import import_torchvision
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_the_default_network_has_esrgans_size():
 
 
 def test_a_file_of_ours_loads_in_spandrel(tmp_path, generator, spandrel, lr):
-    checkpoint.save_generator(tmp_path / "g.pth", generator)
+    generator_file.save(tmp_path / "g.pth", generator)
     theirs = spandrel.ModelLoader().load_from_file(tmp_path / "g.pth")
     assert theirs.architecture.id == "ESRGAN" and theirs.scale == 4
     with torch.inference_mode():
@@ -80,32 +80,50 @@ def in_names_of_the_current_repository(state: dict) -> dict:
     found = {}
     for name, tensor in state.items():
         for ours, theirs in pairs:
-            name = name.replace(ours, theirs) if ours != "body." or name.startswith("body.") else name
+            name = (
+                name.replace(ours, theirs) if ours != "body." or name.startswith("body.") else name
+            )
         found[name] = tensor
     return found
 
 
-NAMINGS = {"first": in_names_of_the_first_release, "current": in_names_of_the_current_repository, "Real-ESRGAN": dict}
+NAMINGS = {
+    "first": in_names_of_the_first_release,
+    "current": in_names_of_the_current_repository,
+    "Real-ESRGAN": dict,
+}
 
 
 @pytest.mark.parametrize("wrapped", [None, "params", "params_ema"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("naming", NAMINGS)
-def test_released_files_load_here_as_in_spandrel(tmp_path, generator, spandrel, lr, naming, prefix, wrapped):
-    state = {prefix + name: tensor for name, tensor in NAMINGS[naming](generator.state_dict()).items()}
+def test_released_files_load_here_as_in_spandrel(
+    tmp_path, generator, spandrel, lr, naming, prefix, wrapped
+):
+    state = {
+        prefix + name: tensor for name, tensor in NAMINGS[naming](generator.state_dict()).items()
+    }
     assert len(state) == len(generator.state_dict())
     if naming == "current":
-        names = ("RRDB_trunk.1.RDB3.conv5.bias", "trunk_conv.weight", "upconv1.weight", "upconv2.bias", "HRconv.weight")
+        names = (
+            "RRDB_trunk.1.RDB3.conv5.bias",
+            "trunk_conv.weight",
+            "upconv1.weight",
+            "upconv2.bias",
+            "HRconv.weight",
+        )
         assert {prefix + name for name in names} < state.keys()
     torch.save({wrapped: state} if wrapped else state, tmp_path / "released.pth")
-    loaded = checkpoint.load_generator(tmp_path / "released.pth")
+    loaded = generator_file.load(tmp_path / "released.pth")
     assert loaded.architecture == generator.architecture
     theirs = spandrel.ModelLoader().load_from_file(tmp_path / "released.pth")
     with torch.inference_mode():
         assert torch.allclose(theirs.model(lr), ours(loaded, lr), atol=1e-5)
 
 
-@pytest.mark.parametrize("change", ["another scale", "another input", "ESRGAN+", "numbers for names"])
+@pytest.mark.parametrize(
+    "change", ["another scale", "another input", "ESRGAN+", "numbers for names"]
+)
 def test_relatives_that_are_not_this_network_are_refused_in_one_line(tmp_path, generator, change):
     state = in_names_of_the_current_repository(generator.state_dict())
     if change == "another scale":
@@ -114,12 +132,15 @@ def test_relatives_that_are_not_this_network_are_refused_in_one_line(tmp_path, g
         state["conv_first.weight"] = torch.rand(16, 12, 3, 3)  # Real-ESRGAN's x2
     elif change == "ESRGAN+":
         state = in_names_of_the_first_release(generator.state_dict())
-        state |= {f"model.1.sub.{block}.RDB1.conv1x1.weight": torch.rand(32, 16, 1, 1) for block in range(2)}
+        state |= {
+            f"model.1.sub.{block}.RDB1.conv1x1.weight": torch.rand(32, 16, 1, 1)
+            for block in range(2)
+        }
     else:
         state[1] = torch.rand(3)
     torch.save(state, tmp_path / "released.pth")
     with pytest.raises(cli.UserError, match=r"released\.pth: [^\n]*$"):
-        checkpoint.load_generator(tmp_path / "released.pth")
+        generator_file.load(tmp_path / "released.pth")
 
 
 def test_a_released_file_enlarges_by_the_command_line(tmp_path, generator, astronaut):
@@ -144,11 +165,33 @@ def test_tiles_are_within_a_level_of_the_whole_image_at_full_depth(astronaut):
 
 
 def test_it_trains_resumes_and_starts_from_a_file(photos, tmp_path):
-    command = ["--train-dir", photos[0], "--val-dir", photos[1], "--crop", 32, "--batch-size", 2, "--generator", "rrdb"]
-    command += ["--blocks", 1, "--epochs", 1, "--pretrain-epochs", 1, "--perceptual-weights", "random", "--device", "cpu"]
+    command = [
+        "--train-dir",
+        photos[0],
+        "--val-dir",
+        photos[1],
+        "--crop",
+        32,
+        "--batch-size",
+        2,
+        "--generator",
+        "rrdb",
+    ]
+    command += [
+        "--blocks",
+        1,
+        "--epochs",
+        1,
+        "--pretrain-epochs",
+        1,
+        "--perceptual-weights",
+        "random",
+        "--device",
+        "cpu",
+    ]
     run("train.py", *command, "--out", tmp_path / "a")
     trained = tmp_path / "a" / "checkpoints" / "generator_last.pth"
-    assert checkpoint.load_generator(trained).architecture["generator"] == "rrdb"
+    assert generator_file.load(trained).architecture["generator"] == "rrdb"
     assert "finished" in run("train.py", *command, "--out", tmp_path / "a").stdout
     run("train.py", *command, "--out", tmp_path / "b", "--init", trained)
 
@@ -176,7 +219,9 @@ def test_the_unet_is_the_published_network():
 
     def conv(module, x, stride=1):
         raw = module.parametrizations.weight.original
-        return F.conv2d(x, raw / torch.linalg.matrix_norm(raw.flatten(1), 2), stride=stride, padding=1)
+        return F.conv2d(
+            x, raw / torch.linalg.matrix_norm(raw.flatten(1), 2), stride=stride, padding=1
+        )
 
     first = F.leaky_relu(discriminator.first(x), 0.2)
     half = F.leaky_relu(conv(discriminator.down[0], first, 2), 0.2)
@@ -201,4 +246,6 @@ def test_the_unet_normalises_in_fp32_whatever_the_precision_of_the_run():
     assert logits.dtype == torch.bfloat16
     twin.logits(x)
     ours, theirs = discriminator.state_dict(), twin.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.endswith(("._u", "._v")))
+    assert all(
+        torch.equal(ours[name], theirs[name]) for name in ours if name.endswith(("._u", "._v"))
+    )

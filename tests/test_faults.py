@@ -15,7 +15,9 @@ def undisturbed(tmp_path_factory):
     faults.make_photos(folder)
     done = faults.train_with("kill", 0, folder, folder / "whole")
     assert done.returncode == 0, done.stderr
-    events = next(line for line in done.stderr.splitlines() if line.startswith("events: ")).split()[1:]
+    events = next(line for line in done.stderr.splitlines() if line.startswith("events: ")).split()[
+        1:
+    ]
     return folder, faults.state_of(folder / "whole"), events
 
 
@@ -28,10 +30,16 @@ def test_a_run_has_every_kind_of_event(undisturbed):
 @pytest.mark.parametrize("moment", [0.04, 0.3, 0.55, 0.8, 0.97])
 def test_a_killed_run_resumes_to_the_same_result(undisturbed, tmp_path, moment):
     folder, expected, events = undisturbed
-    assert faults.survives("kill", 1 + int(moment * len(events)), folder, tmp_path / "run", expected) == ""
+    assert (
+        faults.survives("kill", 1 + int(moment * len(events)), folder, tmp_path / "run", expected)
+        == ""
+    )
 
 
-@pytest.mark.parametrize(("fault", "what", "which"), [("full", "write", -1), ("broken", "rename", 4), ("full", "link", 0)])
+@pytest.mark.parametrize(
+    ("fault", "what", "which"),
+    [("full", "write", -1), ("broken", "rename", 4), ("full", "link", 0)],
+)
 def test_a_failing_disk_loses_nothing(undisturbed, tmp_path, fault, what, which):
     folder, expected, events = undisturbed
     disk = [event for event in events if event != "work"]
@@ -49,7 +57,9 @@ def test_a_save_that_fails_after_a_damaged_checkpoint_leaves_the_one_before(undi
         return faults.train_with(fault, number, folder, place)
 
     done = start(tmp_path / "a", "broken", 0)
-    events = next(line for line in done.stderr.splitlines() if line.startswith("events: ")).split()[1:]
+    events = next(line for line in done.stderr.splitlines() if line.startswith("events: ")).split()[
+        1:
+    ]
     last_rename = len(events) - events[::-1].index("rename")
     assert start(tmp_path / "b", "broken", last_rename).returncode == 2
     saved, problem = checkpoint.load_checkpoint(tmp_path / "b" / "out" / "checkpoints")

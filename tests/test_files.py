@@ -77,7 +77,11 @@ def test_tensors_survive_the_disk(tmp_path):
 
 @pytest.mark.parametrize(
     "cause",
-    [SystemExit(130), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("DataLoader worker (pid 1) was killed")],
+    [
+        SystemExit(130),
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("DataLoader worker (pid 1) was killed"),
+    ],
     ids=["signal", "full disk", "dead worker"],
 )
 def test_the_zip_writer_does_not_hide_why_writing_tensors_failed(tmp_path, monkeypatch, cause):
@@ -97,20 +101,30 @@ def test_the_zip_writer_does_not_hide_why_writing_tensors_failed(tmp_path, monke
             files.save_tensors(tmp_path / "t.pth", {"a": torch.zeros(3), "b": torch.ones(100)})
             break
         except (SystemExit, OSError, RuntimeError) as error:
-            assert type(error) is type(cause) and str(cause.args[-1]) in str(error) and os.listdir(tmp_path) == []
+            assert (
+                type(error) is type(cause)
+                and str(cause.args[-1]) in str(error)
+                and os.listdir(tmp_path) == []
+            )
     assert 10 < writes < 100
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_not_saved(tmp_path, bad):
     with pytest.raises(cli.RunError, match=r"networks\.w\[1\]"):
-        files.save_tensors(tmp_path / "t.pth", {"networks": {"w": [torch.ones(1), torch.tensor([0, bad])]}})
+        files.save_tensors(
+            tmp_path / "t.pth", {"networks": {"w": [torch.ones(1), torch.tensor([0, bad])]}}
+        )
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("old_format", [False, True])
 def test_a_file_that_would_run_code_is_refused_without_running_it(tmp_path, old_format):
-    torch.save({"a": WouldRun(tmp_path / "ran")}, tmp_path / "t.pth", _use_new_zipfile_serialization=not old_format)
+    torch.save(
+        {"a": WouldRun(tmp_path / "ran")},
+        tmp_path / "t.pth",
+        _use_new_zipfile_serialization=not old_format,
+    )
     with pytest.raises(ValueError, match="would run code"):
         files.load_tensors(tmp_path / "t.pth")
     assert not (tmp_path / "ran").exists()
@@ -173,7 +187,10 @@ def test_tensors_that_would_take_more_memory_than_the_file_has_bytes_are_refused
     for old_format in (False, True):
         for what, value in hostile.items():
             torch.save({"a": value}, path, _use_new_zipfile_serialization=not old_format)
-            with pytest.raises(cli.UserError, match=r"t\.pth: refused, .*(bytes of tensors|without values|file of tensors)"):
+            with pytest.raises(
+                cli.UserError,
+                match=r"t\.pth: refused, .*(bytes of tensors|without values|file of tensors)",
+            ):
                 files.load_tensors(path)
                 pytest.fail(what)
 
@@ -187,10 +204,16 @@ def test_tied_weights_and_parts_of_one_tensor_are_loaded(tmp_path, old_format):
             self.decoder.weight = self.encoder.weight
 
     state = dict(Tied().state_dict())
-    state |= {"transposed": state["encoder.weight"].T, "first": state["encoder.weight"][:900], "empty": torch.zeros(0, 3)}
+    state |= {
+        "transposed": state["encoder.weight"].T,
+        "first": state["encoder.weight"][:900],
+        "empty": torch.zeros(0, 3),
+    }
     torch.save(state, tmp_path / "t.pth", _use_new_zipfile_serialization=not old_format)
     loaded = files.load_tensors(tmp_path / "t.pth")
-    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
+    assert loaded.keys() == state.keys() and all(
+        torch.equal(loaded[name], state[name]) for name in state
+    )
 
 
 def test_nested_data_that_holds_itself_is_loaded(tmp_path):
@@ -231,8 +254,13 @@ def test_parts_that_overlap_are_refused(tmp_path):
 
 def test_running_out_of_memory_is_not_reported_as_damage(tmp_path, monkeypatch):
     torch.save({"a": torch.ones(1)}, tmp_path / "t.pth")
-    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")):
-        monkeypatch.setattr(torch, "load", lambda *_a, error=error, **_k: (_ for _ in ()).throw(error))
+    for error in (
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ):
+        monkeypatch.setattr(
+            torch, "load", lambda *_a, error=error, **_k: (_ for _ in ()).throw(error)
+        )
         with pytest.raises(type(error)) as caught:
             files.load_tensors(tmp_path / "t.pth")
         assert caught.value is error
@@ -257,7 +285,9 @@ def test_on_windows_a_lock_is_waited_for_as_long_as_it_is_held(tmp_path, monkeyp
             raise OSError(errno.EDEADLK if mode == 1 else errno.EACCES, "Resource deadlock avoided")
 
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_LOCK=1, LK_NBLCK=2))
+    monkeypatch.setitem(
+        sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_LOCK=1, LK_NBLCK=2)
+    )
     if wait:
         with files.lock(tmp_path / "lock", wait=True):
             assert calls == [1] * 4
@@ -269,7 +299,9 @@ def test_on_windows_a_lock_is_waited_for_as_long_as_it_is_held(tmp_path, monkeyp
 
 def test_a_second_lock_is_refused_until_the_first_process_is_dead(tmp_path):
     code = f"import time\nfrom utils import files\nwith files.lock({str(tmp_path / 'lock')!r}):\n print('held', flush=True)\n time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent
+    )
     assert holder.stdout.readline() == b"held\n"
     with pytest.raises(ValueError, match="another process"), files.lock(tmp_path / "lock"):
         pass
@@ -280,7 +312,11 @@ def test_a_second_lock_is_refused_until_the_first_process_is_dead(tmp_path):
 
 
 def test_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_lock_file", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    monkeypatch.setattr(
+        files,
+        "_lock_file",
+        lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")),
+    )
     with pytest.raises(OSError, match="cannot be locked") as error, files.lock(tmp_path / "lock"):
         pass
     assert error.value.filename == str(tmp_path / "lock")
@@ -305,7 +341,9 @@ def test_leftovers_are_removed_where_they_lie_and_nowhere_else(tmp_path):
     (tmp_path / "other run").mkdir()
     (tmp_path / "other run" / ".srgan-3.tmp").touch()
     files.remove_leftovers(tmp_path, tmp_path / "none")
-    assert [path.name for path in tmp_path.iterdir()] == ["other run"] and list((tmp_path / "other run").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["other run"] and list(
+        (tmp_path / "other run").iterdir()
+    )
 
 
 def test_free_space_is_checked_with_advice(tmp_path):
@@ -341,7 +379,10 @@ def test_a_backup_that_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match=r"Input/output error.*previous\.pth"):
         files.keep_as(tmp_path / "last.pth", tmp_path / "previous.pth")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"last.pth": b"new", "previous.pth": b"old"}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "last.pth": b"new",
+        "previous.pth": b"old",
+    }
 
 
 def test_a_name_in_a_damaged_file_does_not_break_the_line(tmp_path):

@@ -16,10 +16,21 @@ from generator_loss_functions import (
     grid_loss,
 )
 from utils import images, pretrained
-from utils.compat import import_torchvision
+from utils.pretrained import import_torchvision
 
-KNOWN_DISTANCES = [2.02106, 1.68673, 2.95276, 3.28091, 2.43459]  # of bicubic on Set5 at x4, SqueezeNet 1.0
-WEIGHTS = {"pixel_weight": 1, "adversarial_weight": 1e-3, "perceptual_weight": 6e-3, "tv_weight": 2e-8}  # the seed's
+KNOWN_DISTANCES = [
+    2.02106,
+    1.68673,
+    2.95276,
+    3.28091,
+    2.43459,
+]  # of bicubic on Set5 at x4, SqueezeNet 1.0
+WEIGHTS = {
+    "pixel_weight": 1,
+    "adversarial_weight": 1e-3,
+    "perceptual_weight": 6e-3,
+    "tv_weight": 2e-8,
+}  # the seed's
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +46,9 @@ def squeezenet() -> SqueezeNetFeatures:
 @pytest.fixture
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(2, 3, 32, 40, generator=generator), torch.rand(2, 3, 32, 40, generator=generator)
+    return torch.rand(2, 3, 32, 40, generator=generator), torch.rand(
+        2, 3, 32, 40, generator=generator
+    )
 
 
 def test_tv_is_the_formula_of_the_design(pair):
@@ -52,7 +65,10 @@ def test_total_is_the_weighted_sum_of_independently_computed_terms(vgg, pair):
     total, terms = GeneratorLoss(network=vgg, **WEIGHTS)(sr, hr, logits)
     reference = import_torchvision().models.vgg16(weights=None).features[:31].eval()
     reference.load_state_dict(vgg.features.state_dict())
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
+        torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+    )
     with torch.no_grad():
         difference = reference((sr - mean) / std) - reference((hr - mean) / std)
     expected = {
@@ -72,7 +88,9 @@ def test_total_is_the_weighted_sum_of_independently_computed_terms(vgg, pair):
         "Loss_Grid": 0,
         "Loss_Consistency": 0,
     }
-    assert total.item() == pytest.approx(sum(weights[name] * value for name, value in expected.items()), rel=1e-5)
+    assert total.item() == pytest.approx(
+        sum(weights[name] * value for name, value in expected.items()), rel=1e-5
+    )
 
 
 def test_the_perceptual_distances_have_gradients_for_sr_only(vgg, squeezenet, pair):
@@ -94,15 +112,24 @@ def test_features_stay_frozen_and_in_evaluation(vgg):
 
 def test_without_perceptual_weight_no_network_is_needed(pair):
     total, terms = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0})(*pair, torch.zeros(2))
-    assert list(terms) == ["Loss_Pixel", "Loss_Adversarial", "Loss_TV", "Loss_Grid", "Loss_Consistency"] and total > 0
+    assert (
+        list(terms)
+        == ["Loss_Pixel", "Loss_Adversarial", "Loss_TV", "Loss_Grid", "Loss_Consistency"]
+        and total > 0
+    )
     with pytest.raises(ValueError, match="needs a perceptual network"):
         GeneratorLoss(**WEIGHTS)
 
 
 def test_the_pixel_loss_is_mse_or_l1(pair):
     difference = pair[0] - pair[1]
-    for name, expected in {"mse": difference.square().mean(), "l1": difference.abs().mean()}.items():
-        _, terms = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0}, pixel_loss=name)(*pair, torch.zeros(2))
+    for name, expected in {
+        "mse": difference.square().mean(),
+        "l1": difference.abs().mean(),
+    }.items():
+        _, terms = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0}, pixel_loss=name)(
+            *pair, torch.zeros(2)
+        )
         assert terms["Loss_Pixel"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -116,12 +143,24 @@ def sigmoid(logits: torch.Tensor) -> np.ndarray:
 
 
 def test_the_standard_losses_are_those_of_probabilities():
-    real, fake, loss = torch.tensor([1.5, -0.2]), torch.tensor([[0.3], [-2.0]]), ADVERSARIAL_LOSSES["standard"]()
+    real, fake, loss = (
+        torch.tensor([1.5, -0.2]),
+        torch.tensor([[0.3], [-2.0]]),
+        ADVERSARIAL_LOSSES["standard"](),
+    )
     loss_d, scores = loss.discriminator(real, fake)
-    assert loss_d.item() == pytest.approx(-np.log(sigmoid(real)).mean() - np.log(1 - sigmoid(fake)).mean(), rel=1e-6)
-    assert [score.item() for score in scores.values()] == pytest.approx([sigmoid(real).mean(), sigmoid(fake).mean()])
-    assert loss.generator(None, fake).item() == pytest.approx(-np.log(sigmoid(fake)).mean(), rel=1e-6)
-    assert loss.discriminator(torch.zeros(3), torch.zeros(3))[0].item() == pytest.approx(2 * np.log(2))
+    assert loss_d.item() == pytest.approx(
+        -np.log(sigmoid(real)).mean() - np.log(1 - sigmoid(fake)).mean(), rel=1e-6
+    )
+    assert [score.item() for score in scores.values()] == pytest.approx(
+        [sigmoid(real).mean(), sigmoid(fake).mean()]
+    )
+    assert loss.generator(None, fake).item() == pytest.approx(
+        -np.log(sigmoid(fake)).mean(), rel=1e-6
+    )
+    assert loss.discriminator(torch.zeros(3), torch.zeros(3))[0].item() == pytest.approx(
+        2 * np.log(2)
+    )
 
 
 def test_the_relativistic_losses_compare_with_the_mean_of_the_other_side():
@@ -130,8 +169,12 @@ def test_the_relativistic_losses_compare_with_the_mean_of_the_other_side():
     loss = ADVERSARIAL_LOSSES["relativistic"]()
     more_real, more_fake = sigmoid(real - fake.mean()), sigmoid(fake - real.mean())
     loss_d, scores = loss.discriminator(real, fake)
-    assert loss_d.item() == pytest.approx(-np.log(more_real).mean() - np.log(1 - more_fake).mean(), rel=1e-6)
-    assert [score.item() for score in scores.values()] == pytest.approx([more_real.mean(), more_fake.mean()])
+    assert loss_d.item() == pytest.approx(
+        -np.log(more_real).mean() - np.log(1 - more_fake).mean(), rel=1e-6
+    )
+    assert [score.item() for score in scores.values()] == pytest.approx(
+        [more_real.mean(), more_fake.mean()]
+    )
     expected = -np.log(1 - more_real).mean() - np.log(more_fake).mean()
     assert loss.generator(real, fake).item() == pytest.approx(expected, rel=1e-6)
     shifted_d, _ = loss.discriminator(real + 5, fake + 5)  # only differences count
@@ -149,7 +192,10 @@ def test_squeezenets_distance_is_lpips_without_calibration(squeezenet, pair):
     reference = lpips.LPIPS(net="squeeze", lpips=False, pnet_rand=True, verbose=False)
     slices = [getattr(reference.net, f"slice{number}") for number in range(1, 8)]
     state = {
-        f"{index}.{n}": t for part in slices for index, layer in part.named_children() for n, t in layer.state_dict().items()
+        f"{index}.{n}": t
+        for part in slices
+        for index, layer in part.named_children()
+        for n, t in layer.state_dict().items()
     }
     network = SqueezeNetFeatures(state)
     sr, hr = (F.interpolate(image, (48, 56), mode="bilinear") for image in pair)
@@ -166,7 +212,9 @@ def test_squeezenet_1_0_gives_the_known_distances(squeezenet_file, set5):
     with torch.no_grad():
         for _name, lr, hr in TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4):
             bicubic = images.to_tensor(images.upscale_bicubic(images.to_array(lr), 4))
-            distances.append(network.distance(*(images.uint8_to_unit(image) for image in (bicubic, hr))).item())
+            distances.append(
+                network.distance(*(images.uint8_to_unit(image) for image in (bicubic, hr))).item()
+            )
     assert distances == pytest.approx(KNOWN_DISTANCES, abs=1e-4)
 
 
@@ -174,11 +222,16 @@ def test_squeezenet_1_0_compares_seven_stages_of_torchvisions_network(pair):
     state = {f"features.{name}": tensor for name, tensor in old_squeezenet_state().items()}
     network = import_torchvision().models.squeezenet1_0(weights=None).eval()
     network.load_state_dict(state, strict=False)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
+        torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+    )
     total = 0.0
     for count in (2, 5, 8, 9, 10, 11, 13):  # the first ReLU, then after fires
         with torch.no_grad():
-            a, b = (network.features[:count]((image - mean) / std).double().numpy() for image in pair)
+            a, b = (
+                network.features[:count]((image - mean) / std).double().numpy() for image in pair
+            )
         a, b = (x / np.sqrt((x**2).sum(1, keepdims=True)) for x in (a, b))
         total = total + ((a - b) ** 2).sum(1).mean((1, 2))
     ours = SqueezeNetFeatures(old_squeezenet_state()).distance(*pair)
@@ -189,12 +242,17 @@ def old_squeezenet_state() -> dict[str, torch.Tensor]:
     """Untrained weights for version 1.0; `random` draws those of 1.1."""
     layers = pretrained.squeezenet_layers(torch.empty(96, 3, 7, 7))
     generator = torch.Generator().manual_seed(2)
-    return {name: torch.randn(tensor.shape, generator=generator) / 10 for name, tensor in layers.state_dict().items()}
+    return {
+        name: torch.randn(tensor.shape, generator=generator) / 10
+        for name, tensor in layers.state_dict().items()
+    }
 
 
 def test_a_black_image_gives_finite_gradients(squeezenet):
     """All features of a stage may be zero, where a plain square root has no derivative."""
-    state = {name: -tensor.abs() for name, tensor in old_squeezenet_state().items()}  # every ReLU gives zero
+    state = {
+        name: -tensor.abs() for name, tensor in old_squeezenet_state().items()
+    }  # every ReLU gives zero
     sr = torch.rand(1, 3, 32, 32, requires_grad=True)
     SqueezeNetFeatures(state).distance(sr, torch.rand(1, 3, 32, 32)).sum().backward()
     assert sr.grad.isfinite().all()
@@ -223,8 +281,12 @@ def test_sr_and_hr_are_shifted_together_and_every_offset_is_drawn(squeezenet, pa
     top, left = loss.offset
     _, terms = loss(sr, hr, torch.zeros(2))
     parts = (image[..., top : top + 25, left : left + 33] for image in pair)
-    assert terms["Loss_Perceptual"].item() == pytest.approx(squeezenet.distance(*parts).mean().item())
-    assert terms["Loss_Pixel"].item() == pytest.approx((sr - hr).square().mean().item())  # of the whole crop
+    assert terms["Loss_Perceptual"].item() == pytest.approx(
+        squeezenet.distance(*parts).mean().item()
+    )
+    assert terms["Loss_Pixel"].item() == pytest.approx(
+        (sr - hr).square().mean().item()
+    )  # of the whole crop
 
 
 def test_sr_and_hr_are_enlarged_together_and_every_zoom_is_drawn(squeezenet, pair):
@@ -243,7 +305,10 @@ def test_without_zoom_the_shifts_are_those_of_runs_before_there_was_one(squeezen
     loss = GeneratorLoss(network=squeezenet, perceptual_shift=7, **WEIGHTS)
     for step in range(5):
         loss.draw_view(np.random.default_rng([0, 1, step]))
-        assert loss.offset == tuple(np.random.default_rng([0, 1, step]).integers(0, 8, 2).tolist()) and loss.zoom == 1
+        assert (
+            loss.offset == tuple(np.random.default_rng([0, 1, step]).integers(0, 8, 2).tolist())
+            and loss.zoom == 1
+        )
 
 
 @pytest.mark.parametrize("upscale", [2, 3, 4, 8])
@@ -259,7 +324,9 @@ def test_the_grid_loss_is_the_definition(upscale):
         for row in range(upscale)
         for column in range(upscale)
     ]
-    assert grid_loss(*map(torch.from_numpy, (sr, hr)), upscale).item() == pytest.approx(np.mean(squares), rel=1e-9)
+    assert grid_loss(*map(torch.from_numpy, (sr, hr)), upscale).item() == pytest.approx(
+        np.mean(squares), rel=1e-9
+    )
 
 
 def test_the_grid_loss_sees_what_repeats_with_the_scale_and_nothing_else():
@@ -269,7 +336,9 @@ def test_the_grid_loss_sees_what_repeats_with_the_scale_and_nothing_else():
     noise = 0.02 * (torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) - 0.5)
     assert grid_loss(hr + weave, hr, 4) > 50 * grid_loss(hr + noise, hr, 4)
     assert grid_loss(hr + 0.1, hr, 4) < 1e-12  # a colour cast is no grid
-    total, terms = GeneratorLoss(grid_weight=1000, **WEIGHTS | {"perceptual_weight": 0})(hr + weave, hr, torch.zeros(2))
+    total, terms = GeneratorLoss(grid_weight=1000, **WEIGHTS | {"perceptual_weight": 0})(
+        hr + weave, hr, torch.zeros(2)
+    )
     rest, _ = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0})(hr + weave, hr, torch.zeros(2))
     assert (total - rest).item() == pytest.approx(1000 * terms["Loss_Grid"].item(), rel=1e-4)
 
@@ -278,11 +347,15 @@ def test_the_grid_loss_sees_what_repeats_with_the_scale_and_nothing_else():
 def test_the_consistency_loss_compares_what_pillow_makes_smaller(upscale):
     sr, hr = np.random.default_rng(1).random((2, 2, 3, 24, 48)).astype(np.float32)
     smaller = [
-        np.asarray(Image.fromarray(plane).resize((48 // upscale, 24 // upscale), Image.Resampling.BICUBIC))
+        np.asarray(
+            Image.fromarray(plane).resize((48 // upscale, 24 // upscale), Image.Resampling.BICUBIC)
+        )
         for plane in (sr - hr).reshape(-1, 24, 48)
     ]
     expected = np.square(smaller).mean()
-    assert consistency_loss(*map(torch.from_numpy, (sr, hr)), upscale).item() == pytest.approx(expected, rel=1e-4)
+    assert consistency_loss(*map(torch.from_numpy, (sr, hr)), upscale).item() == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_the_consistency_loss_sees_what_lr_fixes_and_leaves_the_rest_free():
@@ -291,6 +364,8 @@ def test_the_consistency_loss_sees_what_lr_fixes_and_leaves_the_rest_free():
     fine, coarse = (0.1 * ((-1.0) ** ((rows // size) + (columns // size))) for size in (1, 8))
     assert consistency_loss(hr + coarse, hr, 4) > 1000 * consistency_loss(hr + fine, hr, 4)
     assert consistency_loss(0.9 * hr, hr, 4) > 1e-3  # lost contrast
-    total, terms = GeneratorLoss(consistency_weight=300, **WEIGHTS | {"perceptual_weight": 0})(0.9 * hr, hr, torch.zeros(2))
+    total, terms = GeneratorLoss(consistency_weight=300, **WEIGHTS | {"perceptual_weight": 0})(
+        0.9 * hr, hr, torch.zeros(2)
+    )
     rest, _ = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0})(0.9 * hr, hr, torch.zeros(2))
     assert (total - rest).item() == pytest.approx(300 * terms["Loss_Consistency"].item(), rel=1e-4)

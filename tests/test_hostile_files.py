@@ -19,7 +19,7 @@ import test_image
 from dataloader import ValDatasetFromFolder
 from esrgan import RRDBGenerator
 from model import Generator
-from utils import checkpoint, cli, files, images
+from utils import cli, files, generator_file, images
 
 COUNT = 600
 
@@ -40,7 +40,14 @@ def peak() -> int:
 def test_the_corpus_is_what_it_says(tmp_path):
     names = [name for name, _ in corpus.mutated(COUNT)]
     assert {name.rsplit(".")[1] for name in names} == set(corpus.FORMATS)
-    assert {name[6:].split(".")[0] for name in names} == {"flip", "cut", "header", "size", "splice", "repeat"}
+    assert {name[6:].split(".")[0] for name in names} == {
+        "flip",
+        "cut",
+        "header",
+        "size",
+        "splice",
+        "repeat",
+    }
     for suffix, content in corpus.originals():
         (tmp_path / f"a.{suffix}").write_bytes(content)
         assert images.read_picture(tmp_path / f"a.{suffix}").rgb.shape == (20, 24, 3)
@@ -73,20 +80,40 @@ def test_mutated_images_are_enlarged_or_refused(broken, tmp_path):
 def test_mutated_images_in_a_dataset_are_left_out(broken, tmp_path):
     shutil.copytree(broken, tmp_path / "images")
     Image.new("RGB", (24, 20)).save(tmp_path / "images" / "good.png")
-    cached = ValDatasetFromFolder(tmp_path / "images", 2, cache_folder=tmp_path / "cache", skip_bad=True)
-    assert len(cached) + len(cached.store.bad) + len(cached.too_small) == COUNT + 1 and len(cached.store.bad) > 200
+    cached = ValDatasetFromFolder(
+        tmp_path / "images", 2, cache_folder=tmp_path / "cache", skip_bad=True
+    )
+    assert (
+        len(cached) + len(cached.store.bad) + len(cached.too_small) == COUNT + 1
+        and len(cached.store.bad) > 200
+    )
     names = [name for name, *_ in cached]
     assert "good" in names and len(set(names)) == len(names)
 
 
 def test_mutated_images_through_the_command_line(broken, tmp_path):
-    shutil.copytree(broken, tmp_path / "some", ignore=lambda _, names: [name for name in names if int(name[:5]) % 12])
+    shutil.copytree(
+        broken,
+        tmp_path / "some",
+        ignore=lambda _, names: [name for name in names if int(name[:5]) % 12],
+    )
     Image.new("RGB", (24, 20)).save(tmp_path / "some" / "good.png")
-    checkpoint.save_generator(tmp_path / "x2.pth", Generator(2, 1))
-    arguments = ["test_image.py", tmp_path / "some", "--weights", tmp_path / "x2.pth", "--out", tmp_path / "out"]
+    generator_file.save(tmp_path / "x2.pth", Generator(2, 1))
+    arguments = [
+        "test_image.py",
+        tmp_path / "some",
+        "--weights",
+        tmp_path / "x2.pth",
+        "--out",
+        tmp_path / "out",
+    ]
     done = run(*arguments, "--max-pixels", 100_000, status=2)
     lines = [line for line in done.stderr.splitlines() if line.startswith("test_image.py: error: ")]
-    assert "Traceback" not in done.stderr and len(lines) > 10 and "images were not enlarged" in lines[-1]
+    assert (
+        "Traceback" not in done.stderr
+        and len(lines) > 10
+        and "images were not enlarged" in lines[-1]
+    )
     assert (tmp_path / "out" / "good_x2.png").exists()
 
 
@@ -108,21 +135,28 @@ def test_weight_files_that_claim_absurd_things_take_no_memory(tmp_path):
         "upscale": {"upscale": 10**9},
         "features": {"generator": "rrdb", "features": 10**9, "growth": 10**9, "blocks": 1},
     }.items():
-        content = {"format": checkpoint.GENERATOR_FORMAT, **good.architecture, **changes, "state_dict": good.state_dict()}
+        content = {
+            "format": generator_file.GENERATOR_FORMAT,
+            **good.architecture,
+            **changes,
+            "state_dict": good.state_dict(),
+        }
         files.save_tensors(tmp_path / f"{name}.pth", content)
-    checkpoint.save_generator(tmp_path / "stored.tmp", good)
+    generator_file.save(tmp_path / "stored.tmp", good)
     with (
         zipfile.ZipFile(tmp_path / "stored.tmp") as stored,
         zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed,
     ):
         for member in stored.namelist():
-            packed.writestr(member, bytes(50_000_000) if member.endswith("/data/0") else stored.read(member))
+            packed.writestr(
+                member, bytes(50_000_000) if member.endswith("/data/0") else stored.read(member)
+            )
     (tmp_path / "stored.tmp").unlink()
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     for path in [path for path in tmp_path.iterdir() if path.suffix != ".png"]:
         began = time.monotonic()
         with pytest.raises(ValueError, match=path.name):
-            checkpoint.load_generator(path)
+            generator_file.load(path)
         assert time.monotonic() - began < 5
     assert peak() - before < 2**28
     assert "blocks.pth" in the_error(
@@ -137,29 +171,43 @@ def safetensors_file(header: bytes, content: bytes = b"") -> bytes:
 def test_endless_nesting_is_refused_in_one_line(tmp_path):
     nested = "[" * 100_000
     one = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
-    metadata = [{"x": nested}, {"format": '"srgan-generator-1"', "generator": '"srresnet"', "blocks": nested}]
+    metadata = [
+        {"x": nested},
+        {"format": '"srgan-generator-1"', "generator": '"srresnet"', "blocks": nested},
+    ]
     contents = [safetensors_file(nested.encode()), safetensors_file(b'{"a":' * 100_000)]
-    contents += [safetensors_file(b'{"__metadata__":%b,%b}' % (json.dumps(m).encode(), one), b"\0\0\x80\x3f") for m in metadata]
+    contents += [
+        safetensors_file(b'{"__metadata__":%b,%b}' % (json.dumps(m).encode(), one), b"\0\0\x80\x3f")
+        for m in metadata
+    ]
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     for index, content in enumerate(contents):
         path = tmp_path / f"{index}.safetensors"
         path.write_bytes(content)
         with pytest.raises(cli.UserError, match=path.name):
-            checkpoint.load_generator(path)
-    assert "3.safetensors" in the_error(run("test_image.py", tmp_path / "a.png", "--weights", path, status=None))
+            generator_file.load(path)
+    assert "3.safetensors" in the_error(
+        run("test_image.py", tmp_path / "a.png", "--weights", path, status=None)
+    )
     deep: list = []
     for _ in range(100_000):
         deep = [deep]
-    content = {"format": checkpoint.GENERATOR_FORMAT, **Generator(2, 1).architecture, "state_dict": {"a": torch.ones(1)}}
+    content = {
+        "format": generator_file.GENERATOR_FORMAT,
+        **Generator(2, 1).architecture,
+        "state_dict": {"a": torch.ones(1)},
+    }
     for name in ("generator", "upscale", "blocks", "state_dict", "epoch"):
         save_nested(tmp_path / f"{name}.pth", {**content, name: deep})
         with pytest.raises(cli.UserError, match=rf"{name}\.pth: [^\n]+$"):
-            checkpoint.load_generator(tmp_path / f"{name}.pth")
+            generator_file.load(tmp_path / f"{name}.pth")
 
 
 def save_nested(path, content: dict) -> None:
     """Save in PyTorch's format what its pickler cannot: a list nested too deeply, built from lists that are closed one by one."""
-    torch.save({name: [] if isinstance(value, list) else value for name, value in content.items()}, path)
+    torch.save(
+        {name: [] if isinstance(value, list) else value for name, value in content.items()}, path
+    )
     with zipfile.ZipFile(path) as archive:
         members = {member: archive.read(member) for member in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -172,38 +220,62 @@ def save_nested(path, content: dict) -> None:
 
 def test_expanded_tensors_take_no_memory(tmp_path):
     """Networks of many gigabytes (from expanded tensors) and of 150 MB (from tied ones) in files of a few kilobytes."""
-    architecture = {"generator": "rrdb", "upscale": 4, "blocks": 1, "features": 16384, "growth": 8192}
+    architecture = {
+        "generator": "rrdb",
+        "upscale": 4,
+        "blocks": 1,
+        "features": 16384,
+        "growth": 8192,
+    }
     with torch.device("meta"):
         wanted = RRDBGenerator(4, 1, 16384, 8192).state_dict()
     one, before = torch.ones(1), peak()
     state = {name: one.expand(tensor.shape) for name, tensor in wanted.items()}
-    torch.save({"format": checkpoint.GENERATOR_FORMAT, **architecture, "state_dict": state}, tmp_path / "expanded.pth")
-    assert (tmp_path / "expanded.pth").stat().st_size < 10_000 and sum(tensor.numel() for tensor in wanted.values()) > 10**10
+    torch.save(
+        {"format": generator_file.GENERATOR_FORMAT, **architecture, "state_dict": state},
+        tmp_path / "expanded.pth",
+    )
+    assert (tmp_path / "expanded.pth").stat().st_size < 10_000 and sum(
+        tensor.numel() for tensor in wanted.values()
+    ) > 10**10
     with torch.device("meta"):
         wanted = Generator(4, 500).state_dict()
     values = torch.ones(36_864 * 4, dtype=torch.float16)
-    state = {name: values[: tensor.numel()].view(tensor.shape) for name, tensor in wanted.items() if tensor.dim()}
-    state |= {name: torch.ones((), dtype=torch.int64) for name, tensor in wanted.items() if not tensor.dim()}
+    state = {
+        name: values[: tensor.numel()].view(tensor.shape)
+        for name, tensor in wanted.items()
+        if tensor.dim()
+    }
+    state |= {
+        name: torch.ones((), dtype=torch.int64)
+        for name, tensor in wanted.items()
+        if not tensor.dim()
+    }
     torch.save(
-        {"format": checkpoint.GENERATOR_FORMAT, **Generator(4, 1).architecture, "blocks": 500, "state_dict": state},
+        {
+            "format": generator_file.GENERATOR_FORMAT,
+            **Generator(4, 1).architecture,
+            "blocks": 500,
+            "state_dict": state,
+        },
         tmp_path / "tied.pth",
     )
     for name in ("expanded", "tied"):
         with pytest.raises(cli.UserError, match=rf"{name}\.pth"):
-            checkpoint.load_generator(tmp_path / f"{name}.pth")
+            generator_file.load(tmp_path / f"{name}.pth")
     assert peak() - before < 2**27
 
 
 def test_mutated_weight_files_are_loaded_whole_or_refused(tmp_path):
     """Every flipped bit is noticed in PyTorch's format, which has checksums; safetensors has none for its values."""
-    checkpoint.save_generator(tmp_path / "good.pth", Generator(2, 1))
+    generator_file.save(tmp_path / "good.pth", Generator(2, 1))
     good = (tmp_path / "good.pth").read_bytes()
     expected = files.load_tensors(tmp_path / "good.pth")["state_dict"]
     refused = 0
     for data in corpus.damaged(good, 150):
         (tmp_path / "a.pth").write_bytes(data)
         try:
-            loaded = checkpoint.load_generator(tmp_path / "a.pth").state_dict()
+            loaded = generator_file.load(tmp_path / "a.pth").state_dict()
         except ValueError as error:
             assert "a.pth" in str(error) and "\n" not in str(error)
             refused += 1

@@ -13,7 +13,11 @@ from utils import images
 
 
 def save(path, array_or_image, **options):
-    image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
+    image = (
+        array_or_image
+        if isinstance(array_or_image, Image.Image)
+        else Image.fromarray(array_or_image)
+    )
     image.save(path, **options)
     return path
 
@@ -76,14 +80,25 @@ def test_gray_is_known_as_gray_and_written_as_gray(tmp_path, astronaut):
         picture = images.read_picture(save(tmp_path / name, image, **options))
         assert picture.gray and picture.icc_profile is None, name
         if name != "1.png" and name != "P.gif":
-            assert np.abs(picture.rgb.astype(int) - np.asarray(gray)[..., None]).max() <= (name == "L.jpg"), name
-        for suffix, mode in ((".png", "L"), (".jpg", "L"), (".tif", "L"), (".bmp", "L"), (".webp", "RGB")):
+            assert np.abs(picture.rgb.astype(int) - np.asarray(gray)[..., None]).max() <= (
+                name == "L.jpg"
+            ), name
+        for suffix, mode in (
+            (".png", "L"),
+            (".jpg", "L"),
+            (".tif", "L"),
+            (".bmp", "L"),
+            (".webp", "RGB"),
+        ):
             images.write_picture(tmp_path / f"out{suffix}", picture)
             with Image.open(tmp_path / f"out{suffix}") as written:
                 alpha = "A" if picture.alpha is not None and suffix not in (".jpg", ".bmp") else ""
                 assert written.mode == mode + alpha, (name, suffix)
                 if picture.alpha is None and suffix != ".jpg":
-                    assert np.array_equal(np.asarray(written.convert("RGB")), picture.rgb), (name, suffix)
+                    assert np.array_equal(np.asarray(written.convert("RGB")), picture.rgb), (
+                        name,
+                        suffix,
+                    )
     almost = np.array(gray.convert("RGB"))
     almost[20, 31, 2] ^= 1
     assert not images.read_picture(save(tmp_path / "colour.png", almost)).gray
@@ -103,7 +118,9 @@ def test_alpha_is_kept_apart(tmp_path, astronaut):
     alpha = np.arange(64, dtype=np.uint8)[:, None].repeat(32, 1)
     for mode in ("RGBA", "LA"):
         image = Image.fromarray(np.dstack([astronaut[:64, :32], alpha])).convert(mode)
-        assert np.array_equal(images.read_picture(save(tmp_path / f"{mode}.png", image)).alpha, alpha)
+        assert np.array_equal(
+            images.read_picture(save(tmp_path / f"{mode}.png", image)).alpha, alpha
+        )
     keyed = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     keyed.putpalette([255, 0, 0, 0, 255, 0])
     picture = images.read_picture(save(tmp_path / "p.png", keyed, transparency=1))
@@ -132,7 +149,10 @@ def test_exif_rotation_is_applied(tmp_path, astronaut):
     assert set(images.read_size(path)) == {40, 60}
     assert np.array_equal(images.read_picture(path).rgb, upright)
     path = save(tmp_path / "a.tif", np.rot90(upright), exif=exif)
-    assert set(images.read_size(path)) == {40, 60} and images.read_picture(path).rgb.shape[:2] == (40, 60)
+    assert set(images.read_size(path)) == {40, 60} and images.read_picture(path).rgb.shape[:2] == (
+        40,
+        60,
+    )
 
 
 def test_the_size_is_read_without_decoding(tmp_path, astronaut, monkeypatch):
@@ -149,16 +169,26 @@ def test_profiles(tmp_path, astronaut):
     assert picture.icc_profile == srgb
     images.write_picture(tmp_path / "again.png", picture)
     assert Image.open(tmp_path / "again.png").info["icc_profile"] == srgb
-    for name, mode in (("gray.png", "L"), ("cmyk.jpg", "CMYK")):  # a profile of another space, or of nothing, is dropped
+    for name, mode in (
+        ("gray.png", "L"),
+        ("cmyk.jpg", "CMYK"),
+    ):  # a profile of another space, or of nothing, is dropped
         for profile in (srgb, b"not a profile"):
-            picture = images.read_picture(save(tmp_path / name, Image.fromarray(astronaut).convert(mode), icc_profile=profile))
+            picture = images.read_picture(
+                save(tmp_path / name, Image.fromarray(astronaut).convert(mode), icc_profile=profile)
+            )
             assert picture.icc_profile is None
 
 
 def test_first_of_several_frames(tmp_path, astronaut):
     first, second = (Image.fromarray(a) for a in (astronaut[:20, :20], astronaut[100:120, 100:120]))
     for name in ("a.tif", "a.webp"):
-        first.save(tmp_path / name, save_all=True, append_images=[second], **({"lossless": True} if name == "a.webp" else {}))
+        first.save(
+            tmp_path / name,
+            save_all=True,
+            append_images=[second],
+            **({"lossless": True} if name == "a.webp" else {}),
+        )
         picture = images.read_picture(tmp_path / name)
         assert np.array_equal(picture.rgb, astronaut[:20, :20]) and picture.notes == (
             "2 frames or pages, only the first is used",
@@ -202,7 +232,10 @@ def test_listing_is_sorted_recursive_and_ends_in_spite_of_loops(tmp_path):
     for name in ("z.PNG", "b/deep/y.jpg", "a.txt", ".hidden/x.png", ".x.png", "text/a.md"):
         (tmp_path / name).touch()
     (tmp_path / "b" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    assert [path.relative_to(tmp_path).as_posix() for path in images.list_images(tmp_path)] == ["b/deep/y.jpg", "z.PNG"]
+    assert [path.relative_to(tmp_path).as_posix() for path in images.list_images(tmp_path)] == [
+        "b/deep/y.jpg",
+        "z.PNG",
+    ]
     assert [path.name for path in images.list_images(tmp_path, recursive=False)] == ["z.PNG"]
     for folder, reason in ((tmp_path / "none", "no such folder"), (tmp_path / "text", "no image")):
         with pytest.raises(ValueError, match=reason):
@@ -230,19 +263,25 @@ def test_formats_that_cannot_hold_a_picture_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("channels", ["L", "LA", "RGB", "RGBA"])
-def test_a_tiff_that_32_bits_cannot_address_is_a_bigtiff(tmp_path, monkeypatch, astronaut, channels):
+def test_a_tiff_that_32_bits_cannot_address_is_a_bigtiff(
+    tmp_path, monkeypatch, astronaut, channels
+):
     image = np.asarray(Image.fromarray(astronaut).convert(channels).convert("RGBA"))
-    picture = images.Picture(image[..., :3], image[..., 3] if "A" in channels else None, gray="L" in channels)
+    picture = images.Picture(
+        image[..., :3], image[..., 3] if "A" in channels else None, gray="L" in channels
+    )
     picture.metadata.dpi = (300, 300)
     for limit in (512 * 512 * len(channels), 512 * 512 * len(channels) - 1):
         monkeypatch.setattr(images, "_LARGEST_FILE", limit)
         images.write_picture(tmp_path / "a.tif", picture)
         with tifffile.TiffFile(tmp_path / "a.tif") as written:
             assert written.is_bigtiff == (limit < 512 * 512 * len(channels))
-            assert np.array_equal(written.asarray(), np.asarray(Image.fromarray(image).convert(channels)))
-            assert {tag.dtype.name for tag in written.pages[0].tags.values() if tag.code == 273} == {
-                "LONG8" if written.is_bigtiff else "LONG"
-            }
+            assert np.array_equal(
+                written.asarray(), np.asarray(Image.fromarray(image).convert(channels))
+            )
+            assert {
+                tag.dtype.name for tag in written.pages[0].tags.values() if tag.code == 273
+            } == {"LONG8" if written.is_bigtiff else "LONG"}
         again = images.read_picture(tmp_path / "a.tif")
         assert np.array_equal(again.rgb, picture.rgb) and again.metadata.dpi == (300, 300)
 
@@ -251,7 +290,9 @@ def test_side_by_side_keeps_every_pixel(astronaut):
     row = images.side_by_side([("a", astronaut), ("b", 255 - astronaut)])
     strip = row.shape[0] - astronaut.shape[0]
     assert strip > 0
-    assert np.array_equal(row[strip:, :512], astronaut) and np.array_equal(row[strip:, -512:], 255 - astronaut)
+    assert np.array_equal(row[strip:, :512], astronaut) and np.array_equal(
+        row[strip:, -512:], 255 - astronaut
+    )
     assert (row[:strip] < 128).any()  # the labels
 
 
@@ -274,4 +315,7 @@ def test_result_names_are_unique_and_fit_a_file_system():
     found = images.result_names(names)
     assert found[3] == "c" and found[5] == "d.e"
     assert all(name.startswith(short) for name, short in zip(found, ["a_b-", "a_b-", "a_B-"]))
-    assert len({name.lower() for name in found}) == len(names) and max(len(name.encode()) for name in found) <= 240
+    assert (
+        len({name.lower() for name in found}) == len(names)
+        and max(len(name.encode()) for name in found) <= 240
+    )

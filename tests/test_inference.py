@@ -11,7 +11,7 @@ from PIL import Image
 import inference
 from esrgan import RRDBGenerator
 from model import Generator
-from utils import checkpoint, cli, images, weights
+from utils import cli, generator_file, images, weights
 
 CPU = torch.device("cpu")
 
@@ -47,7 +47,9 @@ GENERATORS = {scale: new_generator(scale) for scale in (2, 3, 4)}
 def test_the_whole_image_is_what_the_network_gives(astronaut):
     lr = astronaut[:20, :31]
     with torch.inference_mode():
-        expected = images.to_array(images.signed_to_uint8(GENERATORS[4](images.uint8_to_signed(images.to_tensor(lr)))))
+        expected = images.to_array(
+            images.signed_to_uint8(GENERATORS[4](images.uint8_to_signed(images.to_tensor(lr))))
+        )
     assert np.array_equal(inference.upscale(GENERATORS[4], lr), expected)
 
 
@@ -62,10 +64,13 @@ def test_tiles_give_the_result_of_the_whole_image(astronaut, height, width, scal
     assert (whole != tiled).mean() < 1e-3
 
 
-@pytest.mark.parametrize(("scale", "height", "width", "tile"), [(2, 20, 50, 16), (3, 27, 30, 20), (4, 20, 33, 12)])
+@pytest.mark.parametrize(
+    ("scale", "height", "width", "tile"), [(2, 20, 50, 16), (3, 27, 30, 20), (4, 20, 33, 12)]
+)
 def test_tiles_give_the_result_of_the_whole_image_in_bf16(astronaut, scale, height, width, tile):
     whole, tiled = (
-        inference.upscale(GENERATORS[scale], astronaut[:height, :width], side, "bf16").astype(int) for side in (0, tile)
+        inference.upscale(GENERATORS[scale], astronaut[:height, :width], side, "bf16").astype(int)
+        for side in (0, tile)
     )
     assert np.abs(whole - tiled).max() <= 2  # 0 where the kernels sum in one order at all sizes
     assert (whole != tiled).mean() < 0.01
@@ -74,13 +79,17 @@ def test_tiles_give_the_result_of_the_whole_image_in_bf16(astronaut, scale, heig
 @pytest.mark.parametrize(("precision", "levels"), [("fp32", 1), ("bf16", 6)])
 def test_tiles_of_esrgans_generator_are_close_to_the_whole_image(astronaut, precision, levels):
     torch.manual_seed(0)
-    generator = RRDBGenerator(blocks=8, features=16, growth=8).eval()  # it sees 120 pixels far, beyond its halo
+    generator = RRDBGenerator(
+        blocks=8, features=16, growth=8
+    ).eval()  # it sees 120 pixels far, beyond its halo
     for parameter in generator.body.parameters():
         parameter.data *= 12  # every block matters
     generator.conv_last.weight.data *= 10  # contrast
     generator.conv_last.bias.data += 0.4
     lr = astronaut[200:206, 100:220]
-    whole, tiled = (inference.upscale(generator, lr, tile, precision).astype(int) for tile in (0, 40))
+    whole, tiled = (
+        inference.upscale(generator, lr, tile, precision).astype(int) for tile in (0, 40)
+    )
     assert whole.std() > 20
     assert np.abs(whole - tiled).max() <= levels
 
@@ -88,7 +97,9 @@ def test_tiles_of_esrgans_generator_are_close_to_the_whole_image(astronaut, prec
 def test_every_tile_is_reported_and_what_the_report_raises_ends_the_work(astronaut):
     seen, passes, generator = [], [], new_generator()
     generator.register_forward_pre_hook(lambda *_: passes.append(1))
-    inference.upscale(generator, astronaut[:20, :30], 12, on_tile=lambda done, total: seen.append((done, total)))
+    inference.upscale(
+        generator, astronaut[:20, :30], 12, on_tile=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(done, 6) for done in range(1, 7)] and len(passes) == 6
 
     def stop(done, total):
@@ -107,20 +118,33 @@ def test_a_halo_narrower_than_the_receptive_field_shows_seams(astronaut, monkeyp
     assert (whole != inference.upscale(generator, astronaut[:64, :64], tile=16)).mean() > 1e-3
 
 
-@pytest.mark.parametrize("make", [lambda: Generator(2, 2), lambda: RRDBGenerator(4, 1, 8, 4)], ids=["srresnet", "rrdb"])
+@pytest.mark.parametrize(
+    "make", [lambda: Generator(2, 2), lambda: RRDBGenerator(4, 1, 8, 4)], ids=["srresnet", "rrdb"]
+)
 def test_a_blend_is_the_mean_of_the_files_tensors_weighted_by_texture(tmp_path, make):
     files = [tmp_path / "a.pth", tmp_path / "b.safetensors"]
     states = []
     for seed, file in enumerate(files):
-        checkpoint.save_generator(file, trained(make(), seed))
-        states.append({name: tensor.numpy().astype(float) for name, tensor in trained(make(), seed).state_dict().items()})
+        generator_file.save(file, trained(make(), seed))
+        states.append(
+            {
+                name: tensor.numpy().astype(float)
+                for name, tensor in trained(make(), seed).state_dict().items()
+            }
+        )
     lr = torch.rand(1, 3, 12, 10) * 2 - 1
     with torch.inference_mode():
         alone = [inference.open_generator(file, CPU)(lr) for file in files]
-        blended = {t: inference.open_generator(files[0], CPU, files[1], t)(lr) for t in (0.0, 0.3, 0.75, 1.0)}
+        blended = {
+            t: inference.open_generator(files[0], CPU, files[1], t)(lr)
+            for t in (0.0, 0.3, 0.75, 1.0)
+        }
     assert torch.equal(blended[0.0], alone[0]) and torch.equal(blended[1.0], alone[1])
     for texture in (0.3, 0.75):
-        mean = {name: torch.tensor((1 - texture) * ours + texture * states[1][name]) for name, ours in states[0].items()}
+        mean = {
+            name: torch.tensor((1 - texture) * ours + texture * states[1][name])
+            for name, ours in states[0].items()
+        }
         expected = make().eval()
         expected.load_state_dict(mean)
         with torch.inference_mode():
@@ -136,7 +160,7 @@ def test_a_blend_includes_the_running_statistics(tmp_path, statistic):
         for module in generator.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 getattr(module, statistic).fill_(value)
-        checkpoint.save_generator(tmp_path / f"{name}.pth", generator)
+        generator_file.save(tmp_path / f"{name}.pth", generator)
     blended = inference.open_generator(tmp_path / "a.pth", CPU, tmp_path / "b.pth", 0.25)
     expected = inference.open_generator(tmp_path / "between.pth", CPU)
     for ours, theirs in zip(blended.parameters(), expected.parameters(), strict=True):
@@ -145,9 +169,9 @@ def test_a_blend_includes_the_running_statistics(tmp_path, statistic):
 
 @pytest.mark.parametrize("other", [Generator(4, 1), Generator(2, 2), RRDBGenerator(4, 1, 8, 4)])
 def test_files_of_two_architectures_are_not_blended(tmp_path, other):
-    checkpoint.save_generator(tmp_path / "a.pth", Generator(2, 1))
-    checkpoint.save_generator(tmp_path / "b.pth", other)
-    held = rf"a\.pth holds generator srresnet, upscale 2, blocks 1 and .*b\.pth holds {checkpoint.listed(other.architecture)};"
+    generator_file.save(tmp_path / "a.pth", Generator(2, 1))
+    generator_file.save(tmp_path / "b.pth", other)
+    held = rf"a\.pth holds generator srresnet, upscale 2, blocks 1 and .*b\.pth holds {generator_file.listed(other.architecture)};"
     with pytest.raises(cli.UserError, match=held):
         inference.open_generator(tmp_path / "a.pth", CPU, tmp_path / "b.pth", 0.0)
 
@@ -159,7 +183,10 @@ def chosen(*options, **default) -> weights.Weights:
 
 
 def test_pictures_benchmarks_and_blends_have_defaults_of_their_own():
-    assert chosen() == weights.Weights(weights.weights_file("photo_x4")) and chosen().stem == "photo_x4"
+    assert (
+        chosen() == weights.Weights(weights.weights_file("photo_x4"))
+        and chosen().stem == "photo_x4"
+    )
     assert chosen(default=weights.FAITHFUL).stem == "srresnet_x4"
     assert chosen("--weights", "srgan_x4", default=weights.FAITHFUL).stem == "srgan_x4"
     a, b = (weights.WEIGHTS_FOLDER / f"{name}.pth" for name in ("srresnet_x4", "srgan_x4"))
@@ -176,21 +203,43 @@ def test_a_texture_outside_0_to_1_is_refused(texture, capsys):
     with pytest.raises(SystemExit, match="2"):
         chosen("--texture", texture)
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and f"argument --texture: {texture!r} is not a number from 0 to 1" in error
+    assert (
+        error.count("\n") == 1
+        and f"argument --texture: {texture!r} is not a number from 0 to 1" in error
+    )
 
 
 def test_a_benchmark_of_a_blend_has_a_folder_of_its_own(tmp_path, astronaut):
     (tmp_path / "hr").mkdir()
     Image.fromarray(astronaut[:24, :32]).save(tmp_path / "hr" / "a.png")
     for seed, name in enumerate("ab"):
-        checkpoint.save_generator(tmp_path / f"{name}.pth", trained(Generator(2, 1), seed))
-    blend = ["--texture", 0.3, "--weights", tmp_path / "a.pth", "--texture-weights", tmp_path / "b.pth"]
+        generator_file.save(tmp_path / f"{name}.pth", trained(Generator(2, 1), seed))
+    blend = [
+        "--texture",
+        0.3,
+        "--weights",
+        tmp_path / "a.pth",
+        "--texture-weights",
+        tmp_path / "b.pth",
+    ]
     run("test_benchmark.py", "--hr", "hr", *blend, "--device", "cpu", cwd=tmp_path)
     sr = images.read_picture(tmp_path / "results" / "benchmark_a_b_0.3_hr" / "a_x2.png").rgb
     generator = inference.open_generator(tmp_path / "a.pth", CPU, tmp_path / "b.pth", 0.3)
     expected = inference.upscale(generator, images.downscale(astronaut[:24, :32], 2))
     assert np.abs(sr.astype(int) - expected).max() <= 1
-    error = the_error(run("test_benchmark.py", "--hr", "hr", "--sr", "hr", "--texture", 0, cwd=tmp_path, status=None))
+    error = the_error(
+        run(
+            "test_benchmark.py",
+            "--hr",
+            "hr",
+            "--sr",
+            "hr",
+            "--texture",
+            0,
+            cwd=tmp_path,
+            status=None,
+        )
+    )
     assert "cannot be combined with --sr" in error and "nor can --texture" in error
 
 
@@ -201,7 +250,9 @@ def test_when_memory_runs_out_the_tile_is_halved(astronaut, monkeypatch, capsys)
     def limited(self, lr):
         seen.append(lr.shape[-1])
         if lr.shape[-1] > 45:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+            )
         return forward(self, lr)
 
     expected = inference.upscale(generator, astronaut[:64, :64], tile=16)
@@ -257,15 +308,30 @@ def test_a_generator_that_overflows_leaves_no_picture(astronaut, tmp_path):
     generator = new_generator()
     generator.tail.weight.data *= 1e38
     generator.upsample[0].conv.weight.data *= 1e38
-    checkpoint.save_generator(tmp_path / "weights.pth", generator)
-    done = run("test_image.py", tmp_path / "a.png", "--weights", tmp_path / "weights.pth", "--precision", "fp32", status=1)
+    generator_file.save(tmp_path / "weights.pth", generator)
+    done = run(
+        "test_image.py",
+        tmp_path / "a.png",
+        "--weights",
+        tmp_path / "weights.pth",
+        "--precision",
+        "fp32",
+        status=1,
+    )
     assert "values that are not finite" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "a_x4.png").exists()
 
 
-@pytest.mark.parametrize("generator", [Generator(4, 8), Generator(2, 16), RRDBGenerator(blocks=1)], ids=lambda g: f"{g.halo}")
+@pytest.mark.parametrize(
+    "generator",
+    [Generator(4, 8), Generator(2, 16), RRDBGenerator(blocks=1)],
+    ids=lambda g: f"{g.halo}",
+)
 def test_little_free_memory_makes_small_tiles_but_never_explodes_the_work(generator):
-    sides = [inference._tile_for_memory(generator, free) for free in (0, 100_000_000, 2 * 2**30, 8 * 2**30, 10**12, None)]
+    sides = [
+        inference._tile_for_memory(generator, free)
+        for free in (0, 100_000_000, 2 * 2**30, 8 * 2**30, 10**12, None)
+    ]
     assert sides == sorted(sides) and sides[-1] > 2 * sides[0]
     assert (1 + 2 * generator.halo / sides[0]) ** 2 < 3
     assert sides[2] ** 2 * generator.upscale**2 * 64 * 4 * 4 <= 2**30  # half of what is free
@@ -274,7 +340,10 @@ def test_little_free_memory_makes_small_tiles_but_never_explodes_the_work(genera
 def test_the_automatic_tile_is_that_of_the_free_memory(astronaut, monkeypatch):
     generator, seen = new_generator(), []
     generator.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[-1]))
-    for free, largest in ((0, inference._LEAST_HALOS * generator.halo + 2 * generator.halo), (2**33, 128)):
+    for free, largest in (
+        (0, inference._LEAST_HALOS * generator.halo + 2 * generator.halo),
+        (2**33, 128),
+    ):
         monkeypatch.setattr(inference, "free_memory", lambda _device, free=free: free)
         seen.clear()
         inference.upscale(generator, astronaut[:64, :128])
@@ -283,11 +352,16 @@ def test_the_automatic_tile_is_that_of_the_free_memory(astronaut, monkeypatch):
 
 def test_bf16_is_close_to_fp32(astronaut):
     generator = new_generator()
-    fp32, bf16 = (inference.upscale(generator, astronaut[:40, :40], precision=p).astype(float) for p in ("fp32", "bf16"))
+    fp32, bf16 = (
+        inference.upscale(generator, astronaut[:40, :40], precision=p).astype(float)
+        for p in ("fp32", "bf16")
+    )
     assert 10 * np.log10(255**2 / ((fp32 - bf16) ** 2).mean()) > 40
 
 
 def test_memory_beyond_a_tile_is_less_than_8_bytes_per_output_pixel():
-    taken = {megapixels: int(run("tests/enlarge_memory.py", megapixels).stdout) for megapixels in (1, 12)}
+    taken = {
+        megapixels: int(run("tests/enlarge_memory.py", megapixels).stdout) for megapixels in (1, 12)
+    }
     assert taken[12] - taken[1] < 8 * 16 * 11_000_000
     assert taken[12] > 3 * 16 * 11_000_000 * 0.9  # the result itself: the measure does see memory

@@ -9,7 +9,16 @@ from conftest import ROOT
 
 from utils import cli
 
-SCRIPTS = {"train", "test_image", "test_video", "test_benchmark", "prepare_data", "plot_statistics", "export_onnx", "app"}
+SCRIPTS = {
+    "train",
+    "test_image",
+    "test_video",
+    "test_benchmark",
+    "prepare_data",
+    "plot_statistics",
+    "export_model",
+    "app",
+}
 NETWORKS = {"model", "esrgan"}
 
 
@@ -23,7 +32,9 @@ def imported(path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py")], ids=lambda path: path.stem
+)
 def test_utils_import_only_the_networks_from_the_root_and_nothing_imports_a_script(path):
     of_root = imported(path) & {other.stem for other in ROOT.glob("*.py")}
     assert of_root <= NETWORKS if path.parent.name == "utils" else not of_root & SCRIPTS
@@ -50,7 +61,14 @@ def test_everything_but_torch_is_locked_by_hash_at_the_version_that_is_asked_for
 
 
 @pytest.mark.parametrize(
-    "name", ["Makefile", "requirements.txt", "requirements-dev.txt", "requirements.lock", "requirements-dev.lock"]
+    "name",
+    [
+        "Makefile",
+        "requirements.txt",
+        "requirements-dev.txt",
+        "requirements.lock",
+        "requirements-dev.lock",
+    ],
 )
 def test_packages_come_from_the_index_that_is_configured(name):
     assert not re.search(r"://|--(default-|extra-)?index", (ROOT / name).read_text())
@@ -64,7 +82,9 @@ def test_sighup_under_nohup_stays_ignored_and_a_repeated_signal_counts_once(monk
             assert stop.number is None and signal.SIGHUP not in cli.heeded_signals()
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop.number == signal.SIGTERM and signal.SIGINT in cli.heeded_signals()
-            os.kill(os.getpid(), signal.SIGTERM)  # the group's copy of the same request, as `timeout` sends it
+            os.kill(
+                os.getpid(), signal.SIGTERM
+            )  # the group's copy of the same request, as `timeout` sends it
             monkeypatch.setattr(cli, "_ECHO_SECONDS", 0)
             with pytest.raises(SystemExit):
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -26,14 +26,20 @@ def enlarged(path, out):
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("source", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("target", ["jpg", "png", "webp", "tif"])
-def test_what_describes_a_picture_is_carried_over_and_stays_true(tmp_path, astronaut, source, target, order):
+def test_what_describes_a_picture_is_carried_over_and_stays_true(
+    tmp_path, astronaut, source, target, order
+):
     path = tmp_path / f"a.{source}"
-    Image.fromarray(astronaut[:20, :24]).save(path, **corpus.described_options(source, order=order, orientation=6))
+    Image.fromarray(astronaut[:20, :24]).save(
+        path, **corpus.described_options(source, order=order, orientation=6)
+    )
     image = enlarged(path, tmp_path / f"b.{target}")
     assert image.size == (60, 72)  # turned upright
     exif = image.getexif()
     assert exif[MAKE] == "Maker" and exif.get(ORIENTATION, 1) == 1
-    assert "tif" in (source, target) or exif[ARTIST_TAG] == ARTIST  # Pillow itself has spoilt it in a TIFF source
+    assert (
+        "tif" in (source, target) or exif[ARTIST_TAG] == ARTIST
+    )  # Pillow itself has spoilt it in a TIFF source
     details = exif.get_ifd(EXIF_IFD)
     assert (details[PIXEL_X], details[PIXEL_Y], details[LENS]) == (60, 72, "35mm f/2")
     assert exif.get_ifd(GPS_IFD)[2] == (52, 30, 0)
@@ -41,7 +47,12 @@ def test_what_describes_a_picture_is_carried_over_and_stays_true(tmp_path, astro
     if "webp" not in (source, target):  # which has no place for it
         assert image.info["dpi"] == pytest.approx((300, 300), abs=0.01)
     xmp = image.info["xmp"]
-    assert b"XMP title" in xmp and b"Thumbnails" not in xmp and b"<tiff:ImageWidth>60<" in xmp and b'Dimension="60"' in xmp
+    assert (
+        b"XMP title" in xmp
+        and b"Thumbnails" not in xmp
+        and b"<tiff:ImageWidth>60<" in xmp
+        and b'Dimension="60"' in xmp
+    )
     assert b"Orientation" not in xmp or b'tiff:Orientation="1"' in xmp
 
 
@@ -61,21 +72,32 @@ def test_an_exif_block_changes_only_where_it_would_be_wrong(tmp_path, astronaut)
     written = enlarged(tmp_path / "a.jpg", tmp_path / "b.jpg").info["exif"][6:]
     changed = [place for place in range(len(block)) if block[place] != written[place]]
     assert len(written) == len(block) and len(changed) <= 12
-    assert written.count(b"NoteOfMaker") == 1 and MAKER_NOTE in Image.open(tmp_path / "b.jpg").getexif().get_ifd(EXIF_IFD)
+    assert written.count(b"NoteOfMaker") == 1 and MAKER_NOTE in Image.open(
+        tmp_path / "b.jpg"
+    ).getexif().get_ifd(EXIF_IFD)
 
 
 def test_what_a_format_cannot_hold_is_left_out(tmp_path, astronaut):
     picture = images.Picture(astronaut[:20, :24])
     picture.metadata.exif = corpus.exif() + bytes(70_000)
     picture.metadata.xmp = corpus.XMP + b" " * 70_000
-    for suffix, held in (("png", True), ("webp", True), ("tif", True), ("jpg", False), ("bmp", False)):
+    for suffix, held in (
+        ("png", True),
+        ("webp", True),
+        ("tif", True),
+        ("jpg", False),
+        ("bmp", False),
+    ):
         images.write_picture(tmp_path / f"a.{suffix}", picture)
         again = images.read_picture(tmp_path / f"a.{suffix}")
         assert bool(again.metadata.exif) == bool(again.metadata.xmp) == held, suffix
         assert again.rgb.shape == (20, 24, 3)
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0", b"II*\0", b"MM\0*\xff\xff\xff\xff", corpus.exif()[:100], b"no EXIF at all"])
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0", b"II*\0", b"MM\0*\xff\xff\xff\xff", corpus.exif()[:100], b"no EXIF at all"],
+)
 def test_damaged_metadata_count_as_none(tmp_path, exif):
     picture = images.Picture(np.zeros((4, 4, 3), np.uint8))
     picture.metadata.exif, picture.metadata.xmp = exif, b"\xff no XML <xmp:Thumbnails>"

@@ -22,14 +22,25 @@ def test_rgb_metrics_agree_with_scikit_image(astronaut):
     noise = np.random.default_rng(0).integers(-20, 20, astronaut.shape)
     noisy = (astronaut + noise).clip(0, 255).astype(np.uint8)
     psnr, ssim = metrics.psnr_ssim_rgb(images.to_tensor(noisy), images.to_tensor(astronaut))
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-    assert psnr == pytest.approx(peak_signal_noise_ratio(astronaut, noisy, data_range=255), abs=1e-3)
-    assert ssim == pytest.approx(structural_similarity(astronaut, noisy, channel_axis=2, **options), abs=1e-4)
+    options = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "data_range": 255,
+    }
+    assert psnr == pytest.approx(
+        peak_signal_noise_ratio(astronaut, noisy, data_range=255), abs=1e-3
+    )
+    assert ssim == pytest.approx(
+        structural_similarity(astronaut, noisy, channel_axis=2, **options), abs=1e-4
+    )
 
 
 def test_y_is_studio_swing():
     corners = torch.tensor([[0.0, 0, 0], [1, 1, 1], [1, 0, 0]]).view(3, 3, 1, 1)
-    assert (metrics.rgb_to_y(corners) * 255).flatten().tolist() == pytest.approx([16, 235, 81.481], abs=1e-3)
+    assert (metrics.rgb_to_y(corners) * 255).flatten().tolist() == pytest.approx(
+        [16, 235, 81.481], abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 10, 11])
@@ -38,12 +49,18 @@ def test_ssim_of_small_images_is_defined(side):
     assert metrics.ssim(image, image).item() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize(("scale", "psnr", "ssim"), [(2, 33.67, 0.9303), (3, 30.40, 0.8689), (4, 28.43, 0.8111)])
+@pytest.mark.parametrize(
+    ("scale", "psnr", "ssim"), [(2, 33.67, 0.9303), (3, 30.40, 0.8689), (4, 28.43, 0.8111)]
+)
 def test_bicubic_on_set5_is_the_papers(set5, scale, psnr, ssim):
     scores = []
     for _name, lr, hr in TestDatasetFromFolder(None, set5 / f"x{scale}" / "HR", scale):
         bicubic = images.upscale_bicubic(images.to_array(lr), scale)
-        scores.append(metrics.psnr_ssim_y(*(images.uint8_to_unit(image) for image in (images.to_tensor(bicubic), hr)), scale))
+        scores.append(
+            metrics.psnr_ssim_y(
+                *(images.uint8_to_unit(image) for image in (images.to_tensor(bicubic), hr)), scale
+            )
+        )
     means = torch.tensor(scores).mean(0).tolist()
     assert means[0] == pytest.approx(psnr, abs=0.02)
     assert means[1] == pytest.approx(ssim, abs=1e-3)
@@ -53,13 +70,25 @@ def test_y_ssim_agrees_with_scikit_image():
     hr = images.crop_to_multiple(photograph("chelsea.png"), 4)
     sr = images.upscale_bicubic(images.downscale(hr, 4), 4)
     y = [
-        np.asarray(metrics.rgb_to_y(images.uint8_to_unit(images.to_tensor(i)).double()))[0, 0, 4:-4, 4:-4] * 255
+        np.asarray(metrics.rgb_to_y(images.uint8_to_unit(images.to_tensor(i)).double()))[
+            0, 0, 4:-4, 4:-4
+        ]
+        * 255
         for i in (sr, hr)
     ]
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-    psnr, ssim = metrics.psnr_ssim_y(*(images.uint8_to_unit(images.to_tensor(i)) for i in (sr, hr)), 4)
+    options = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "data_range": 255,
+    }
+    psnr, ssim = metrics.psnr_ssim_y(
+        *(images.uint8_to_unit(images.to_tensor(i)) for i in (sr, hr)), 4
+    )
     assert ssim.item() == pytest.approx(structural_similarity(*y, **options), abs=1e-4)
-    assert psnr.item() == pytest.approx(peak_signal_noise_ratio(y[1], y[0], data_range=255), abs=1e-3)
+    assert psnr.item() == pytest.approx(
+        peak_signal_noise_ratio(y[1], y[0], data_range=255), abs=1e-3
+    )
 
 
 def test_lpips_is_the_packages_distance():
@@ -79,7 +108,9 @@ def test_lpips_says_why_it_cannot_be_measured(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline, raising=False)
-    with pytest.raises(ValueError, match=r"could not be downloaded or read \(no route to host\).*leave out --lpips"):
+    with pytest.raises(
+        ValueError, match=r"could not be downloaded or read \(no route to host\).*leave out --lpips"
+    ):
         metrics.LPIPS()
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(ValueError, match="pip install lpips, or leave out --lpips"):
@@ -106,7 +137,10 @@ def test_metrics_are_the_same_under_autocast():
 @pytest.mark.parametrize("name", ["lpips", "distance"])
 def test_networks_use_no_tf32_and_leave_the_switch_as_it_was(name):
     network = metrics.LPIPS(random_backbone=True) if name == "lpips" else untrained_distance()
-    layer, seen = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d)), []
+    layer, seen = (
+        next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d)),
+        [],
+    )
     layer.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     before = torch.backends.cudnn.allow_tf32
     network(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
@@ -167,19 +201,27 @@ def reference_texture(sr: np.ndarray, hr: np.ndarray, scale: int) -> dict[str, f
 
 
 def texture_of(sr: np.ndarray, hr: np.ndarray, scale: int) -> dict[str, float]:
-    return metrics.texture(*(images.uint8_to_unit(images.to_tensor(picture)) for picture in (sr, hr)), scale)
+    return metrics.texture(
+        *(images.uint8_to_unit(images.to_tensor(picture)) for picture in (sr, hr)), scale
+    )
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_texture_is_that_of_its_definition(astronaut, scale):
     hr = images.crop_to_multiple(astronaut[150:, 100:350], scale)
     bicubic = images.upscale_bicubic(images.downscale(hr, scale), scale)
-    noise = np.random.default_rng(0).integers(-9, 10, hr.shape) + 3 * (np.indices(hr.shape)[0] % scale == 0)
+    noise = np.random.default_rng(0).integers(-9, 10, hr.shape) + 3 * (
+        np.indices(hr.shape)[0] % scale == 0
+    )
     for sr in (bicubic, (bicubic + noise).clip(0, 255).astype(np.uint8)):
-        assert texture_of(sr, hr, scale) == pytest.approx(reference_texture(sr, hr, scale), rel=1e-3)
+        assert texture_of(sr, hr, scale) == pytest.approx(
+            reference_texture(sr, hr, scale), rel=1e-3
+        )
 
 
-@pytest.mark.parametrize("size", [(4, 8), (8, 4), (20, 4), (52, 100)])  # smaller than the windows, and about a strip of rows
+@pytest.mark.parametrize(
+    "size", [(4, 8), (8, 4), (20, 4), (52, 100)]
+)  # smaller than the windows, and about a strip of rows
 def test_texture_at_borders_is_that_of_its_definition(size):
     sr, hr = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
     assert texture_of(sr, hr, 4) == pytest.approx(reference_texture(sr, hr, 4), rel=1e-3)
@@ -188,7 +230,9 @@ def test_texture_at_borders_is_that_of_its_definition(size):
 def test_texture_of_known_images(astronaut):
     gray = np.repeat(astronaut[..., :1], 3, -1)
     same = texture_of(gray, gray, 4)
-    assert same["Detail"] == 1 and same["Colour"] == pytest.approx(0, abs=1e-4)  # gray has no chroma, and SR no noise in it
+    assert same["Detail"] == 1 and same["Colour"] == pytest.approx(
+        0, abs=1e-4
+    )  # gray has no chroma, and SR no noise in it
     assert texture_of(astronaut, astronaut, 4)["Grid"] < 0.1
     flat = np.full((64, 80, 3), 100, np.uint8)
     checkerboard = flat + 4 * (np.indices(flat.shape).sum(0) % 2 == 0).astype(np.uint8)
@@ -204,14 +248,19 @@ def untrained_distance() -> metrics.FeatureDistance:
 
 def test_distance_is_that_of_the_perceptual_loss():
     distance, sr, hr = untrained_distance(), torch.rand(2, 3, 40, 50), torch.rand(2, 3, 40, 50)
-    assert torch.equal(distance(sr, hr), distance.network.distance(sr, hr)) and (distance(sr, hr) > 0).all()
+    assert (
+        torch.equal(distance(sr, hr), distance.network.distance(sr, hr))
+        and (distance(sr, hr) > 0).all()
+    )
     assert distance(hr, hr).tolist() == [0, 0]
 
 
 def test_distance_of_a_large_image_is_measured_in_parts(monkeypatch):
     monkeypatch.setattr(metrics, "LARGEST_PART", 50)
     distance, seen = untrained_distance(), []
-    distance.network.features[0].register_forward_pre_hook(lambda _layer, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    distance.network.features[0].register_forward_pre_hook(
+        lambda _layer, inputs: seen.append(tuple(inputs[0].shape[2:]))
+    )
     sr, hr = torch.rand(1, 3, 60, 120), torch.rand(1, 3, 60, 120)
     parts = [distance.network.distance(sr[..., y : y + 30, x : x + 40], hr[..., y : y + 30, x : x + 40])
              for y in (0, 30) for x in (0, 40, 80)]  # fmt: skip
@@ -236,25 +285,36 @@ def test_distance_downloads_only_what_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     checkpoints = tmp_path / "hub" / "checkpoints"
     assert not metrics.open_networks() and not checkpoints.exists()
-    with pytest.raises(ValueError, match=r"SqueezeNet could not be downloaded.*no route to host.*--perceptual-weights FILE"):
+    with pytest.raises(
+        ValueError,
+        match=r"SqueezeNet could not be downloaded.*no route to host.*--perceptual-weights FILE",
+    ):
         metrics.open_networks(squeezenet="imagenet")
     (checkpoints / "squeezenet1_0-b66bff10.pth").write_bytes(b"another version")
     assert not metrics.open_networks()
-    torch.save(pretrained.state_dict("squeezenet", "random"), checkpoints / "squeezenet1_1-b8a52dc0.pth")
+    torch.save(
+        pretrained.state_dict("squeezenet", "random"), checkpoints / "squeezenet1_1-b8a52dc0.pth"
+    )
     assert list(metrics.open_networks()) == ["Distance"]
 
 
 def test_an_image_that_is_too_small_for_a_network_has_no_distance():
-    networks = torch.nn.ModuleDict({"LPIPS": metrics.LPIPS(random_backbone=True), "Distance": untrained_distance()})
+    networks = torch.nn.ModuleDict(
+        {"LPIPS": metrics.LPIPS(random_backbone=True), "Distance": untrained_distance()}
+    )
     texture = {"Detail", "Colour", "Grid"}
-    for side, names in ((20, texture), (21, texture | {"Distance"}), (32, texture | {"Distance", "LPIPS"})):
+    for side, names in (
+        (20, texture),
+        (21, texture | {"Distance"}),
+        (32, texture | {"Distance", "LPIPS"}),
+    ):
         sr, hr = torch.randint(0, 256, (2, 1, 3, side, 40), dtype=torch.uint8)
         values = metrics.beyond_psnr(sr, hr, 1, networks)
         assert values.keys() == names
         units = images.uint8_to_unit(sr), images.uint8_to_unit(hr)
-        assert values == {name: networks[name](*units).item() for name in networks if name in names} | metrics.texture(
-            *units, 1
-        )
+        assert values == {
+            name: networks[name](*units).item() for name in networks if name in names
+        } | metrics.texture(*units, 1)
 
 
 def test_frame_difference_is_that_of_known_frames_and_adds_up():

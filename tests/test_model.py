@@ -12,7 +12,9 @@ def count(network) -> int:
 def test_parameter_counts():
     assert count(Generator(upscale=4, blocks=8)) == 956_558
     assert count(Discriminator()) == 5_215_425
-    assert count(Discriminator(batch_norm=False)) == 5_215_425 - 2 * (64 + 128 + 128 + 256 + 256 + 512 + 512)
+    assert count(Discriminator(batch_norm=False)) == 5_215_425 - 2 * (
+        64 + 128 + 128 + 256 + 256 + 512 + 512
+    )
 
 
 @pytest.mark.parametrize("upscale", [2, 3, 4, 8])
@@ -27,16 +29,26 @@ def test_generator_layers_are_the_specified_ones():
     shapes = []
     for module in generator.modules():
         if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(lambda m, _i, out: shapes.append((m.kernel_size[0], tuple(out.shape[1:]))))
+            module.register_forward_hook(
+                lambda m, _i, out: shapes.append((m.kernel_size[0], tuple(out.shape[1:])))
+            )
     generator.eval()(torch.zeros(1, 3, 8, 8))
     trunk = [(3, (64, 8, 8))] * 17
-    assert shapes == [(9, (64, 8, 8)), *trunk, (3, (256, 8, 8)), (3, (256, 16, 16)), (9, (3, 32, 32))]
+    assert shapes == [
+        (9, (64, 8, 8)),
+        *trunk,
+        (3, (256, 8, 8)),
+        (3, (256, 16, 16)),
+        (9, (3, 32, 32)),
+    ]
     prelus = [module for module in generator.modules() if isinstance(module, torch.nn.PReLU)]
     assert len(prelus) == 1 + 8 + 2  # none is shared
 
 
 def test_discriminator_layers_are_the_specified_ones():
-    convolutions = [module for module in Discriminator().modules() if isinstance(module, torch.nn.Conv2d)]
+    convolutions = [
+        module for module in Discriminator().modules() if isinstance(module, torch.nn.Conv2d)
+    ]
     assert [c.out_channels for c in convolutions] == [64, 64, 128, 128, 256, 256, 512, 512, 1024, 1]
     assert [c.stride[0] for c in convolutions] == [1, 2, 1, 2, 1, 2, 1, 2, 1, 1]
 
@@ -69,16 +81,22 @@ def test_generator_refuses_invalid_arguments(arguments):
         Generator(*arguments)
 
 
-@pytest.mark.parametrize(("upscale", "blocks", "halo"), [(4, 8, 24), (4, 5, 18), (2, 8, 24), (3, 8, 24), (8, 4, 16)])
+@pytest.mark.parametrize(
+    ("upscale", "blocks", "halo"), [(4, 8, 24), (4, 5, 18), (2, 8, 24), (3, 8, 24), (8, 4, 16)]
+)
 def test_halo_is_the_receptive_field(upscale, blocks, halo):
     generator = Generator(upscale, blocks).eval()
     assert generator.halo == halo
     for parameter in generator.parameters():  # no path is cut by a zero
         torch.nn.init.uniform_(parameter, 0.5, 1)
     lr = torch.zeros(1, 3, 2 * halo + 3, 2 * halo + 3, requires_grad=True)
-    features = generator.upsample(generator.head(lr) + generator.fusion(generator.trunk(generator.head(lr))))
+    features = generator.upsample(
+        generator.head(lr) + generator.fusion(generator.trunk(generator.head(lr)))
+    )
     centre = upscale * (halo + 1)
-    generator.tail(features)[..., centre : centre + upscale, centre : centre + upscale].sum().backward()
+    generator.tail(features)[
+        ..., centre : centre + upscale, centre : centre + upscale
+    ].sum().backward()
     reached = lr.grad.abs().sum((0, 1, 2)).nonzero().flatten()
     assert reached.min() == 1 and reached.max() == 2 * halo + 1
 
@@ -88,7 +106,9 @@ def test_an_untrained_generator_enlarges_bilinearly(upscale):
     lr = torch.rand(1, 3, 12, 14) * 2 - 1
     bilinear = lr
     for factor in Generator(upscale).factors:
-        bilinear = torch.nn.functional.interpolate(bilinear, scale_factor=factor, mode="bilinear", align_corners=False)
+        bilinear = torch.nn.functional.interpolate(
+            bilinear, scale_factor=factor, mode="bilinear", align_corners=False
+        )
     sr = Generator(upscale).train()(lr)
     inner = (..., slice(8, -8), slice(8, -8))
     assert torch.allclose(torch.atanh(sr)[inner], bilinear[inner], atol=1e-4)
@@ -101,7 +121,11 @@ def test_every_weight_learns_from_the_second_step_on():
         optimizer.zero_grad()
         (generator(torch.rand(2, 3, 8, 8)) - torch.rand(2, 3, 32, 32)).square().mean().backward()
         optimizer.step()
-    idle = {name for name, parameter in generator.named_parameters() if not parameter.grad.abs().max() > 0}
+    idle = {
+        name
+        for name, parameter in generator.named_parameters()
+        if not parameter.grad.abs().max() > 0
+    }
     assert not idle
 
 
@@ -116,7 +140,9 @@ def test_multiscale_losses_are_averaged_not_outputs():
         each = [network.logits(image) for network, image in zip(discriminator.scales, halves)]
         expected = sum(bce(scores, torch.ones(2)) for scores in each) / 3
     assert torch.allclose(bce(logits, torch.ones(6)), expected, atol=1e-6)
-    assert torch.allclose(discriminator(x), sum(torch.sigmoid(scores) for scores in each) / 3, atol=1e-6)
+    assert torch.allclose(
+        discriminator(x), sum(torch.sigmoid(scores) for scores in each) / 3, atol=1e-6
+    )
     assert count(discriminator) == 3 * 5_215_425
 
 
@@ -135,10 +161,16 @@ def test_folding_batch_norm_changes_the_weights_and_not_the_result():
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 7), (1, 8, 1, 3)])
 def test_the_tail_is_a_plain_convolution(shape):
-    tail, x = TailConv(8, 3, 9, padding=4).double(), torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    tail, x = (
+        TailConv(8, 3, 9, padding=4).double(),
+        torch.rand(shape, dtype=torch.float64, requires_grad=True),
+    )
     expected = torch.nn.functional.conv2d(x, tail.weight, tail.bias, padding=4)
     result = tail(x)
     assert torch.allclose(result, expected, atol=1e-12)
     weights = torch.rand_like(expected)
-    ours, plain = (torch.autograd.grad((image * weights).sum(), [x, tail.weight, tail.bias]) for image in (result, expected))
+    ours, plain = (
+        torch.autograd.grad((image * weights).sum(), [x, tail.weight, tail.bias])
+        for image in (result, expected)
+    )
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(ours, plain))

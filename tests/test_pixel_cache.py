@@ -26,7 +26,9 @@ def test_the_cache_is_used_again_and_rebuilt_when_a_file_changes(photos, tmp_pat
 
 
 def test_a_build_that_fails_leaves_no_cache(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(pixel_cache.files, "check_free_space", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(
+        pixel_cache.files, "check_free_space", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+    )
     with pytest.raises(OSError, match="full"):
         TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
     assert os.listdir(tmp_path / "cache") == ["lock"]
@@ -41,12 +43,23 @@ def test_a_damaged_cache_is_noticed_and_built_again(photos, tmp_path, capsys, da
         path.write_bytes(content[:-20])
     else:
         data = bytearray(content)
-        data[{"other version": -5, "pixel": 1000, "index": content.index(b'"height"') + 10, "tail": -28}[damage]] ^= 1
+        data[
+            {
+                "other version": -5,
+                "pixel": 1000,
+                "index": content.index(b'"height"') + 10,
+                "tail": -28,
+            }[damage]
+        ] ^= 1
         path.unlink()
         path.write_bytes(data)
     again = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
     message = capsys.readouterr().err
-    assert str(path) in message and message.count("\n") == 1 and message.endswith("; decoding the images again\n")
+    assert (
+        str(path) in message
+        and message.count("\n") == 1
+        and message.endswith("; decoding the images again\n")
+    )
     assert path.read_bytes() == content and again.store.fingerprint() == good.store.fingerprint()
     TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
     assert capsys.readouterr().err == ""
@@ -75,7 +88,8 @@ def test_bad_images_are_named_or_skipped(photos, tmp_path, cached):
     (folder / "text.jpg").write_text("hello")
     (folder / "cut.png").write_bytes((folder / "image_0.png").read_bytes()[:3000])
     with pytest.raises(
-        ValueError, match=r"3 image\(s\) cannot be read: cut\.png: .*empty\.png: .*text\.jpg: .*--skip-bad-images"
+        ValueError,
+        match=r"3 image\(s\) cannot be read: cut\.png: .*empty\.png: .*text\.jpg: .*--skip-bad-images",
     ):
         TrainDatasetFromFolder(folder, 32, 4, cache_folder=cache)
     dataset = TrainDatasetFromFolder(folder, 32, 4, cache_folder=cache, skip_bad=True)
@@ -86,15 +100,22 @@ def test_lr_files_made_elsewhere_are_paired_by_name(photos, tmp_path):
     lr_folder = tmp_path / "lr"
     lr_folder.mkdir()
     for index in range(4):
-        Image.new("RGB", (25, 18), (index, 0, 0)).save(lr_folder / f"image_{index}{'x4' if index % 2 else ''}.png")
-    dataset = TrainDatasetFromFolder(photos[0], 32, 4, lr_folder=lr_folder, cache_folder=tmp_path / "cache")
+        Image.new("RGB", (25, 18), (index, 0, 0)).save(
+            lr_folder / f"image_{index}{'x4' if index % 2 else ''}.png"
+        )
+    dataset = TrainDatasetFromFolder(
+        photos[0], 32, 4, lr_folder=lr_folder, cache_folder=tmp_path / "cache"
+    )
     assert [int(dataset[index][0].max()) for index in range(4)] == [0, 1, 2, 3]
     (lr_folder / "image_0.png").unlink()
     Image.new("RGB", (24, 18)).save(lr_folder / "image_2.png")
     with pytest.raises(
-        ValueError, match=r"2 image.*image_0\.png: no LR image.*image_2\.png: .*24x18 pixels do not fit .* 100x72"
+        ValueError,
+        match=r"2 image.*image_0\.png: no LR image.*image_2\.png: .*24x18 pixels do not fit .* 100x72",
     ):
-        TrainDatasetFromFolder(photos[0], 32, 4, lr_folder=lr_folder, cache_folder=tmp_path / "cache")
+        TrainDatasetFromFolder(
+            photos[0], 32, 4, lr_folder=lr_folder, cache_folder=tmp_path / "cache"
+        )
 
 
 def test_the_cache_goes_where_it_can_be_written(tmp_path, monkeypatch):
@@ -110,7 +131,9 @@ def test_several_processes_build_what_one_builds(tmp_path, astronaut):
     for index in range(24):
         Image.fromarray(astronaut[index : index + 50, :60]).save(folder / f"{index}.png")
     layout = pixel_cache.Layout(folder, 4)
-    stores = [pixel_cache.ImageStore.open(layout, tmp_path / f"cache{n}", processes=n) for n in (1, 3)]
+    stores = [
+        pixel_cache.ImageStore.open(layout, tmp_path / f"cache{n}", processes=n) for n in (1, 3)
+    ]
     assert stores[0].fingerprint() == stores[1].fingerprint()
     assert all(np.array_equal(a, b) for i in range(24) for a, b in zip(stores[0][i], stores[1][i]))
 
@@ -122,9 +145,15 @@ def test_lr_files_in_subfolders_are_paired_by_place_and_never_guessed(photos, tm
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (side, side), (shade, 0, 0)).save(folder / place)
     dataset = ValDatasetFromFolder(hr, 4, lr_folder=lr)
-    assert [(image[1][0, 0, 0, 0].item(), image[3][0, 0, 0, 0].item()) for image in dataset] == [(2, 2), (0, 0), (1, 1)]
+    assert [(image[1][0, 0, 0, 0].item(), image[3][0, 0, 0, 0].item()) for image in dataset] == [
+        (2, 2),
+        (0, 0),
+        (1, 1),
+    ]
     (hr / "a.png").write_bytes((hr / "one" / "a.png").read_bytes())
-    with pytest.raises(ValueError, match=r"a.png: several LR images \(.*one/a.png, .*two/a.png\) named a or ax4"):
+    with pytest.raises(
+        ValueError, match=r"a.png: several LR images \(.*one/a.png, .*two/a.png\) named a or ax4"
+    ):
         ValDatasetFromFolder(hr, 4, lr_folder=lr)
     (lr / "a.png").symlink_to("nowhere")
     with pytest.raises(ValueError, match=r"a\.png: No such file"):
@@ -142,18 +171,30 @@ def black_lr(hr, upscale, _name):
     return np.zeros_like(hr[::upscale, ::upscale])
 
 
-def test_another_recipe_for_lr_makes_another_cache_and_removes_the_old_one(photos, tmp_path, monkeypatch):
+def test_another_recipe_for_lr_makes_another_cache_and_removes_the_old_one(
+    photos, tmp_path, monkeypatch
+):
     old = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
     (first,) = (tmp_path / "cache").glob("x4-*")
-    monkeypatch.setattr(dataloader, "Layout", functools.partial(pixel_cache.Layout, recipe="bicubic-2", make_lr=black_lr))
+    monkeypatch.setattr(
+        dataloader,
+        "Layout",
+        functools.partial(pixel_cache.Layout, recipe="bicubic-2", make_lr=black_lr),
+    )
     new = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
     (second,) = (tmp_path / "cache").glob("x4-*")
     assert second != first
-    assert old[(0, 0)][0].max() > 0 and new[(0, 0)][0].max() == 0 and (old[(0, 0)][1] == new[(0, 0)][1]).all()
+    assert (
+        old[(0, 0)][0].max() > 0
+        and new[(0, 0)][0].max() == 0
+        and (old[(0, 0)][1] == new[(0, 0)][1]).all()
+    )
 
 
 @pytest.mark.parametrize("damage", ["pixel", "cut", "index", "a hole"])
-def test_the_other_processes_of_a_machine_check_all_but_the_pixels(photos, tmp_path, monkeypatch, capsys, damage):
+def test_the_other_processes_of_a_machine_check_all_but_the_pixels(
+    photos, tmp_path, monkeypatch, capsys, damage
+):
     TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
     (path,) = (tmp_path / "cache").glob("x4-*")
     content = path.read_bytes()
@@ -178,16 +219,26 @@ def test_the_other_processes_of_a_machine_check_all_but_the_pixels(photos, tmp_p
 
 def test_an_lr_file_is_never_paired_with_two_images(tmp_path):
     hr, lr = tmp_path / "hr", tmp_path / "lr"
-    for place, side in (("hr/one/a.png", 64), ("hr/two/a.png", 64), ("hr/b.png", 64), ("hr/b.jpg", 64), ("hr/c.png", 64)):
+    for place, side in (
+        ("hr/one/a.png", 64),
+        ("hr/two/a.png", 64),
+        ("hr/b.png", 64),
+        ("hr/b.jpg", 64),
+        ("hr/c.png", 64),
+    ):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (side, side)).save(tmp_path / place)
     lr.mkdir()
     for name in ("a.png", "b.png", "c.png"):
         Image.new("RGB", (16, 16)).save(lr / name)
-    with pytest.raises(ValueError, match=r"4 image.*b\.jpg: .*b\.png is the LR image of 2 HR images.*two/a\.png"):
+    with pytest.raises(
+        ValueError, match=r"4 image.*b\.jpg: .*b\.png is the LR image of 2 HR images.*two/a\.png"
+    ):
         ValDatasetFromFolder(hr, 4, lr_folder=lr)
     options = {"lr_folder": lr, "cache_folder": tmp_path / "cache", "skip_bad": True}
     assert ValDatasetFromFolder(hr, 4, **options).names == ["c"]
     (built,) = (tmp_path / "cache").glob("x4-*")
     before = built.stat().st_mtime_ns
-    assert ValDatasetFromFolder(hr, 4, **options).names == ["c"] and built.stat().st_mtime_ns == before
+    assert (
+        ValDatasetFromFolder(hr, 4, **options).names == ["c"] and built.stat().st_mtime_ns == before
+    )

@@ -25,7 +25,11 @@ def server():
 
 @pytest.mark.parametrize("resumes", [True, False])
 def test_a_download_resumes_where_it_broke_off(server, tmp_path, resumes):
-    server.body, server.breaks, server.resumes = bytes(range(256)) * 400, [30_000, 20_000 if resumes else 50_000], resumes
+    server.body, server.breaks, server.resumes = (
+        bytes(range(256)) * 400,
+        [30_000, 20_000 if resumes else 50_000],
+        resumes,
+    )
     path = tmp_path / "a.zip"
     downloads.download(server.url + "a.zip", path, archive_of(server.body), pause_seconds=0)
     assert path.read_bytes() == server.body
@@ -36,7 +40,9 @@ def test_a_download_resumes_where_it_broke_off(server, tmp_path, resumes):
 def test_a_failed_download_leaves_no_archive_and_can_be_resumed(server, tmp_path):
     server.body, server.breaks = b"x" * 1000, [100] * 3
     with pytest.raises(ValueError, match=r"stopped after 3 tries.*again to resume"):
-        downloads.download(server.url, tmp_path / "a.zip", archive_of(server.body), tries=3, pause_seconds=0)
+        downloads.download(
+            server.url, tmp_path / "a.zip", archive_of(server.body), tries=3, pause_seconds=0
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip.part"]
     downloads.download(server.url, tmp_path / "a.zip", archive_of(server.body))
     assert server.requests[-1] == "bytes=300-" and (tmp_path / "a.zip").read_bytes() == server.body
@@ -73,7 +79,13 @@ def test_server_errors_are_retried_and_a_missing_archive_is_not(server, tmp_path
 
 
 def test_invalid_urls_and_broken_responses_give_no_traceback(server, tmp_path, monkeypatch):
-    for url in ("http://127.0.0.1:9/my folder", "my_mirror/", "http://[::1/", "http://host:port/", f"http://{'a' * 70}.org/"):
+    for url in (
+        "http://127.0.0.1:9/my folder",
+        "my_mirror/",
+        "http://[::1/",
+        "http://host:port/",
+        f"http://{'a' * 70}.org/",
+    ):
         with pytest.raises(cli.UserError, match=re.escape(f"{url}: not a valid address")):
             downloads.download(url, tmp_path / "a.zip", archive_of(b"x"))
     server.body = b"x" * 1000
@@ -96,15 +108,22 @@ def test_an_existing_zip_is_checked_and_kept_if_it_is_another_file(tmp_path, mon
     (tmp_path / "DIV2K_valid_HR.zip").write_bytes(other)
     with pytest.raises(ValueError, match=r"DIV2K_valid_HR\.zip: not the archive .*; delete"):
         prepare_data.prepare_div2k(tmp_path, "valid_HR", "http://127.0.0.1:9/")
-    assert (tmp_path / "DIV2K_valid_HR.zip").read_bytes() == other and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "DIV2K_valid_HR.zip").read_bytes() == other and len(
+        list(tmp_path.iterdir())
+    ) == 1
 
 
 def test_div2k_is_downloaded_checked_and_unpacked_once(server, tmp_path, monkeypatch, capsys):
-    server.body = zipped({"DIV2K_valid_HR/0801.png": picture(), "DIV2K_valid_HR/0802.png": picture()})
+    server.body = zipped(
+        {"DIV2K_valid_HR/0801.png": picture(), "DIV2K_valid_HR/0802.png": picture()}
+    )
     monkeypatch.setitem(prepare_data.DIV2K, "valid_HR", archive_of(server.body))
     for _ in range(2):
         prepare_data.prepare_div2k(tmp_path, "valid_HR", server.url)
-    assert sorted(p.name for p in (tmp_path / "DIV2K_valid_HR" / "DIV2K_valid_HR").iterdir()) == ["0801.png", "0802.png"]
+    assert sorted(p.name for p in (tmp_path / "DIV2K_valid_HR" / "DIV2K_valid_HR").iterdir()) == [
+        "0801.png",
+        "0802.png",
+    ]
     assert [p.name for p in tmp_path.iterdir()] == ["DIV2K_valid_HR"] and len(server.requests) == 1
     assert "2 images" in capsys.readouterr().out
 
@@ -117,7 +136,9 @@ def test_hostile_archives_are_refused_whole(tmp_path, what):
     with pytest.raises(ValueError, match=str(path)) as error:
         downloads.unpack(path, path.parent / "out")
     assert "\n" not in str(error.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["place"] and [p.name for p in path.parent.iterdir()] == ["a.zip"]
+    assert [p.name for p in tmp_path.iterdir()] == ["place"] and [
+        p.name for p in path.parent.iterdir()
+    ] == ["a.zip"]
     assert not Path("/tmp/srgan-escaped.png").exists()
 
 
@@ -129,7 +150,9 @@ def test_a_disk_that_fills_while_unpacking_leaves_nothing_and_is_one_line(tmp_pa
     monkeypatch.setattr(zipfile.ZipFile, "extract", full)
     with pytest.raises(OSError, match="No space left") as caught:
         downloads.unpack(tmp_path / "a.zip", tmp_path / "out")
-    assert caught.value.filename == str(tmp_path / "out") and [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+    assert caught.value.filename == str(tmp_path / "out") and [
+        path.name for path in tmp_path.iterdir()
+    ] == ["a.zip"]
 
 
 def test_the_command_line_lays_out_the_demo(tmp_path):
@@ -149,7 +172,9 @@ def test_copies_at_several_sizes(photos, tmp_path):
     original = images.read_picture(photos[0] / "image_1.png").rgb
     assert np.array_equal(images.read_picture(tmp_path / "sizes" / "image_1_100.png").rgb, original)
     half = images.read_picture(tmp_path / "sizes" / "image_1_50.png").rgb
-    assert np.array_equal(half, np.asarray(Image.fromarray(original).resize((51, 38), Image.Resampling.BICUBIC)))
+    assert np.array_equal(
+        half, np.asarray(Image.fromarray(original).resize((51, 38), Image.Resampling.BICUBIC))
+    )
 
 
 def test_copies_that_cannot_be_made_are_one_line(photos, tmp_path):
@@ -173,6 +198,12 @@ def test_the_command_line_reports_a_server_without_the_archive(server, tmp_path)
 def test_no_network_is_one_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    for url in (f"http://127.0.0.1:{port}/a.zip", "http://no-such-host.invalid/a.zip", "gopher://x/a.zip"):
-        with pytest.raises(cli.UserError, match=re.escape(f"{url}: stopped after 2 tries") + r"[^\n]*$"):
+    for url in (
+        f"http://127.0.0.1:{port}/a.zip",
+        "http://no-such-host.invalid/a.zip",
+        "gopher://x/a.zip",
+    ):
+        with pytest.raises(
+            cli.UserError, match=re.escape(f"{url}: stopped after 2 tries") + r"[^\n]*$"
+        ):
             downloads.download(url, tmp_path / "a.zip", archive_of(b"x"), tries=2, pause_seconds=0)

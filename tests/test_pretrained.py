@@ -10,7 +10,7 @@ from conftest import run
 
 from generator_loss_functions import SqueezeNetFeatures, VGG16Features
 from utils import files, pretrained
-from utils.compat import import_torchvision
+from utils.pretrained import import_torchvision
 
 FEATURES = {"vgg16": VGG16Features, "squeezenet": SqueezeNetFeatures}
 NETWORKS = pytest.mark.parametrize("network", FEATURES)
@@ -21,12 +21,16 @@ def test_layers_are_those_of_torchvision(network):
     models = import_torchvision().models
     ours = {n: t.shape for n, t in pretrained.state_dict(network, "random").items()}
     with torch.device("meta"):
-        theirs = (models.vgg16 if network == "vgg16" else models.squeezenet1_1)(weights=None).features
+        theirs = (models.vgg16 if network == "vgg16" else models.squeezenet1_1)(
+            weights=None
+        ).features
         old = models.squeezenet1_0(weights=None).features
     assert ours == {n: t.shape for n, t in theirs.state_dict().items()}
     if network == "squeezenet":
         layers = pretrained.squeezenet_layers(torch.empty(96, 3, 7, 7)).state_dict()
-        assert {n: t.shape for n, t in layers.items()} == {n: t.shape for n, t in old.state_dict().items()}
+        assert {n: t.shape for n, t in layers.items()} == {
+            n: t.shape for n, t in old.state_dict().items()
+        }
 
 
 @NETWORKS
@@ -47,7 +51,9 @@ def test_weights_come_from_a_state_dict_file(tmp_path, network, prefix):
     path = tmp_path / "weights.pth"
     files.save_tensors(path, {f"{prefix}{name}": tensor for name, tensor in state.items()})
     read = pretrained.state_dict(network, str(path))
-    assert read.keys() == state.keys() and all(torch.equal(read[name], tensor) for name, tensor in state.items())
+    assert read.keys() == state.keys() and all(
+        torch.equal(read[name], tensor) for name, tensor in state.items()
+    )
 
 
 def test_either_version_of_squeezenet_is_recognised(tmp_path):
@@ -55,7 +61,9 @@ def test_either_version_of_squeezenet_is_recognised(tmp_path):
     for version, stages in (("1_0", (1, 4, 7, 8, 9, 10, 12)), ("1_1", (1, 4, 7, 9, 10, 11, 12))):
         network = getattr(import_torchvision().models, f"squeezenet{version}")(weights=None)
         files.save_tensors(tmp_path / "whole.pth", network.state_dict())
-        features = SqueezeNetFeatures(pretrained.state_dict("squeezenet", str(tmp_path / "whole.pth")))
+        features = SqueezeNetFeatures(
+            pretrained.state_dict("squeezenet", str(tmp_path / "whole.pth"))
+        )
         assert features.stages == stages
         assert torch.equal(features.features[0].weight, network.features[0].weight)
 
@@ -76,7 +84,9 @@ def test_files_of_other_weights_are_refused(tmp_path):
     path = tmp_path / "other.pth"
     for network, content, reason in cases:
         files.save_tensors(path, content)
-        with pytest.raises(ValueError, match=rf"other\.pth: not a state dict of torchvision's {reason}"):
+        with pytest.raises(
+            ValueError, match=rf"other\.pth: not a state dict of torchvision's {reason}"
+        ):
             pretrained.state_dict(network, str(path))
 
 
@@ -97,7 +107,10 @@ def test_without_network_the_error_names_the_ways_on(tmp_path, monkeypatch, netw
 def test_a_damaged_file_in_the_hub_folder_is_found_at_the_start(tmp_path, monkeypatch, network):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = (
-        tmp_path / "hub" / "checkpoints" / {"vgg16": "vgg16-397923af.pth", "squeezenet": "squeezenet1_1-b8a52dc0.pth"}[network]
+        tmp_path
+        / "hub"
+        / "checkpoints"
+        / {"vgg16": "vgg16-397923af.pth", "squeezenet": "squeezenet1_1-b8a52dc0.pth"}[network]
     )
     assert str(path) in pretrained.missing_download(network, "imagenet")
     path.parent.mkdir(parents=True)

@@ -17,10 +17,10 @@ from PIL import Image
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 import app
+import options
 import test_image
 import test_video
 import train
-from utils import options
 
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,10 +29,16 @@ DATA_SETS = ("div2k", "DIV2K", "BSDS400", "Set5/")
 NOT_RUN = (
     *DATA_SETS,
     "app.py",
-    "export_onnx.py",
+    "export_model.py",
     "test_video.py",
 )  # a page served until it is stopped; long commands with their own tests
-SMALL = ["--dry-run", "--crop", "72", "--batch-size", "2"]  # the last value of a repeated option counts
+SMALL = [
+    "--dry-run",
+    "--crop",
+    "72",
+    "--batch-size",
+    "2",
+]  # the last value of a repeated option counts
 
 
 def commands(document) -> list[list[str]]:
@@ -66,7 +72,10 @@ def to_run() -> dict[str, list[list[str]]]:
             if words[0] != "python" or any(name in word for name in NOT_RUN for word in words):
                 continue
             on_div2k = words[1] == "train.py" and "--train-dir" not in words
-            downloads = words[1:3] == ["prepare_data.py", "perceptual"]  # train.py is tried with --dry-run, which does not
+            downloads = words[1:3] == [
+                "prepare_data.py",
+                "perceptual",
+            ]  # train.py is tried with --dry-run, which does not
             if not on_div2k and not downloads and kind(words) not in seen:
                 seen.add(kind(words))
                 chosen.setdefault(document.name, []).append(words)
@@ -96,7 +105,9 @@ def test_the_commands_run(document, tmp_path, astronaut):
         (tmp_path / folder).mkdir(parents=True)
     for index in range(2):
         for part in ("train", "valid"):
-            Image.fromarray(astronaut[index * 100 : index * 100 + 96, :96]).save(tmp_path / f"my_photos/{part}/{index}.png")
+            Image.fromarray(astronaut[index * 100 : index * 100 + 96, :96]).save(
+                tmp_path / f"my_photos/{part}/{index}.png"
+            )
     for name in ("photo.jpg", "render.png", "old_photos/1.png", "old_photos/2.jpg"):
         Image.fromarray(astronaut[:24, :32]).save(tmp_path / name)
     for words in to_run().get(document.name, []):
@@ -106,8 +117,12 @@ def test_the_commands_run(document, tmp_path, astronaut):
 
 def test_commands_of_every_kind_are_run():
     scripts = [words[1] for found in to_run().values() for words in found]
-    assert {f"{name}.py" for name in ("test_image", "test_benchmark", "plot_statistics", "prepare_data")} <= set(scripts)
-    assert scripts.count("train.py") >= 5  # short, pixel-only, adversarial, multi-scale, ESRGAN's generator
+    assert {
+        f"{name}.py" for name in ("test_image", "test_benchmark", "plot_statistics", "prepare_data")
+    } <= set(scripts)
+    assert (
+        scripts.count("train.py") >= 5
+    )  # short, pixel-only, adversarial, multi-scale, ESRGAN's generator
 
 
 @pytest.mark.parametrize(
@@ -124,7 +139,9 @@ def test_every_option_is_documented(parser, documents):
     text = "".join((ROOT / name).read_text() for name in documents)
     for action in parser._actions:
         if action.option_strings and "--help" not in action.option_strings:
-            assert any(f"`{option}" in text for option in action.option_strings), action.option_strings
+            assert any(f"`{option}" in text for option in action.option_strings), (
+                action.option_strings
+            )
 
 
 def anchors(document) -> set[str]:
@@ -133,7 +150,9 @@ def anchors(document) -> set[str]:
     return {re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "weights/README.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, ROOT / "weights/README.md"], ids=lambda path: path.name
+)
 def test_links_lead_to_files_and_headings(document):
     for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
         name, _, anchor = link.partition("#")

@@ -2,19 +2,30 @@ import itertools
 
 import pytest
 
-from utils import cli, files, segments
-from utils.encoding import Packet
+from utils import cli, files
+from video import segments
+from video.encoding import Packet
 
 
-def test_segments_are_kept_until_a_damaged_one_and_the_folder_is_removed_when_empty(tmp_path, capsys):
+def test_segments_are_kept_until_a_damaged_one_and_the_folder_is_removed_when_empty(
+    tmp_path, capsys
+):
     out, settings = tmp_path / "a.mp4", {"crf": 18, "end": "None"}
-    packets = [[Packet(2 * n, True, b"one" * n + b"!"), Packet(2 * n + 1, False, bytes([n]))] for n in range(4)]
+    packets = [
+        [Packet(2 * n, True, b"one" * n + b"!"), Packet(2 * n + 1, False, bytes([n]))]
+        for n in range(4)
+    ]
     with segments.kept_segments(out, settings) as kept:
         for number in range(4):
-            kept.save(number, {"sr": packets[number], "compare": packets[number][:1]}, [1.5, number, 2])
+            kept.save(
+                number, {"sr": packets[number], "compare": packets[number][:1]}, [1.5, number, 2]
+            )
         assert list(kept.packets("sr")) == [*itertools.chain(*packets)]
         assert list(kept.packets("compare")) == [pair[0] for pair in packets]
-        with pytest.raises(cli.UserError, match="another process is using"), segments.kept_segments(out, settings):
+        with (
+            pytest.raises(cli.UserError, match="another process is using"),
+            segments.kept_segments(out, settings),
+        ):
             pass
     folder = tmp_path / ".a.mp4.unfinished"
     with segments.kept_segments(out, settings) as kept:
@@ -23,10 +34,14 @@ def test_segments_are_kept_until_a_damaged_one_and_the_folder_is_removed_when_em
     damaged.write_bytes(damaged.read_bytes()[:-20])
     (folder / ".srgan-x.tmp").touch()
     with segments.kept_segments(out, settings) as kept:
-        assert len(kept.check()) == 2 and len(kept.paths()) == 2 and not list(folder.glob(".srgan*"))
+        assert (
+            len(kept.check()) == 2 and len(kept.paths()) == 2 and not list(folder.glob(".srgan*"))
+        )
     assert "segment_00000002.pth: damaged" in capsys.readouterr().err
     for again in (settings | {"crf": 20}, settings | {"start": "1"}):
-        with pytest.raises(cli.UserError, match=f"with another {'crf' if 'start' not in again else 'start'}"):
+        with pytest.raises(
+            cli.UserError, match=f"with another {'crf' if 'start' not in again else 'start'}"
+        ):
             with segments.kept_segments(out, again):
                 pass
     with segments.kept_segments(out, settings | {"crf": 20}, overwrite=True) as kept:
@@ -44,7 +59,10 @@ def test_what_is_joined_is_kept_until_it_is_moved(tmp_path, capsys):
         kept.remove_from(0)
     with segments.kept_segments(out, {"crf": 18}) as kept:
         assert kept.joined and segments.is_joined(out) and not kept.empty
-    with pytest.raises(cli.UserError, match="with another crf"), segments.kept_segments(out, {"crf": 20}):
+    with (
+        pytest.raises(cli.UserError, match="with another crf"),
+        segments.kept_segments(out, {"crf": 20}),
+    ):
         pass
     with segments.kept_segments(out, {"crf": 20}, overwrite=True) as kept:
         assert kept.empty

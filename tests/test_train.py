@@ -16,7 +16,18 @@ RATE = 1e-4
 
 
 def models_of(*options: str) -> train.Models:
-    words = ["--perceptual-weights", "random", "--device", "cpu", "--precision", "fp32", "--seed", "3", "--blocks", "2"]
+    words = [
+        "--perceptual-weights",
+        "random",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--seed",
+        "3",
+        "--blocks",
+        "2",
+    ]
     args = train.get_args_parser().parse_args([*words, *options])
     train.resolve(args)
     models = train.Models(args)
@@ -27,7 +38,11 @@ def models_of(*options: str) -> train.Models:
         for parameter in models.generator.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
         # An untrained D scores real and fake alike, and the two halves of its gradient would nearly cancel.
-        last = models.discriminator.last if hasattr(models.discriminator, "last") else models.discriminator.classifier
+        last = (
+            models.discriminator.last
+            if hasattr(models.discriminator, "last")
+            else models.discriminator.classifier
+        )
         last[-1].bias.fill_(2.0)
     return models
 
@@ -42,14 +57,22 @@ def plain_step(models: train.Models, lr: torch.Tensor, hr: torch.Tensor) -> dict
     for network in (generator, discriminator, vgg):
         network.to(memory_format=torch.contiguous_format)
     real, fake = discriminator(hr), discriminator(generator(lr).detach())
-    loss_d = F.binary_cross_entropy(real, torch.ones_like(real)) + F.binary_cross_entropy(fake, torch.zeros_like(fake))
+    loss_d = F.binary_cross_entropy(real, torch.ones_like(real)) + F.binary_cross_entropy(
+        fake, torch.zeros_like(fake)
+    )
     loss_d.backward()
-    gradients["D"] = torch.cat([parameter.grad.flatten() for parameter in discriminator.parameters()])
+    gradients["D"] = torch.cat(
+        [parameter.grad.flatten() for parameter in discriminator.parameters()]
+    )
     torch.optim.Adam(discriminator.parameters(), lr=RATE).step()
     signed = generator(lr)
     sr, target = (signed + 1) / 2, (hr + 1) / 2
     rows, columns = (sr[:, :, 1:] - sr[:, :, :-1]), (sr[..., 1:] - sr[..., :-1])
-    tv = 2 * (rows.square().sum() / rows[0].numel() + columns.square().sum() / columns[0].numel()) / len(sr)
+    tv = (
+        2
+        * (rows.square().sum() / rows[0].numel() + columns.square().sum() / columns[0].numel())
+        / len(sr)
+    )
     score = discriminator(signed)
     terms = [
         F.mse_loss(sr, target),
@@ -62,8 +85,21 @@ def plain_step(models: train.Models, lr: torch.Tensor, hr: torch.Tensor) -> dict
     loss_g = terms[0] + 1e-3 * terms[1] + 6e-3 * terms[2] + 2e-8 * terms[3]
     loss_g.backward()
     gradients["G"] = torch.cat([parameter.grad.flatten() for parameter in generator.parameters()])
-    names = ["Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV", "Loss_Grid", "Loss_Consistency"]
-    values = {"Loss_D": loss_d, "Loss_G": loss_g, "Score_D": real.mean(), "Score_G": fake.mean(), **dict(zip(names, terms))}
+    names = [
+        "Loss_Pixel",
+        "Loss_Adversarial",
+        "Loss_Perceptual",
+        "Loss_TV",
+        "Loss_Grid",
+        "Loss_Consistency",
+    ]
+    values = {
+        "Loss_D": loss_d,
+        "Loss_G": loss_g,
+        "Score_D": real.mean(),
+        "Score_G": fake.mean(),
+        **dict(zip(names, terms)),
+    }
     return {"values": {name: value.item() for name, value in values.items()}, **gradients}
 
 
@@ -79,7 +115,9 @@ def test_the_step_is_the_plain_step():
         torch.manual_seed(seed)
         lr, hr = torch.rand(4, 3, 8, 8) * 2 - 1, torch.rand(4, 3, 32, 32) * 2 - 1
         plain = plain_step(models, lr, hr)
-        values = train.adversarial_step(models, *(image.contiguous(memory_format=torch.channels_last) for image in (lr, hr)))
+        values = train.adversarial_step(
+            models, *(image.contiguous(memory_format=torch.channels_last) for image in (lr, hr))
+        )
         assert values.keys() == plain["values"].keys()
         found = [abs(values[name].item() / value - 1) for name, value in plain["values"].items()]
         for network, name in ((models.discriminator, "D"), (models.generator, "G")):
@@ -91,28 +129,53 @@ def test_the_step_is_the_plain_step():
 
 def test_the_generator_step_of_esrgan_uses_the_updated_discriminator_on_both_sides():
     """ESRGAN's losses, the grid's penalty and consistency: the terms, recomputed after the step from D as it is then."""
-    options = ["--adversarial-loss", "relativistic", "--discriminator", "unet", "--perceptual", "squeezenet"]
-    models = models_of(*options, "--grid-weight", "1000", "--consistency-weight", "300", "--adversarial-weight", "0.5")
+    options = [
+        "--adversarial-loss",
+        "relativistic",
+        "--discriminator",
+        "unet",
+        "--perceptual",
+        "squeezenet",
+    ]
+    models = models_of(
+        *options,
+        "--grid-weight",
+        "1000",
+        "--consistency-weight",
+        "300",
+        "--adversarial-weight",
+        "0.5",
+    )
     generator = copy.deepcopy(models.generator)
     torch.manual_seed(1)
     lr, hr = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
     values = {name: value.item() for name, value in train.adversarial_step(models, lr, hr).items()}
     with torch.no_grad():
         fake = generator(lr)
-        discriminator = models.discriminator.eval()  # its spectral norms stay where the step left them
+        discriminator = (
+            models.discriminator.eval()
+        )  # its spectral norms stay where the step left them
         real, seen = discriminator.logits(hr), discriminator.logits(fake)
         adversarial = F.softplus(real - seen.mean()).mean() + F.softplus(real.mean() - seen).mean()
         terms = {
             "Loss_Pixel": F.mse_loss(fake, hr) / 4,
             "Loss_Adversarial": adversarial,
-            "Loss_Perceptual": models.loss.network.distance(*((x[..., :25, :25] + 1) / 2 for x in (fake, hr))).mean(),
+            "Loss_Perceptual": models.loss.network.distance(
+                *((x[..., :25, :25] + 1) / 2 for x in (fake, hr))
+            ).mean(),
             "Loss_TV": models.loss.tv_loss((fake + 1) / 2),
             "Loss_Grid": grid_loss((fake + 1) / 2, (hr + 1) / 2, 4),
             "Loss_Consistency": consistency_loss((fake + 1) / 2, (hr + 1) / 2, 4),
         }
-    assert {name: values[name] for name in terms} == pytest.approx({n: t.item() for n, t in terms.items()}, rel=2e-3)
-    total = values["Loss_Pixel"] + 0.5 * values["Loss_Adversarial"] + 0.1 * values["Loss_Perceptual"]
-    total += 2e-8 * values["Loss_TV"] + 1000 * values["Loss_Grid"] + 300 * values["Loss_Consistency"]
+    assert {name: values[name] for name in terms} == pytest.approx(
+        {n: t.item() for n, t in terms.items()}, rel=2e-3
+    )
+    total = (
+        values["Loss_Pixel"] + 0.5 * values["Loss_Adversarial"] + 0.1 * values["Loss_Perceptual"]
+    )
+    total += (
+        2e-8 * values["Loss_TV"] + 1000 * values["Loss_Grid"] + 300 * values["Loss_Consistency"]
+    )
     assert values["Loss_G"] == pytest.approx(total, rel=1e-5)
 
 
@@ -128,10 +191,13 @@ def test_a_batch_in_parts_has_the_mean_of_the_parts_gradients(step):
     values = step(whole, lr, hr)
     parts = [step(half, lr[k : k + 2], hr[k : k + 2]) for half, k in zip(halves, (0, 2))]
     for name, value in values.items():
-        assert value.item() == pytest.approx((parts[0][name] + parts[1][name]).item() / 2, rel=1e-5), name
+        assert value.item() == pytest.approx(
+            (parts[0][name] + parts[1][name]).item() / 2, rel=1e-5
+        ), name
     for network in ("generator", "discriminator")[: 1 + (step is train.adversarial_step)]:
         ours, *theirs = (
-            torch.cat([p.grad.flatten() for p in getattr(models, network).parameters()]) for models in (whole, *halves)
+            torch.cat([p.grad.flatten() for p in getattr(models, network).parameters()])
+            for models in (whole, *halves)
         )
         assert distance(ours, (theirs[0] + theirs[1]) / 2) < 1e-4, network
 
@@ -147,13 +213,18 @@ def test_scaled_losses_give_the_plain_step_and_are_clipped_unscaled():
         train.adversarial_step(models, lr, hr)
     assert scaled.scaler.get_scale() == 1024
     for network in ("generator", "discriminator"):
-        a, b = (torch.cat([p.flatten() for p in getattr(models, network).parameters()]) for models in (plain, scaled))
+        a, b = (
+            torch.cat([p.flatten() for p in getattr(models, network).parameters()])
+            for models in (plain, scaled)
+        )
         assert torch.allclose(a, b, atol=1e-6), network
     with torch.no_grad():
         scaled.generator.tail.bias.fill_(float("nan"))
     before = scaled.discriminator.classifier[-1].weight.clone()
     train.adversarial_step(scaled, lr, hr)  # overflowed: skipped, and the scale halved
-    assert scaled.scaler.get_scale() == 512 and torch.equal(scaled.discriminator.classifier[-1].weight, before)
+    assert scaled.scaler.get_scale() == 512 and torch.equal(
+        scaled.discriminator.classifier[-1].weight, before
+    )
 
 
 def test_gradients_are_clipped_to_their_norm():
@@ -162,14 +233,20 @@ def test_gradients_are_clipped_to_their_norm():
     torch.manual_seed(1)
     train.adversarial_step(models, torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1)
     for network in (models.generator, models.discriminator):
-        norm = torch.cat([parameter.grad.flatten() for parameter in network.parameters()]).norm().item()
+        norm = (
+            torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+            .norm()
+            .item()
+        )
         assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_averaged_weights_are_those_of_pytorch():
     models = models_of()
     models.ema, models.ema_decay = AveragedModel(models.generator), 0.9
-    theirs = AveragedModel(models.generator, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    theirs = AveragedModel(
+        models.generator, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
     for _ in range(3):
         with torch.no_grad():
             for parameter in models.generator.parameters():
@@ -185,9 +262,15 @@ def test_averaged_weights_are_those_of_pytorch():
 def test_only_whole_batches_are_compiled(monkeypatch):
     """A compiler that met an epoch's smaller last batch would compile everything again."""
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function: lambda x: compiled.append(len(x)) or function(x))
+    monkeypatch.setattr(
+        torch, "compile", lambda function: lambda x: compiled.append(len(x)) or function(x)
+    )
     function = compile_for(lambda x: 2 * x, 3)
-    assert [function(torch.ones(size)).sum().item() for size in (3, 2, 3)] == [6, 4, 6] and compiled == [3, 3]
+    assert [function(torch.ones(size)).sum().item() for size in (3, 2, 3)] == [
+        6,
+        4,
+        6,
+    ] and compiled == [3, 3]
     assert compile_for(len, None) is len
 
 
@@ -216,8 +299,12 @@ def test_the_pixel_step_is_a_step_of_adam_on_the_mse():
 def test_the_pixel_step_reduces_the_chosen_loss():
     lr, hr = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
     for name, loss in {"mse": F.mse_loss, "l1": F.l1_loss}.items():
-        args = train.get_args_parser().parse_args(["--pixel-loss", name, "--device", "cpu", "--precision", "fp32"])
+        args = train.get_args_parser().parse_args(
+            ["--pixel-loss", name, "--device", "cpu", "--precision", "fp32"]
+        )
         args.blocks = 1
         models = train.Models(args)
         expected = loss((models.generator(lr) + 1) / 2, (hr + 1) / 2).item()
-        assert train.pixel_step(models, lr, hr)["Loss_Pixel"].item() == pytest.approx(expected, rel=1e-4)
+        assert train.pixel_step(models, lr, hr)["Loss_Pixel"].item() == pytest.approx(
+            expected, rel=1e-4
+        )

@@ -8,8 +8,8 @@ import inference
 import metrics
 from dataloader import ValDatasetFromFolder
 from model import Generator
-from utils import cli, images, pretrained, run_log
-from utils.options import get_args_parser
+from options import get_args_parser
+from utils import cli, images, pretrained, statistics
 from validation import open_networks, validate
 
 
@@ -40,18 +40,30 @@ def test_scores_are_the_means_of_the_metrics_of_each_image(photos, generator, sq
         sr = images.to_tensor(inference.upscale(inference.prepared(generator), images.to_array(lr)))
         expected.append(metrics.beyond_psnr(sr, hr, 4, networks))
     for name in ("Distance", "Detail", "Colour", "Grid"):
-        assert scores[name] == pytest.approx(sum(row[name] for row in expected) / len(dataset), rel=1e-5)
+        assert scores[name] == pytest.approx(
+            sum(row[name] for row in expected) / len(dataset), rel=1e-5
+        )
 
 
 def test_texture_is_measured_without_any_network(photos, generator):
-    scores = validate(generator, ValDatasetFromFolder(photos[1], 4), "fp32", None, 0, cli.StopRequest())
-    assert {"Detail", "Colour", "Grid"} <= scores.keys() and not {"Distance", "LPIPS"} & scores.keys()
+    scores = validate(
+        generator, ValDatasetFromFolder(photos[1], 4), "fp32", None, 0, cli.StopRequest()
+    )
+    assert {"Detail", "Colour", "Grid"} <= scores.keys() and not {
+        "Distance",
+        "LPIPS",
+    } & scores.keys()
 
 
 def test_distance_is_measured_with_the_runs_own_squeezenet_or_one_that_is_there_already(squeezenet):
     own = ["--perceptual", "squeezenet", "--perceptual-weights"]
     assert list(open_networks(options(*own, squeezenet))) == ["Distance"]
-    others = ([], [*own, "imagenet"], [*own, "random"], ["--perceptual-weights", squeezenet])  # the last one names VGG16's
+    others = (
+        [],
+        [*own, "imagenet"],
+        [*own, "random"],
+        ["--perceptual-weights", squeezenet],
+    )  # the last one names VGG16's
     assert not any(open_networks(options(*words)) for words in others)
     torch_home = squeezenet.parent / "torch"
     assert not torch_home.exists()
@@ -65,9 +77,32 @@ def test_distance_is_measured_with_the_runs_own_squeezenet_or_one_that_is_there_
 
 
 def test_a_run_with_squeezenet_records_and_shows_its_distance(photos, tmp_path, squeezenet):
-    small = ["--crop", 32, "--batch-size", 3, "--blocks", 1, "--device", "cpu", "--precision", "fp32", "--val-triplets", 0]
-    words = ["--train-dir", photos[0], "--val-dir", photos[1], "--epochs", 1, "--perceptual", "squeezenet", *small]
+    small = [
+        "--crop",
+        32,
+        "--batch-size",
+        3,
+        "--blocks",
+        1,
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--val-triplets",
+        0,
+    ]
+    words = [
+        "--train-dir",
+        photos[0],
+        "--val-dir",
+        photos[1],
+        "--epochs",
+        1,
+        "--perceptual",
+        "squeezenet",
+        *small,
+    ]
     done = run("train.py", *words, "--perceptual-weights", squeezenet, "--out", tmp_path / "out")
-    row = run_log.read_statistics(tmp_path / "out" / "statistics.csv").iloc[0]
+    row = statistics.read_statistics(tmp_path / "out" / "statistics.csv").iloc[0]
     scores = row[["Distance", "Detail", "Colour", "Grid"]]
     assert (scores > 0).all() and f"distance {row['Distance']:.3f}" in done.stdout

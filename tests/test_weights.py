@@ -18,7 +18,9 @@ FILES = re.findall(r"^\| `(\w+\.pth)` \|.*\| ([\d,]+) \| (\w{64}) \|$", CARD, re
 def test_the_card_lists_every_file():
     listed = sorted(name for name, *_ in FILES)
     assert listed == sorted(path.name for path in (ROOT / "weights").glob("*.pth"))
-    assert {path.name for path in (weights.PHOTO, weights.FAITHFUL, weights.TEXTURED)} <= set(listed)
+    assert {path.name for path in (weights.PHOTO, weights.FAITHFUL, weights.TEXTURED)} <= set(
+        listed
+    )
     assert (
         f"`{weights.PHOTO.name}` | " in CARD
         and "the default of `test_image.py`" in CARD.split(weights.PHOTO.name)[1].split("\n")[0]
@@ -47,9 +49,16 @@ def test_a_file_scores_on_set5_what_the_card_says(name, set5, networks):
     for _name, lr, hr in TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4):
         sr = images.to_tensor(inference.upscale(generator, images.to_array(lr)))
         scores.append(metrics.psnr_ssim_y(images.uint8_to_unit(sr), images.uint8_to_unit(hr), 4))
-        textures.append([metrics.beyond_psnr(sr, hr, 4, networks)[name] for name in ("Distance", "Detail", "Colour", "Grid")])
+        textures.append(
+            [
+                metrics.beyond_psnr(sr, hr, 4, networks)[name]
+                for name in ("Distance", "Detail", "Colour", "Grid")
+            ]
+        )
     psnr, ssim = torch.tensor(scores).T
-    assert psnr.tolist() == pytest.approx([float(value) for value in re.findall(r"[\d.]+", row[1])], abs=0.01)
+    assert psnr.tolist() == pytest.approx(
+        [float(value) for value in re.findall(r"[\d.]+", row[1])], abs=0.01
+    )
     assert psnr.mean().item() == pytest.approx(float(row[2]), abs=0.01)
     assert ssim.mean().item() == pytest.approx(float(row[3]), abs=1e-4)
     expected = [float(value) for value in re.findall(r"[\d.]+", beyond[1])]

@@ -1,9 +1,6 @@
-"""Generator files that describe themselves, and the exact state from which a training run resumes."""
+"""The exact state from which a training run resumes."""
 
-import inspect
-import json
 import math
-import reprlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,142 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esrgan import RRDBGenerator, read_released
-from model import Generator
 from utils import cli, distributed, files
+from utils.generator_file import CHECKPOINT_FORMAT
 
-GENERATOR_FORMAT = "srgan-generator-1"
-CHECKPOINT_FORMAT = "srgan-checkpoint-1"
 LAST, PREVIOUS = "last.pth", "previous.pth"
-GENERATORS = {"srresnet": Generator, "rrdb": RRDBGenerator}  # by their names in generator files
-
-
-def save_generator(path: str | Path, generator: nn.Module, **facts: Any) -> None:
-    """Write a generator file: the network's architecture and weights, and plain `facts` about its training.
-
-    A path that ends in `.safetensors` is written in that format, with the metadata as JSON strings.
-
-    Raises:
-        RunError: a weight is not finite; nothing is written.
-        OSError: the file cannot be written.
-    """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
-    metadata = {"format": GENERATOR_FORMAT, **generator.architecture, **facts}
-    if Path(path).suffix != ".safetensors":
-        files.save_tensors(path, {**metadata, "state_dict": state})
-        return
-    from safetensors.torch import save
-
-    files.check_finite(state)
-    with files.write_atomic(path) as file:
-        file.write(save(state, {name: json.dumps(value) for name, value in metadata.items()}))
-
-
-def load_generator(path: str | Path) -> nn.Module:
-    """Read a generator file, ours or ESRGAN's, and return the network that it describes, on the CPU and in evaluation mode.
-
-    Raises:
-        OSError: the file cannot be opened.
-        UserError: the file is not a generator file, is damaged, or has weights that do not fit the network that it names.
-    """
-    metadata, state = _read_generator_file(path)
-    generator = _build_empty(path, metadata, len(state))
-    wanted = generator.state_dict()
-    if problem := _misfit(state, wanted):
-        raise cli.UserError(f"{path}: the weights do not fit the network that the file names ({problem})")
-    if sum(tensor.numel() for tensor in wanted.values()) > Path(path).stat().st_size:
-        raise cli.UserError(f"{path}: too small for the network that it names; its tensors share memory")
-    state = {name: state[name].to(tensor.dtype) for name, tensor in wanted.items()}
-    try:
-        files.check_finite(state)
-    except cli.RunError as error:
-        raise cli.UserError(f"{path}: {error}") from error
-    generator.load_state_dict(state, assign=True)
-    return generator.requires_grad_(True).eval()
-
-
-def start_from(generator: nn.Module, path: str | Path) -> None:
-    """Copy a generator file's weights into a newly created generator, which may have more residual blocks if it is SRGAN's.
-
-    The blocks that the file lacks stay as they are created, at the end of the trunk: their residuals are multiplied by zero.
-    The output is therefore exactly that of the file's generator, in training mode too. A line says that blocks were added.
-
-    Raises:
-        UserError: the file holds another kind of generator, another scale or more blocks, or as for `load_generator`.
-    """
-    loaded = load_generator(path)
-    holds, wanted = loaded.architecture, generator.architecture
-    differing = [name for name in holds if holds[name] != wanted.get(name)]
-    deepened = differing == ["blocks"] and isinstance(generator, Generator) and loaded.blocks < generator.blocks
-    if differing and not deepened:
-        options = [f"--{name} {holds[name]}" for name in differing if name in ("generator", "upscale", "blocks")]
-        advice = f"pass {' '.join(options)}" if options else "use another file"
-        raise cli.UserError(f"{path}: holds {listed(holds)}, but this run trains {listed(wanted)}; {advice}")
-    generator.load_state_dict({**generator.state_dict(), **loaded.state_dict()})
-    if deepened:
-        print(f"--init {path} has {loaded.blocks} of the {generator.blocks} blocks; the rest start as the identity")
-
-
-def listed(architecture: dict[str, Any]) -> str:
-    """Return a network's `architecture` as text, such as `generator srresnet, upscale 4, blocks 8`."""
-    return ", ".join(f"{name} {value}" for name, value in architecture.items())
-
-
-def _read_generator_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a generator file's metadata and its state dict, whose values are not yet checked."""
-    loaded = files.load_tensors(path)
-    if Path(path).suffix == ".safetensors":
-        loaded = {name: _from_json(value) for name, value in loaded.items()}
-    if isinstance(loaded, dict) and loaded.get("format") == CHECKPOINT_FORMAT:
-        raise cli.UserError(f"{path}: a training checkpoint, not a generator file; use generator_last.pth beside it")
-    if isinstance(loaded, dict) and loaded.get("format") == GENERATOR_FORMAT:
-        state = loaded.get("state_dict")
-        if isinstance(state, dict) and all(isinstance(name, str) for name in state):
-            return loaded, state
-    released = read_released(loaded)
-    if released is None:
-        raise cli.UserError(f"{path}: not a generator file of this project (format {GENERATOR_FORMAT}), nor one of ESRGAN's")
-    return released
-
-
-def _from_json(value: Any) -> Any:
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):  # plain text, or nested more deeply than our metadata ever is
-        return value
-
-
-def _build_empty(path: str | Path, metadata: dict[str, Any], tensors: int) -> nn.Module:
-    """Build the network that a file names without allocating its weights; refuse more blocks than the file has tensors."""
-    name = metadata.get("generator")
-    if not isinstance(name, str) or name not in GENERATORS:
-        raise cli.UserError(f"{path}: unknown generator {reprlib.repr(name)}")
-    names = inspect.signature(GENERATORS[name]).parameters  # everything else is a fact about the training
-    arguments = {name: metadata[name] for name in names if name in metadata}
-    for name, value in arguments.items():
-        if not isinstance(value, (int, float, str)):
-            raise cli.UserError(f"{path}: {name} is {reprlib.repr(value)}, which is neither a number nor text")
-    blocks = arguments.get("blocks", 1)
-    if not isinstance(blocks, int) or blocks > tensors:
-        raise cli.UserError(f"{path}: {reprlib.repr(blocks)} blocks in a file of {tensors} tensors")
-    try:
-        with torch.device("meta"):
-            return GENERATORS[metadata["generator"]](**arguments)
-    except (ValueError, TypeError, RuntimeError) as error:  # values that the network or PyTorch refuses
-        raise cli.UserError(f"{path}: no network can be built from it ({cli.describe(error)})") from error
-
-
-def _misfit(state: dict[str, Any], wanted: dict[str, Tensor]) -> str:
-    """Return what is wrong with a state dict; empty if its names and shapes are those of `wanted`."""
-    for name, tensor in wanted.items():
-        if name not in state:
-            return f"{name} is missing"
-        if not isinstance(state[name], Tensor):
-            return f"{name} is not a tensor"
-        if state[name].shape != tensor.shape:
-            return f"{name} has the shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-    extra = state.keys() - wanted.keys()
-    return f"the network has no {min(extra)}" if extra else ""
 
 
 def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
@@ -176,15 +41,23 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:
         except cli.UserError as error:
             problems.append(str(error))
             continue
-        if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:  # intact, so it must not be replaced
-            raise cli.UserError(f"{path}: not a training checkpoint of this version; use another --out")
+        if (
+            not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT
+        ):  # intact, so it must not be replaced
+            raise cli.UserError(
+                f"{path}: not a training checkpoint of this version; use another --out"
+            )
         return state, "; ".join(problems)
     if problems:
-        raise cli.UserError("; ".join(problems) + ". Start a new run with another --out, or delete these files")
+        raise cli.UserError(
+            "; ".join(problems) + ". Start a new run with another --out, or delete these files"
+        )
     return None, ""
 
 
-def check_same_options(saved: dict[str, Any], current: dict[str, Any], may_differ: set[str]) -> None:
+def check_same_options(
+    saved: dict[str, Any], current: dict[str, Any], may_differ: set[str]
+) -> None:
     """Raise UserError naming every option that differs from the run's first start and affects the result."""
     differing = [
         f"--{name.replace('_', '-')} (was {saved.get(name)}, is {current.get(name)})"
@@ -192,7 +65,9 @@ def check_same_options(saved: dict[str, Any], current: dict[str, Any], may_diffe
         if name not in may_differ and saved.get(name) != current.get(name)
     ]
     if differing:
-        raise cli.UserError(f"this run was started with other options: {', '.join(differing)}; use those, or another --out")
+        raise cli.UserError(
+            f"this run was started with other options: {', '.join(differing)}; use those, or another --out"
+        )
 
 
 def check_same_images(what: str, saved: list, current: list) -> None:
@@ -200,7 +75,9 @@ def check_same_images(what: str, saved: list, current: list) -> None:
 
     Both lists come from `ImageStore.fingerprint()`: (name, bytes, checksum); a checksum of 0 means unknown.
     """
-    before, now = ({name: (size, checksum) for name, size, checksum in images} for images in (saved, current))
+    before, now = (
+        {name: (size, checksum) for name, size, checksum in images} for images in (saved, current)
+    )
     changes = [f"{name} is gone" for name in before if name not in now]
     changes += [f"{name} is new" for name in now if name not in before]
     for name in before.keys() & now.keys():
@@ -229,7 +106,9 @@ class Progress:
     samples: int = 0
     seconds: float = 0.0  # of training
     validation_seconds: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)  # losses and scores by column, weighted by samples
+    sums: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # losses and scores by column, weighted by samples
     best_psnr: float = -math.inf  # of the current phase
 
     def add(self, values: dict[str, Tensor], samples: int) -> None:
@@ -253,7 +132,9 @@ class Progress:
     def check_weights(self, networks: dict[str, nn.Module]) -> None:
         """Raise RunError if a network has a weight that is not finite."""
         sums = {
-            f"weights of the {name}": sum(tensor.cpu().double().sum().item() for tensor in network.state_dict().values())
+            f"weights of the {name}": sum(
+                tensor.cpu().double().sum().item() for tensor in network.state_dict().values()
+            )
             for name, network in networks.items()
         }
         stop_unless_finite(sums, self.epoch, self.batch)
@@ -281,7 +162,9 @@ def open_run(out: Path) -> dict[str, Any] | None:
     saved, problem = load_checkpoint(folder)
     place = saved and (saved["progress"]["epoch"], saved["progress"]["batch"])
     if set(distributed.gather(place)) != {place}:
-        raise cli.UserError(f"--out {out} is not the same folder for all processes; put it where all machines can see it")
+        raise cli.UserError(
+            f"--out {out} is not the same folder for all processes; put it where all machines can see it"
+        )
     if problem and leader:
         print(f"warning: {problem}; resuming from {PREVIOUS}", file=sys.stderr)
         (folder / LAST).unlink()  # or the next save would replace the intact one with it
@@ -303,22 +186,34 @@ def restore(
     """
     for what, seen in facts["images"].items():
         check_same_images(what, saved["images"][what], seen)
-    started_with = saved.get("perceptual")  # None: not needed at that start, or saved by the first version
+    started_with = saved.get(
+        "perceptual"
+    )  # None: not needed at that start, or saved by the first version
     if started_with and facts["perceptual"] and started_with != facts["perceptual"]:
-        raise cli.UserError("--perceptual-weights: not the weights that the run started with; use those, or another --out")
-    recipe, now = (run.get("degradation", facts["degradation"])["version"] for run in (saved, facts))  # older ones have none
+        raise cli.UserError(
+            "--perceptual-weights: not the weights that the run started with; use those, or another --out"
+        )
+    recipe, now = (
+        run.get("degradation", facts["degradation"])["version"] for run in (saved, facts)
+    )  # older ones have none
     if recipe != now:
-        raise cli.UserError(f"the run was started with the degradation {recipe}, this version has {now}; use another --out")
+        raise cli.UserError(
+            f"the run was started with the degradation {recipe}, this version has {now}; use another --out"
+        )
     for name, part in parts.items():
         if saved["models"].get(name):  # the scaler's is empty if the run was not in fp16
             part.load_state_dict(saved["models"][name])
     progress = Progress(**saved["progress"])
     sums = _named_sums(progress.sums)
     same = facts["machine"]["processes"] == saved["machine"]["processes"]
-    progress.sums = {name: (v[distributed.rank()] if same else v.mean(0)).to(device) for name, v in sums.items()}
+    progress.sums = {
+        name: (v[distributed.rank()] if same else v.mean(0)).to(device) for name, v in sums.items()
+    }
     print(f"resuming at epoch {progress.epoch}, step {progress.batch + 1}")
     if saved["machine"] != facts["machine"]:
-        print(f"from here on, not bit-exact with the earlier part: {saved['machine']} became {facts['machine']}")
+        print(
+            f"from here on, not bit-exact with the earlier part: {saved['machine']} became {facts['machine']}"
+        )
     return progress, saved["rows"]
 
 
@@ -326,15 +221,43 @@ def _named_sums(sums: dict[str, Tensor] | Tensor | None) -> dict[str, Tensor]:
     """Return the sums of an unfinished epoch by column, each (processes,); the first version saved (processes, columns)."""
     if not isinstance(sums, Tensor):
         return sums or {}
-    names = ["Loss_D", "Loss_G", "Score_D", "Score_G", "Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
-    return dict(zip(names if sums.shape[-1] == len(names) else ["Loss_G", "Loss_Pixel"], sums.unbind(-1), strict=True))
+    names = [
+        "Loss_D",
+        "Loss_G",
+        "Score_D",
+        "Score_G",
+        "Loss_Pixel",
+        "Loss_Adversarial",
+        "Loss_Perceptual",
+        "Loss_TV",
+    ]
+    return dict(
+        zip(
+            names if sums.shape[-1] == len(names) else ["Loss_G", "Loss_Pixel"],
+            sums.unbind(-1),
+            strict=True,
+        )
+    )
 
 
-def save_run(out: Path, parts: dict[str, Any], progress: Progress, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+def save_run(
+    out: Path,
+    parts: dict[str, Any],
+    progress: Progress,
+    rows: list[dict[str, Any]],
+    facts: dict[str, Any],
+) -> None:
     """Save the state of a run for `open_run` and `restore`; with several processes, only the first one writes."""
-    sums = {name: torch.stack(distributed.gather(value.cpu())) for name, value in progress.sums.items()}
+    sums = {
+        name: torch.stack(distributed.gather(value.cpu())) for name, value in progress.sums.items()
+    }
     if distributed.rank() == 0:
         models = {name: part.state_dict() for name, part in parts.items()}
-        state = {**facts, "rows": rows, "models": models, "progress": {**vars(progress), "sums": sums}}
+        state = {
+            **facts,
+            "rows": rows,
+            "models": models,
+            "progress": {**vars(progress), "sums": sums},
+        }
         save_checkpoint(out / "checkpoints", state)
     distributed.barrier()

@@ -19,7 +19,10 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+VERSION = "0.3.0"
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class UserError(ValueError):
@@ -56,7 +59,9 @@ def heeded_signals() -> list[int]:
     return [number for number in STOP_SIGNALS if not (ignored and number == signal.SIGHUP)]
 
 
-_ECHO_SECONDS = 2  # torchrun, `timeout` and schedulers signal a process and then its group: one request
+_ECHO_SECONDS = (
+    2  # torchrun, `timeout` and schedulers signal a process and then its group: one request
+)
 
 
 class StopRequest:
@@ -84,7 +89,10 @@ class StopRequest:
                 raise SystemExit(128 + number)
             return
         self.number, self._since = number, time.monotonic()
-        print(f"\n{signal.Signals(number).name}: saving after this step; send it again to stop at once", file=sys.stderr)
+        print(
+            f"\n{signal.Signals(number).name}: saving after this step; send it again to stop at once",
+            file=sys.stderr,
+        )
 
 
 def positive_int(text: str) -> int:
@@ -113,7 +121,9 @@ def number_between(least: float, most: float, step: float = 0.0) -> Callable[[st
     def parse(text: str) -> float:
         value = _number(text, float, least, most)
         if step and not ((value - least) / step).is_integer():
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most} in steps of {step}")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number from {least} to {most} in steps of {step}"
+            )
         return value
 
     return parse
@@ -139,13 +149,20 @@ def listed(items: Sequence, separator: str = ", ", most: int = 10) -> str:
 
 def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
     """Return a progress bar that appears after two seconds; if stderr is no terminal, it is redrawn only every ten seconds."""
-    defaults = {"delay": 2, "leave": False, "dynamic_ncols": True, "mininterval": 0.2 if sys.stderr.isatty() else 10}
+    defaults = {
+        "delay": 2,
+        "leave": False,
+        "dynamic_ncols": True,
+        "mininterval": 0.2 if sys.stderr.isatty() else 10,
+    }
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes, but not the first
         defaults["disable"] = True
     return tqdm(iterable, **{**defaults, **options})
 
 
-def map_in_processes(function: Callable, items: Sequence, processes: int | None, title: str) -> list:
+def map_in_processes(
+    function: Callable, items: Sequence, processes: int | None, title: str
+) -> list:
     """Map a function over items in several processes (None: as many as there are cores), with a progress bar."""
     processes = max(1, min(processes or os.cpu_count() or 1, len(items) // 4))
     progress = partial(progress_bar, total=len(items), desc=title, unit="image")
@@ -153,7 +170,13 @@ def map_in_processes(function: Callable, items: Sequence, processes: int | None,
         return list(progress(map(function, items)))
     with ProcessPoolExecutor(processes, initializer=ignore_signals) as pool:
         try:
-            return list(progress(pool.map(function, items, chunksize=max(1, min(64, len(items) // (8 * processes))))))
+            return list(
+                progress(
+                    pool.map(
+                        function, items, chunksize=max(1, min(64, len(items) // (8 * processes)))
+                    )
+                )
+            )
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -184,7 +207,9 @@ def is_dead_helper(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error of PyTorch, NumPy or the system means that memory ran out."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM
+    ):
         return True
     signs = r"out of memory|can't allocate memory|Cannot allocate memory|^Caught MemoryError"
     return isinstance(error, RuntimeError) and re.search(signs, str(error)) is not None
@@ -217,7 +242,9 @@ def describe(error: BaseException) -> str:
 
 
 def run_script(
-    main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, memory_advice: str = ""
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    memory_advice: str = "",
 ) -> None:
     """Parse the command line, run `main(args)`, and exit with the project's exit status.
 
@@ -231,25 +258,38 @@ def run_script(
     for number in heeded_signals():
         signal.signal(number, stop)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
+        stream.reconfigure(
+            errors="backslashreplace"
+        )  # a name that the terminal cannot show is no reason to fail
+    parser.add_argument(
+        "--version", action="version", version=f"{parser.prog} {VERSION}", help="show the version"
+    )
     args = parser.parse_args()
     try:
         status = main(args) or 0
         sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when flushing
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python would complain when flushing
         sys.exit(128 + 13)
     except Exception as error:
         if os.environ.get("SRGAN_TRACEBACK") == "1":
             raise
         if is_out_of_memory(error):
-            message, status = f"out of memory: {describe(error)}" + (f"; {memory_advice}" if memory_advice else ""), 1
+            message, status = (
+                f"out of memory: {describe(error)}"
+                + (f"; {memory_advice}" if memory_advice else ""),
+                1,
+            )
         elif isinstance(error, RunError):
             message, status = describe(error), 1
         elif is_dead_helper(error):
             reason = "killed, often because memory ran out"
-            advice = "run the same command again, with fewer --workers or processes if it happens again"
+            advice = (
+                "run the same command again, with fewer --workers or processes if it happens again"
+            )
             message, status = f"another process of this run has ended ({reason}); {advice}", 1
         elif isinstance(error, UserError) or _names_a_file(error):
             message, status = describe(error), 2

@@ -12,7 +12,13 @@ from PIL import Image, ImageCms
 
 from utils import cli
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE, _SAMPLE_FORMAT, _S_MAX_SAMPLE = 258, 262, 281, 339, 341  # TIFF tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE, _SAMPLE_FORMAT, _S_MAX_SAMPLE = (
+    258,
+    262,
+    281,
+    339,
+    341,
+)  # TIFF tags
 _SIGNED = 2
 
 # Formats with a signature and a built-in decoder. EPS is left out, because reading it runs an external program.
@@ -30,7 +36,9 @@ class opened:
 
     def __enter__(self) -> Image.Image:
         if not stat.S_ISREG(os.stat(self.path).st_mode) and not os.path.isdir(self.path):
-            raise cli.UserError(f"{self.path}: not a file, but a pipe, socket or device")  # opening it could block for ever
+            raise cli.UserError(
+                f"{self.path}: not a file, but a pipe, socket or device"
+            )  # opening it could block for ever
         self.file = open(self.path, "rb")
         self.warnings = warnings.catch_warnings()
         self.warnings.__enter__()
@@ -38,7 +46,9 @@ class opened:
         self.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, self.max_pixels
         try:
             Image.init()  # loads the decoders, once
-            self.image = Image.open(self.file, formats=[name for name in _FORMATS if name in Image.OPEN])
+            self.image = Image.open(
+                self.file, formats=[name for name in _FORMATS if name in Image.OPEN]
+            )
             width, height = self.image.size
             if width * height > self.max_pixels:
                 raise Image.DecompressionBombError
@@ -54,7 +64,9 @@ class opened:
         self.file.close()
         if error is None or isinstance(error, MemoryError) or not isinstance(error, Exception):
             return
-        if isinstance(error, OSError) and error.errno == errno.EIO:  # the disk is at fault, not the picture
+        if (
+            isinstance(error, OSError) and error.errno == errno.EIO
+        ):  # the disk is at fault, not the picture
             raise OSError(error.errno, error.strerror, str(self.path)) from error
         if isinstance(error, Image.DecompressionBombError):
             reason = f"has more than {self.max_pixels:,} pixels; test_image.py takes larger images with --max-pixels"
@@ -83,12 +95,22 @@ def to_8_bit(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         return image, ()
     tags = getattr(image, "tag_v2", {})
     values = np.asarray(image)
-    if image.mode == "I" and tags.get(_BITS_PER_SAMPLE) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
+    if (
+        image.mode == "I"
+        and tags.get(_BITS_PER_SAMPLE) == (32,)
+        and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
+    ):
         values = values.view(np.uint32)
     if not np.isfinite(values).all():
         raise cli.UserError("values that are not finite")
     white, guessed = white_level(image, values)
-    notes = (f"its {values.itemsize * 8}-bit values hardly exceed {white:,.0f}, which is taken as white",) if guessed else ()
+    notes = (
+        (
+            f"its {values.itemsize * 8}-bit values hardly exceed {white:,.0f}, which is taken as white",
+        )
+        if guessed
+        else ()
+    )
     scaled = values * (255 / white)
     if tags.get(_PHOTOMETRIC) == 0:  # 0 means white; Pillow inverts only 8-bit images
         scaled = 255 - scaled
@@ -120,10 +142,17 @@ def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, bool]:
     allowed_beyond = -(-values.size // 10_000) if values.size >= 16 else 0
     place = values.size - 1 - allowed_beyond
     bulk = float(np.partition(values, place, axis=None)[place])
-    said = [level for level in (_number(tags.get(_S_MAX_SAMPLE)), _number(tags.get(_MAX_SAMPLE))) if level > 0]
+    said = [
+        level
+        for level in (_number(tags.get(_S_MAX_SAMPLE)), _number(tags.get(_MAX_SAMPLE)))
+        if level > 0
+    ]
     usual = (1, 255, 4095, min(65_535, largest))
     overshoot = 1.5 if floating else 1
-    white = next((white for white in (*said, *usual) if bulk <= white * overshoot), bulk if floating else largest)
+    white = next(
+        (white for white in (*said, *usual) if bulk <= white * overshoot),
+        bulk if floating else largest,
+    )
     return white, not floating and white not in (*said, largest)
 
 
@@ -161,7 +190,11 @@ def to_rgb(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None, bytes | N
 
 def is_gray(rgb: np.ndarray) -> bool:
     """Tell whether the three channels of an image (H, W, 3) are equal; for most images, a few pixels are enough to tell."""
-    return all(np.array_equal(rgb[::step, ::step, 0], rgb[::step, ::step, channel]) for step in (16, 1) for channel in (1, 2))
+    return all(
+        np.array_equal(rgb[::step, ::step, 0], rgb[::step, ::step, channel])
+        for step in (16, 1)
+        for channel in (1, 2)
+    )
 
 
 def _without_alpha(image: Image.Image) -> tuple[Image.Image, np.ndarray | None]:
@@ -188,7 +221,9 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
 
 
 def _by_profile(image: Image.Image, profile) -> Image.Image:
-    return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return ImageCms.profileToProfile(
+        image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
 
 
 def _colour_space(profile: bytes | None) -> str | None:

@@ -15,7 +15,9 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 def add_options(parser: argparse.ArgumentParser, precision: str = "auto") -> None:
     """Add `--device` and `--precision`, which every script that runs a network has."""
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute"
+    )
     parser.add_argument(
         "--precision", choices=("auto", *PRECISIONS), default=precision,
         help="auto: the fastest that suits the device and the generator",
@@ -24,7 +26,11 @@ def add_options(parser: argparse.ArgumentParser, precision: str = "auto") -> Non
 
 def resolve_device(name: str = "auto") -> torch.device:
     """Return the device called auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda or mps; raise UserError if absent."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available.get(name, False):
@@ -48,7 +54,9 @@ def resolve_precision(name: str, device: torch.device, generator: nn.Module | No
     """
     if name != "auto":
         if name == "fp16" and device.type == "cpu":
-            raise cli.UserError("precision fp16 is for GPUs; use --precision auto, bf16 or fp32 on the CPU")
+            raise cli.UserError(
+                "precision fp16 is for GPUs; use --precision auto, bf16 or fp32 on the CPU"
+            )
         return name
     if _has_bf16(device) and not getattr(generator, "avoid_bf16", False):
         return "bf16"
@@ -58,7 +66,9 @@ def resolve_precision(name: str, device: torch.device, generator: nn.Module | No
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
 
 
 def set_switches(same_sizes: bool = False) -> None:
@@ -87,7 +97,11 @@ def compile_for(function: Callable, batch_size: int | None) -> Callable:
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Return the context manager that runs a network's forward pass at a precision."""
-    return true_fp32(device) if precision == "fp32" else torch.autocast(device.type, PRECISIONS[precision])
+    return (
+        true_fp32(device)
+        if precision == "fp32"
+        else torch.autocast(device.type, PRECISIONS[precision])
+    )
 
 
 @contextlib.contextmanager
@@ -108,12 +122,16 @@ def true_fp32(device: torch.device) -> Iterator[None]:
 def free_memory(device: torch.device) -> int | None:
     """Return how many bytes can still be allocated on a device, or None if the system does not say."""
     if device.type == "cuda":
-        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own cache
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # PyTorch's own cache
         return torch.cuda.mem_get_info(device)[0] + reusable
     return free_system_memory()
 
 
-def free_system_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+def free_system_memory(
+    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
+) -> int | None:
     """Return the bytes that this process can still allocate: those that Linux calls available, within its containers' limits.
 
     Pages of cached files that can be dropped count as free. The result is None if there is no `/proc/meminfo`.
@@ -135,7 +153,9 @@ def _cgroup_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
             reclaimable = "total_inactive_file"
         else:
             continue
-        group = top / path.lstrip("/")  # may not exist in a container, whose own group is then at the top
+        group = top / path.lstrip(
+            "/"
+        )  # may not exist in a container, whose own group is then at the top
         for folder in (group, *group.parents):
             most, now = (_text(folder / name).strip() for name in (limit, used))
             if most.isdecimal() and now.isdecimal():  # "max": no limit

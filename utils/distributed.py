@@ -47,7 +47,9 @@ def processes(device: torch.device) -> Iterator[None]:
     if not launched():
         yield
         return
-    missing = [name for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    missing = [
+        name for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
+    ]
     if missing:
         raise cli.UserError(
             f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start the processes with torchrun, "
@@ -56,17 +58,26 @@ def processes(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
-            raise cli.UserError(f"--nproc_per_node is larger than this machine's {torch.cuda.device_count()} GPUs")
+            raise cli.UserError(
+                f"--nproc_per_node is larger than this machine's {torch.cuda.device_count()} GPUs"
+            )
         torch.cuda.set_device(local)
     if device.type == "mps":
-        raise cli.UserError("several processes cannot share an MPS device; run train.py without torchrun, or with --device cpu")
+        raise cli.UserError(
+            "several processes cannot share an MPS device; run train.py without torchrun, or with --device cpu"
+        )
     store, number, count = next(rendezvous("env://", timeout=_PATIENCE))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun keeps one store across restarts, with dead addresses
+    if (
+        os.environ.get("GROUP_WORLD_SIZE") == "1"
+    ):  # torchrun keeps one store across restarts, with dead addresses
         store = dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_PATIENCE)
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank() else sys.stdout):
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere if rank() else sys.stdout),
+        ):
             yield
     finally:
         dist.destroy_process_group()
@@ -81,7 +92,9 @@ def wrap(network: nn.Module) -> nn.Module:
     if not dist.is_initialized():
         return network
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch 2.13 has a new name for the option, which 2.11 does not know
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # PyTorch 2.13 has a new name for the option, which 2.11 does not know
         return DistributedDataParallel(network, broadcast_buffers=False)
 
 
@@ -126,7 +139,11 @@ def agree(stop: cli.StopRequest) -> int | None:
 
 def mean(values: Tensor) -> Tensor:
     """Return the mean over the processes, summed in order of rank."""
-    return torch.stack(gather(values.cpu())).mean(0).to(values.device) if dist.is_initialized() else values
+    return (
+        torch.stack(gather(values.cpu())).mean(0).to(values.device)
+        if dist.is_initialized()
+        else values
+    )
 
 
 def share_buffers(*networks: nn.Module) -> None:

@@ -22,7 +22,9 @@ class Archive:
     sha256: str
 
 
-def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_seconds: float = 2) -> None:
+def download(
+    url: str, path: Path, archive: Archive, tries: int = 5, pause_seconds: float = 2
+) -> None:
     """Download to `path`, which appears only once its hash is verified; resume from `path`.part if an earlier try stopped.
 
     Raises:
@@ -48,7 +50,9 @@ def download(url: str, path: Path, archive: Archive, tries: int = 5, pause_secon
             raise cli.UserError(
                 f"{url}: stopped after {tries} tries ({problem}); run the same command again to resume"
             ) from problem
-        print(f"{url}: {problem}; trying again from {part.stat().st_size if part.exists() else 0:,} bytes")
+        print(
+            f"{url}: {problem}; trying again from {part.stat().st_size if part.exists() else 0:,} bytes"
+        )
         time.sleep(pause_seconds * attempt)
     try:
         check_archive(part, archive, f"the file from {url} has been deleted")
@@ -75,7 +79,9 @@ def _fetch(url: str, part: Path, size: int) -> None:
         request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
         response = urllib.request.urlopen(request, timeout=30)
     except (ValueError, http.client.InvalidURL) as error:
-        raise cli.UserError(f"{url}: not a valid address ({error}); give the URL of the archives' folder with --url") from error
+        raise cli.UserError(
+            f"{url}: not a valid address ({error}); give the URL of the archives' folder with --url"
+        ) from error
     with response:
         if response.headers.get_content_type() == "text/html":
             raise cli.UserError(
@@ -85,7 +91,9 @@ def _fetch(url: str, part: Path, size: int) -> None:
             done = 0
         with (
             open(part, "ab" if done else "wb") as file,
-            cli.progress_bar(total=size, initial=done, desc=part.stem, unit="B", unit_scale=True) as bar,
+            cli.progress_bar(
+                total=size, initial=done, desc=part.stem, unit="B", unit_scale=True
+            ) as bar,
         ):
             while chunk := response.read(2**20):
                 done += len(chunk)
@@ -125,13 +133,19 @@ def unpack(zip_path: Path, folder: Path) -> None:
 
 
 def _temporary_folder(place: Path) -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(dir=place, prefix=files.TEMPORARY_PREFIX, suffix=files.TEMPORARY_SUFFIX)
+    return tempfile.TemporaryDirectory(
+        dir=place, prefix=files.TEMPORARY_PREFIX, suffix=files.TEMPORARY_SUFFIX
+    )
 
 
 def _check_members(zip_path: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
         parts = Path(member.filename.replace("\\", "/")).parts
         if not parts or ".." in parts or Path(member.filename).is_absolute() or ":" in parts[0]:
-            raise cli.UserError(f"{zip_path}: has {member.filename!r}, which leads outside the target; nothing was unpacked")
+            raise cli.UserError(
+                f"{zip_path}: has {member.filename!r}, which leads outside the target; nothing was unpacked"
+            )
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise cli.UserError(f"{zip_path}: has {member.filename!r}, a link or a device; nothing was unpacked")
+            raise cli.UserError(
+                f"{zip_path}: has {member.filename!r}, a link or a device; nothing was unpacked"
+            )

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from utils import cli
+
+# PyTorch is imported where it is needed: plot_statistics.py uses this module without it.
 
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".srgan-", ".tmp"
 
@@ -31,12 +31,16 @@ def write_atomic(path: str | Path, backup: str | Path | None = None) -> Iterator
     """
     path = Path(path)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX)
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX
+        )
     except OSError as error:
         raise cannot_be_written(path, error) from error
     os.close(handle)
     try:
-        with open(temporary, "w+b") as file:  # opened by name, so that helper processes can open it too
+        with open(
+            temporary, "w+b"
+        ) as file:  # opened by name, so that helper processes can open it too
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -47,7 +51,11 @@ def write_atomic(path: str | Path, backup: str | Path | None = None) -> Iterator
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary):
+        if (
+            isinstance(error, OSError)
+            and error.errno is not None
+            and error.filename in (None, temporary)
+        ):
             raise cannot_be_written(path, error) from error
         raise
 
@@ -149,7 +157,9 @@ def lock(path: str | Path, wait: bool = False) -> Iterator[None]:
             _lock_file(file, wait)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
-                raise OSError(error.errno, f"cannot be locked ({error.strerror})", str(path)) from error
+                raise OSError(
+                    error.errno, f"cannot be locked ({error.strerror})", str(path)
+                ) from error
             raise cli.UserError(
                 f"{path}: another process is using this folder; wait for it, or choose another folder"
             ) from error
@@ -187,23 +197,33 @@ def save_tensors(path: str | Path, value: Any, backup: str | Path | None = None)
     Raises:
         RunError: a floating-point tensor is not finite; nothing is written.
     """
+    import torch
+
     check_finite(value)
     with write_atomic(path, backup) as file:
         try:
             torch.save(value, file)
         except RuntimeError as error:
-            raise error.__context__ or error from None  # the cause (full disk, signal, dead worker), not the zip writer's
+            raise (
+                error.__context__ or error
+            ) from None  # the cause (full disk, signal, dead worker), not the zip writer's
 
 
 def check_finite(value: Any, name: str = "") -> None:
     """Raise RunError naming the first floating-point tensor in nested data that has a NaN or an infinity."""
+    import torch
+
     if isinstance(value, dict):
         for key, inner in value.items():
             check_finite(inner, f"{name}.{key}" if name else str(key))
     elif isinstance(value, (list, tuple)):
         for index, inner in enumerate(value):
             check_finite(inner, f"{name}[{index}]")
-    elif isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+    elif (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and not torch.isfinite(value).all()
+    ):
         raise cli.RunError(f"{name} has values that are not finite")
 
 
@@ -245,20 +265,30 @@ def _check_archive(path: Path, size: int) -> None:
             else:
                 return
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek to a place that does not exist
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # a seek to a place that does not exist
             raise
         damaged = cli.describe(error)
     raise cli.UserError(f"{path}: damaged ({damaged})")
 
 
 def _torch_load(path: Path) -> Any:
+    import torch
+
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(b"bytearray") >= 0:  # PyTorch's unpickler would make it as large as the file asks
-            raise cli.UserError(f"{path}: refused, it holds a bytearray, which files of weights never do")
+        if (
+            content.find(b"bytearray") >= 0
+        ):  # PyTorch's unpickler would make it as large as the file asks
+            raise cli.UserError(
+                f"{path}: refused, it holds a bytearray, which files of weights never do"
+            )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can make the unpickler raise anything
-        if cli.is_out_of_memory(error) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+        if cli.is_out_of_memory(error) or (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):
             raise
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = "it is not a file of tensors, or would run code when loaded"
@@ -269,6 +299,8 @@ def _torch_load(path: Path) -> Any:
 
 def _check_memory(path: Path, loaded: Any, size: int) -> None:
     """Refuse tensors, such as expanded ones, that would take more memory than the file's size once they are copied."""
+    import torch
+
     needed: dict[int, int] = {}  # by storage, so that tied weights count once
     seen, waiting = set(), [loaded]
     while waiting:
@@ -281,12 +313,21 @@ def _check_memory(path: Path, loaded: Any, size: int) -> None:
         elif isinstance(value, (list, tuple)):
             waiting += value
         elif isinstance(value, torch.Tensor):
-            if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
-                raise cli.UserError(f"{path}: refused, it holds tensors that are sparse, quantized or without values")
+            if (
+                value.layout != torch.strided
+                or value.device.type != "cpu"
+                or value.is_quantized
+                or value.is_nested
+            ):
+                raise cli.UserError(
+                    f"{path}: refused, it holds tensors that are sparse, quantized or without values"
+                )
             storage = value.untyped_storage().data_ptr()
             needed[storage] = max(needed.get(storage, 0), value.numel() * value.element_size())
     if sum(needed.values()) > size:
-        raise cli.UserError(f"{path}: refused, {size:,} bytes cannot hold its {sum(needed.values()):,} bytes of tensors")
+        raise cli.UserError(
+            f"{path}: refused, {size:,} bytes cannot hold its {sum(needed.values()):,} bytes of tensors"
+        )
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:

@@ -24,7 +24,20 @@ from utils import cli, decoding, files
 from utils.metadata import Metadata, read_metadata, save_options
 
 MAX_PIXELS = 100_000_000
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
+SUFFIXES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+    ".avif",
+}
 OUTPUT_SUFFIXES = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -35,7 +48,9 @@ OUTPUT_SUFFIXES = {
     ".bmp": "BMP",
 }
 LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # libjpeg stops a little before JPEG's own 65,535
-_LARGEST_FILE = 2**32 - 2**24  # bytes of pixels that a file with 32-bit offsets holds beside its header and metadata
+_LARGEST_FILE = (
+    2**32 - 2**24
+)  # bytes of pixels that a file with 32-bit offsets holds beside its header and metadata
 
 
 @dataclass
@@ -121,12 +136,20 @@ def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if recursive and not name.startswith("."))
+        subfolders[:] = sorted(
+            name for name in subfolders if recursive and not name.startswith(".")
+        )
         place = Path(parent).relative_to(folder).as_posix()
         inside = "" if place == "." else place + "/"
-        found += [inside + name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")]
+        found += [
+            inside + name
+            for name in names
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+        ]
     if not found:
-        raise cli.UserError(f"{folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")
+        raise cli.UserError(
+            f"{folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})"
+        )
     return sorted(found)
 
 
@@ -182,7 +205,9 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
         rgb, alpha, profile = decoding.to_rgb(image)
         try:
             frames = getattr(file, "n_frames", 1)
-        except Exception:  # a damaged later frame can make Pillow raise anything; the first is intact
+        except (
+            Exception
+        ):  # a damaged later frame can make Pillow raise anything; the first is intact
             frames = 2
         if frames > 1:
             notes += (f"{frames} frames or pages, only the first is used",)
@@ -205,7 +230,9 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
             f"{path}: {kind} holds at most {LARGEST_SIDE[kind]} pixels per side, this is {width}x{height}; use .png or .tif"
         )
     if kind == "BMP" and (width * channels + 3) // 4 * 4 * height > _LARGEST_FILE:
-        raise cli.UserError(f"{path}: BMP holds at most 4 GiB, too little for {width}x{height} pixels; use .png or .tif")
+        raise cli.UserError(
+            f"{path}: BMP holds at most 4 GiB, too little for {width}x{height} pixels; use .png or .tif"
+        )
     return kind
 
 
@@ -245,7 +272,9 @@ def _tiff_options(tags, row_bytes: int, height: int) -> dict[str, Any]:
     if row_bytes * height <= _LARGEST_FILE:
         return {}
     tags[TiffImagePlugin.ROWSPERSTRIP] = max(1, 2**26 // row_bytes)
-    tags.tagtype[TiffImagePlugin.STRIPOFFSETS] = TiffTags.LONG8  # Pillow does not choose this by itself
+    tags.tagtype[TiffImagePlugin.STRIPOFFSETS] = (
+        TiffTags.LONG8
+    )  # Pillow does not choose this by itself
     tags[TiffImagePlugin.STRIPOFFSETS] = 0
     return {"big_tiff": True}
 
@@ -255,7 +284,11 @@ def on_white(picture: Picture) -> np.ndarray:
     if picture.alpha is None:
         return picture.rgb
     image = Image.fromarray(picture.rgb)
-    return np.asarray(Image.composite(image, Image.new("RGB", image.size, "white"), Image.fromarray(picture.alpha)))
+    return np.asarray(
+        Image.composite(
+            image, Image.new("RGB", image.size, "white"), Image.fromarray(picture.alpha)
+        )
+    )
 
 
 # --- transparency and gray ----------------------------------------------------------------------------------------
@@ -271,7 +304,9 @@ def fill_transparent(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     hidden = alpha < 8
     if not hidden.any() or hidden.all():
         return rgb
-    rows, columns = ndimage.distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    rows, columns = ndimage.distance_transform_edt(
+        hidden, return_distances=False, return_indices=True
+    )
     return rgb[rows, columns]
 
 

@@ -13,7 +13,22 @@ from typing import Any
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 # Tags of the first directory that describe the picture; a TIFF's others say where its pixels lie.
-_DESCRIPTIVE = (270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, *range(40091, 40096), 33432)
+_DESCRIPTIVE = (
+    270,
+    271,
+    272,
+    282,
+    283,
+    296,
+    305,
+    306,
+    315,
+    316,
+    18246,
+    18249,
+    *range(40091, 40096),
+    33432,
+)
 _WIDTH, _HEIGHT, _ORIENTATION, _XMP, _EXIF_IFD, _GPS_IFD = 256, 257, 274, 700, 34665, 34853
 _PIXEL_X, _PIXEL_Y, _MAKER_NOTE, _INTEROPERABILITY = 40962, 40963, 37500, 40965
 _JPEG_SEGMENT = 65_533
@@ -40,7 +55,9 @@ def read_metadata(image: Image.Image) -> Metadata:
     except (KeyError, TypeError, ValueError, ArithmeticError):
         dpi = ()
     plausible = len(dpi) == 2 and all(1 <= value <= 65_535 for value in dpi)
-    return Metadata(exif or None, xmp if isinstance(xmp, bytes) else None, dpi if plausible else None)
+    return Metadata(
+        exif or None, xmp if isinstance(xmp, bytes) else None, dpi if plausible else None
+    )
 
 
 def save_options(metadata: Metadata, kind: str, height: int, width: int) -> dict[str, Any]:
@@ -75,7 +92,9 @@ def fitted_exif(block: bytes, height: int, width: int) -> bytes | None:
         """Return the offset of every tag's entry in a directory, and the offset of the link to the next directory."""
         (count,) = struct.unpack_from(f"{order}H", data, offset)
         places = range(offset + 2, offset + 2 + 12 * count, 12)
-        return {struct.unpack_from(f"{order}H", data, place)[0]: place for place in places}, offset + 2 + 12 * count
+        return {
+            struct.unpack_from(f"{order}H", data, place)[0]: place for place in places
+        }, offset + 2 + 12 * count
 
     def set_numbers(tags: dict[int, int], numbers: dict[int, int]) -> None:
         for tag, number in numbers.items():
@@ -143,9 +162,16 @@ def _tiff_tags(exif: bytes | None, xmp: bytes | None) -> TiffImagePlugin.ImageFi
 def _described(tags: Image.Exif) -> dict[int, Any]:
     """Return the descriptive tags, and the EXIF and GPS directories without entries that point into the old file."""
     values = {tag: tags[tag] for tag in _DESCRIPTIVE if tag in tags}
-    found = {tag: value.encode("latin-1", "replace") if isinstance(value, str) else value for tag, value in values.items()}
+    found = {
+        tag: value.encode("latin-1", "replace") if isinstance(value, str) else value
+        for tag, value in values.items()
+    }
     for directory in (_EXIF_IFD, _GPS_IFD):
-        inner = {tag: v for tag, v in tags.get_ifd(directory).items() if tag not in (_MAKER_NOTE, _INTEROPERABILITY)}
+        inner = {
+            tag: v
+            for tag, v in tags.get_ifd(directory).items()
+            if tag not in (_MAKER_NOTE, _INTEROPERABILITY)
+        }
         if inner:
             found[directory] = inner
     return found

@@ -61,7 +61,9 @@ class Layout:
     upscale: int
     lr_folder: Path | None = None  # None: LR is made from HR
     bicubic: bool = False  # whether the enlarged LR is kept too
-    make_lr: Callable[[np.ndarray, int, str], np.ndarray] = bicubic_lr  # of HR, the scale and the image's name
+    make_lr: Callable[[np.ndarray, int, str], np.ndarray] = (
+        bicubic_lr  # of HR, the scale and the image's name
+    )
     recipe: str = "bicubic-1"  # name and version of what `make_lr` does
 
     def __post_init__(self):
@@ -70,7 +72,10 @@ class Layout:
 
     def shapes(self, entry: Entry) -> list[tuple[int, int, int]]:
         """Return the shapes (H, W, 3) of an image's arrays: HR, LR and, with `bicubic`, the enlarged LR."""
-        hr, lr = (entry.height, entry.width, 3), (entry.height // self.upscale, entry.width // self.upscale, 3)
+        hr, lr = (
+            (entry.height, entry.width, 3),
+            (entry.height // self.upscale, entry.width // self.upscale, 3),
+        )
         return [hr, lr, hr] if self.bicubic else [hr, lr]
 
     def size(self, entry: Entry) -> int:
@@ -84,7 +89,9 @@ class Layout:
             OSError: a file cannot be opened.
             UserError: a file is damaged, or LR does not fit HR.
         """
-        hr = images.crop_to_multiple(images.read_picture(self.folder / entry.name).rgb, self.upscale)
+        hr = images.crop_to_multiple(
+            images.read_picture(self.folder / entry.name).rgb, self.upscale
+        )
         if not hr.size:
             return []
         if self.lr_folder is None:
@@ -104,7 +111,9 @@ class Layout:
 class ImageStore:
     """The arrays of every image of a folder, from a cache file or decoded at each access; made by `ImageStore.open`."""
 
-    def __init__(self, layout: Layout, entries: list[Entry], cache_file: Path | None, skip_bad: bool):
+    def __init__(
+        self, layout: Layout, entries: list[Entry], cache_file: Path | None, skip_bad: bool
+    ):
         self.layout = layout
         self.cache_file = cache_file
         self.bad = [entry for entry in entries if entry.error]
@@ -119,7 +128,12 @@ class ImageStore:
 
     @classmethod
     def open(
-        cls, layout: Layout, cache_folder: Path | None, skip_bad=False, processes: int | None = None, headers_only=False
+        cls,
+        layout: Layout,
+        cache_folder: Path | None,
+        skip_bad=False,
+        processes: int | None = None,
+        headers_only=False,
     ) -> "ImageStore":
         """Open a folder of images through its cache in `cache_folder`; build the cache if it is missing or damaged.
 
@@ -133,13 +147,17 @@ class ImageStore:
         entries = _list_entries(layout)
         if cache_folder is None:
             measured = [_measure_one(layout, entry) for entry in entries] if headers_only else None
-            return cls(layout, measured or _decode_all(layout, entries, None, processes), None, skip_bad)
+            return cls(
+                layout, measured or _decode_all(layout, entries, None, processes), None, skip_bad
+            )
         cache_folder = Path(cache_folder)
         path = cache_folder / _cache_name(layout, entries)
         cached = _read_entries(layout, path)
         if cached is None:
             with files.lock(files.make_folder(cache_folder) / "lock", wait=True):
-                cached = _read_entries(layout, path, tell=True)  # another process may have built it by now
+                cached = _read_entries(
+                    layout, path, tell=True
+                )  # another process may have built it by now
                 if cached is None:
                     files.remove_leftovers(cache_folder)
                     for superseded in cache_folder.glob(path.name.rsplit("-", 1)[0] + "-*"):
@@ -200,7 +218,10 @@ def _list_entries(layout: Layout) -> list[Entry]:
             paths.append(os.path.join(layout.lr_folder, entry.lr_name))
         with contextlib.suppress(OSError):  # a dangling link: decoding will report it
             states = [os.stat(path) for path in paths]
-            entry.file_bytes, entry.mtime_ns = sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)
+            entry.file_bytes, entry.mtime_ns = (
+                sum(s.st_size for s in states),
+                max(s.st_mtime_ns for s in states),
+            )
     return entries
 
 
@@ -218,16 +239,24 @@ def _pair(layout: Layout, entries: list[Entry]) -> None:
     for entry in entries:
         place = Path(entry.name).with_suffix("")
         ends = ("", f"x{layout.upscale}")
-        keys = [*(place.with_name(place.name + end) for end in ends), *(place.name + end for end in ends)]
+        keys = [
+            *(place.with_name(place.name + end) for end in ends),
+            *(place.name + end for end in ends),
+        ]
         candidates.append(next((named[key] for key in keys if key in named), []))
     uses = Counter(paths[0] for paths in candidates if len(paths) == 1)
     for entry, paths in zip(entries, candidates, strict=True):
         if len(paths) != 1:
             listed = ", ".join(str(layout.lr_folder / path) for path in paths[:3])
-            found, stem = f"several LR images ({listed})" if paths else "no LR image", Path(entry.name).stem
+            found, stem = (
+                f"several LR images ({listed})" if paths else "no LR image",
+                Path(entry.name).stem,
+            )
             entry.error = f"{found} named {stem} or {stem}x{layout.upscale} (with any suffix) in {layout.lr_folder}"
         elif uses[paths[0]] > 1:
-            entry.error = f"{layout.lr_folder / paths[0]} is the LR image of {uses[paths[0]]} HR images"
+            entry.error = (
+                f"{layout.lr_folder / paths[0]} is the LR image of {uses[paths[0]]} HR images"
+            )
         else:
             entry.lr_name = paths[0].as_posix()
 
@@ -238,8 +267,14 @@ def _pair(layout: Layout, entries: list[Entry]) -> None:
 def _cache_name(layout: Layout, entries: list[Entry]) -> str:
     """Name the cache file: the part before the last hyphen stays the same when the images or the recipe change."""
     method = layout.recipe.rsplit("-", 1)[0]
-    kind = f"x{layout.upscale}" + ("-validation" if layout.bicubic else "") + ("" if method == "bicubic" else f"-{method}")
-    place = _digest([str(layout.folder.resolve()), str(layout.lr_folder and layout.lr_folder.resolve())])
+    kind = (
+        f"x{layout.upscale}"
+        + ("-validation" if layout.bicubic else "")
+        + ("" if method == "bicubic" else f"-{method}")
+    )
+    place = _digest(
+        [str(layout.folder.resolve()), str(layout.lr_folder and layout.lr_folder.resolve())]
+    )
     states = [[entry.name, entry.lr_name, entry.file_bytes, entry.mtime_ns] for entry in entries]
     return f"{kind}-{place}-{_digest([layout.recipe, states])}"
 
@@ -286,29 +321,45 @@ def _check_pixels(layout: Layout, entries: list[Entry], path: Path) -> None:
     """Raise ValueError if a pixel of a cache file has changed, or if an image that it lacks can be read now."""
     for entry in entries:
         paired = entry.lr_name or not layout.lr_folder
-        if entry.error and paired and not _decode_one(layout, None, replace(entry, error=None)).error:
-            raise ValueError(f"{entry.name} could not be read when the cache was built, and now can")
+        if (
+            entry.error
+            and paired
+            and not _decode_one(layout, None, replace(entry, error=None)).error
+        ):
+            raise ValueError(
+                f"{entry.name} could not be read when the cache was built, and now can"
+            )
     pixels = np.asarray(np.memmap(path, mode="r"))
 
     def is_whole(entry: Entry) -> bool:
-        return zlib.crc32(pixels[entry.offset : entry.offset + layout.size(entry)]) == entry.checksum
+        return (
+            zlib.crc32(pixels[entry.offset : entry.offset + layout.size(entry)]) == entry.checksum
+        )
 
     good = [entry for entry in entries if not entry.error]
     with ThreadPoolExecutor() as pool:  # zlib lets other threads run
-        checked = cli.progress_bar(pool.map(is_whole, good), total=len(good), desc=f"checking {path.name}", unit="image")
+        checked = cli.progress_bar(
+            pool.map(is_whole, good), total=len(good), desc=f"checking {path.name}", unit="image"
+        )
         for entry, whole in zip(good, checked):
             if not whole:
                 raise ValueError(f"{entry.name} has changed since it was written")
 
 
-def _build_cache(layout: Layout, entries: list[Entry], path: Path, processes: int | None) -> list[Entry]:
+def _build_cache(
+    layout: Layout, entries: list[Entry], path: Path, processes: int | None
+) -> list[Entry]:
     """Decode every image into a new cache file, which is whole or absent; return its entries."""
-    entries = cli.map_in_processes(partial(_measure_one, layout), entries, processes, f"sizes of {layout.folder.name}")
+    entries = cli.map_in_processes(
+        partial(_measure_one, layout), entries, processes, f"sizes of {layout.folder.name}"
+    )
     total = 0
     for entry in entries:
         entry.offset = total
         total += layout.size(entry)
-    files.check_free_space(path.parent, total, "name a folder on another disk with --cache DIR, or pass --no-cache")
+    files.check_free_space(
+        path.parent, total, "name a folder on another disk with --cache DIR, or pass --no-cache"
+    )
     with files.write_atomic(path) as file:
         file.truncate(total)
         entries = _decode_all(layout, entries, file.name, processes)
@@ -322,16 +373,26 @@ def _measure_one(layout: Layout, entry: Entry) -> Entry:
     """Fill in the size of an image from its header alone, before any rotation by EXIF."""
     if not entry.error:
         try:
-            height, width = (side - side % layout.upscale for side in images.read_size(layout.folder / entry.name))
+            height, width = (
+                side - side % layout.upscale
+                for side in images.read_size(layout.folder / entry.name)
+            )
             entry.height, entry.width = (height, width) if height and width else (0, 0)
         except (OSError, ValueError) as error:
             entry.error = _reason(layout, entry, error)
     return entry
 
 
-def _decode_all(layout: Layout, entries: list[Entry], pixel_file: str | None, processes: int | None) -> list[Entry]:
+def _decode_all(
+    layout: Layout, entries: list[Entry], pixel_file: str | None, processes: int | None
+) -> list[Entry]:
     """Decode every image, into the pixel file if there is one, and fill in the entries."""
-    return cli.map_in_processes(partial(_decode_one, layout, pixel_file), entries, processes, f"decoding {layout.folder.name}")
+    return cli.map_in_processes(
+        partial(_decode_one, layout, pixel_file),
+        entries,
+        processes,
+        f"decoding {layout.folder.name}",
+    )
 
 
 def _decode_one(layout: Layout, pixel_file: str | None, entry: Entry) -> Entry:

@@ -2,14 +2,19 @@
 
 import contextlib
 import http.client
+import importlib
+import socket
+import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from utils import cli, compat, files
+from utils import cli, files
 
 _TITLES = {"vgg16": "VGG16", "squeezenet": "SqueezeNet"}
 _DOWNLOADS = {"vgg16": "528 MB", "squeezenet": "5 MB"}
@@ -20,7 +25,7 @@ _VGG_LAYERS = 31  # features[:31]: all of VGG16's convolutions, up to the last p
 
 def vgg16_layers() -> nn.Sequential:
     """Build torchvision's `vgg16.features[:31]` without weights (on the meta device); ReLU in place."""
-    vgg = compat.import_torchvision().models.vgg
+    vgg = import_torchvision().models.vgg
     with torch.device("meta"):
         return vgg.make_layers(vgg.cfgs["D"], batch_norm=False)[:_VGG_LAYERS]
 
@@ -31,7 +36,7 @@ def squeezenet_layers(first: Tensor | None = None) -> nn.Sequential:
     Args:
         first: the weight of the first convolution, which is (96, 3, 7, 7) in version 1.0.
     """
-    models = compat.import_torchvision().models
+    models = import_torchvision().models
     old = first is not None and first.shape == (96, 3, 7, 7)
     with torch.device("meta"):
         return (models.squeezenet1_0 if old else models.squeezenet1_1)(weights=None).features
@@ -67,7 +72,7 @@ def weights_file(network: str, source: str) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with compat.network_timeout(30):
+        with network_timeout(30):
             _download(url, path)
     except _DOWNLOAD_ERRORS as error:
         raise cli.UserError(
@@ -83,7 +88,10 @@ def download_within(network: str, seconds: float) -> bool:
     path = hub_path(url := _url(network))
     if path.exists():
         return True
-    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with (
+        contextlib.suppress(OSError),
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+    ):
         part = Path(folder, path.name)
         # In a thread, because neither a slow server nor a name server that does not answer heeds a socket's timeout
         thread = threading.Thread(target=_download_or_not, args=(url, part), daemon=True)
@@ -107,7 +115,7 @@ def _download(url: str, path: Path, progress: bool = True) -> None:
 
 
 def _url(network: str) -> str:
-    models = compat.import_torchvision().models
+    models = import_torchvision().models
     weights = {"vgg16": models.VGG16_Weights, "squeezenet": models.SqueezeNet1_1_Weights}
     return weights[network].IMAGENET1K_V1.url
 
@@ -127,7 +135,9 @@ def _random_state_dict(network: str) -> dict[str, Tensor]:
     for name, tensor in _layers(network).state_dict().items():
         state[name] = torch.zeros(tensor.shape)
         if name.endswith("weight"):
-            nn.init.kaiming_normal_(state[name], mode="fan_out", nonlinearity="relu", generator=generator)
+            nn.init.kaiming_normal_(
+                state[name], mode="fan_out", nonlinearity="relu", generator=generator
+            )
     return state
 
 
@@ -137,9 +147,15 @@ def _read_state_dict(network: str, path: Path) -> dict[str, Tensor]:
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     loaded = loaded if isinstance(loaded, dict) else {}
-    loaded = {name.removeprefix("features."): tensor for name, tensor in loaded.items() if isinstance(name, str)}
+    loaded = {
+        name.removeprefix("features."): tensor
+        for name, tensor in loaded.items()
+        if isinstance(name, str)
+    }
     first, state = loaded.get("0.weight"), {}
-    for name, wanted in _layers(network, first if isinstance(first, Tensor) else None).state_dict().items():
+    for name, wanted in (
+        _layers(network, first if isinstance(first, Tensor) else None).state_dict().items()
+    ):
         tensor = loaded.get(name)
         if not isinstance(tensor, Tensor) or tensor.shape != wanted.shape:
             raise cli.UserError(
@@ -158,4 +174,43 @@ def fingerprint(network: str, source: str) -> str:
 def missing_download(network: str, source: str) -> str | None:
     """Return the URL and the path of what `weights_file` would download, or None if nothing is missing."""
     path = hub_path(url := _url(network))
-    return None if source != "imagenet" or path.exists() else f"{url} ({_DOWNLOADS[network]}) to {path}"
+    return (
+        None
+        if source != "imagenet" or path.exists()
+        else f"{url} ({_DOWNLOADS[network]}) to {path}"
+    )
+
+
+# --- torchvision beside a CPU-only torch ---
+
+# PyPI's torchvision is a CUDA build. Its compiled operators do not load with a CPU build of torch, and importing it
+# fails with "operator torchvision::nms does not exist" (pytorch/vision issues 9077 and 9085). It suffices to declare the
+# two operators that torchvision uses without checking for them.
+_declared = None  # keeps the library object alive, and with it the schemas
+
+
+def import_torchvision() -> ModuleType:
+    """Import torchvision; if its compiled operators are missing, declare `nms` and `qnms` first."""
+    global _declared
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error) or _declared is not None:
+            raise
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]  # half-imported
+    _declared = torch.library.Library("torchvision", "DEF")
+    _declared.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declared.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module("torchvision")
+
+
+@contextlib.contextmanager
+def network_timeout(seconds: float) -> Iterator[None]:
+    """Set a timeout for each response of the server in PyTorch hub downloads, which have none by default."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -10,56 +9,36 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pandas
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from options import needs_perceptual, plain_options
 from utils import cli, distributed, files, images, pretrained
 from utils.checkpoint import Progress
-from utils.options import needs_perceptual, plain_options
+from utils.statistics import COLUMNS, describe_result, write_statistics
 
-# The CSV's columns in order, and the TensorBoard group that charts each. Losses, scores and metrics have these names
-# everywhere. Add new columns at the end.
-COLUMNS = {
-    "Epoch": None,
-    "Loss_D": "loss",
-    "Loss_G": "loss",
-    "Score_D": "score",
-    "Score_G": "score",
-    "PSNR": "validation",
-    "SSIM": "validation",
-    "Loss_Pixel": "loss",
-    "Loss_Adversarial": "loss",
-    "Loss_Perceptual": "loss",
-    "Loss_TV": "loss",
-    "Bicubic_PSNR": "validation",
-    "Bicubic_SSIM": "validation",
-    "Learning_Rate": "run",
-    "Images_Per_Second": "run",
-    "Seconds": "run",
-    "LPIPS": "validation",
-    "Loss_Grid": "loss",
-    "Distance": "validation",
-    "Detail": "validation",
-    "Colour": "validation",
-    "Grid": "validation",
-    "Loss_Consistency": "loss",
-}
-_FIRST_VERSION = list(COLUMNS)[:16]  # the columns of every CSV, however old
 _SHOWN = {"Loss_D": "Loss_D", "Loss_G": "Loss_G", "Score_D": "D(x)", "Score_G": "D(G(z))"}
 _WATCHED_EPOCHS = 3
 
 
 def describe_plan(
-    args: argparse.Namespace, generator: nn.Module, discriminator: nn.Module, train_set, val_set, loader: DataLoader
+    args: argparse.Namespace,
+    generator: nn.Module,
+    discriminator: nn.Module,
+    train_set,
+    val_set,
+    loader: DataLoader,
 ) -> str:
     """Return every option and the plan of the run, as lines."""
     batches, sampler = len(loader), loader.batch_sampler
     g, d = (sum(p.numel() for p in network.parameters()) for network in (generator, discriminator))
     total = batches * (args.pretrain_epochs + args.epochs)
     lines = [
-        "options: " + " ".join(f"{name}={value}" for name, value in plain_options(args).items() if value is not None),
+        "options: "
+        + " ".join(
+            f"{name}={value}" for name, value in plain_options(args).items() if value is not None
+        ),
         f"networks: generator {g:,} parameters, discriminator {d:,}; {args.device}, {args.precision}",
         f"images: {len(train_set.usable)} for training, {len(val_set)} for validation",
         f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of {batches:,} updates "
@@ -68,9 +47,13 @@ def describe_plan(
     if sampler.world_size > 1:
         lines.append(f"processes: {sampler.world_size}, each with its share of every batch")
     if sampler.left_out:
-        lines.append(f"note: {sampler.left_out} samples of every epoch's last batch cannot be shared evenly and are left out")
+        lines.append(
+            f"note: {sampler.left_out} samples of every epoch's last batch cannot be shared evenly and are left out"
+        )
     if needs_perceptual(args) and args.perceptual_weights == "random":
-        lines.append("note: --perceptual-weights random: the perceptual loss compares features of an UNTRAINED network")
+        lines.append(
+            "note: --perceptual-weights random: the perceptual loss compares features of an UNTRAINED network"
+        )
     return "\n".join(lines)
 
 
@@ -85,10 +68,16 @@ def describe_run(args: argparse.Namespace, train_set, val_set) -> dict[str, Any]
     machine = {name: getattr(args, name) for name in ("device", "precision", "compile")}
     return {
         "options": plain_options(args),
-        "images": {"training": train_set.store.fingerprint(), "validation": val_set.store.fingerprint()},
+        "images": {
+            "training": train_set.store.fingerprint(),
+            "validation": val_set.store.fingerprint(),
+        },
         "degradation": train_set.recipe,
-        "perceptual": pretrained.fingerprint(args.perceptual, args.perceptual_weights) if needs_perceptual(args) else None,
-        "machine": machine | {"threads": torch.get_num_threads(), "processes": distributed.world_size()},
+        "perceptual": pretrained.fingerprint(args.perceptual, args.perceptual_weights)
+        if needs_perceptual(args)
+        else None,
+        "machine": machine
+        | {"threads": torch.get_num_threads(), "processes": distributed.world_size()},
     }
 
 
@@ -155,44 +144,13 @@ def new_row(progress: Progress, learning_rate: float, scores: dict[str, float]) 
     return dict.fromkeys(COLUMNS) | {"Epoch": progress.epoch, **progress.means(), **scores, **run}
 
 
-def write_statistics(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the CSV, whole or not at all; values that do not apply to an epoch are None and stay empty.
-
-    Raises:
-        KeyError: a value has no column in `COLUMNS`.
-    """
-    unknown = {name for row in rows for name in row} - COLUMNS.keys()
-    if unknown:
-        raise KeyError(f"no column for {', '.join(sorted(unknown))} in run_log.COLUMNS")
-    files.write_text(path, pandas.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, float_format="%.7g"))
-
-
-def read_statistics(path: Path) -> pandas.DataFrame:
-    """Read the CSV of a run, of this or an older version.
-
-    Raises:
-        OSError: the file cannot be opened.
-        UserError: the file is not such a CSV, or has no epoch.
-    """
-    try:
-        table = pandas.read_csv(path)
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise cli.UserError(f"{path}: not a CSV file ({' '.join(str(error).split())})") from error
-    missing = [name for name in _FIRST_VERSION if name not in table]
-    if missing:
-        raise cli.UserError(f"{path}: not the statistics of a run: no column {', '.join(missing)}")
-    if table.empty:
-        raise cli.UserError(f"{path}: no epoch is finished yet")
-    table = table.reindex(columns=list(COLUMNS))  # columns newer than the file are empty
-    text = [name for name in COLUMNS if not pandas.api.types.is_numeric_dtype(table[name])]
-    if text:
-        raise cli.UserError(f"{path}: column {text[0]} holds something that is not a number")
-    return table
-
-
 def describe_terms(means: dict[str, float]) -> str:
     """Return the main losses and scores as text, for the progress bar and the line of an epoch."""
-    return "  ".join(f"{_SHOWN[name]} {mean:.4g}" for name, mean in means.items() if name in _SHOWN and mean is not None)
+    return "  ".join(
+        f"{_SHOWN[name]} {mean:.4g}"
+        for name, mean in means.items()
+        if name in _SHOWN and mean is not None
+    )
 
 
 def describe_epoch(rows: list[dict[str, Any]], total_epochs: int) -> str:
@@ -206,28 +164,18 @@ def describe_epoch(rows: list[dict[str, Any]], total_epochs: int) -> str:
         parts.append(f"distance {row['Distance']:.3f}")
     parts.append(f"{row['Images_Per_Second']:.1f} images/s  {row['Seconds']:.0f} s")
     text = "  ".join(parts)
-    gaps = [row["Score_D"] - row["Score_G"] for row in rows[-_WATCHED_EPOCHS:] if row["Score_D"] is not None]
+    gaps = [
+        row["Score_D"] - row["Score_G"]
+        for row in rows[-_WATCHED_EPOCHS:]
+        if row["Score_D"] is not None
+    ]
     if len(gaps) == _WATCHED_EPOCHS and min(gaps) > 0.99:
         text += f"\nnote: D(x) - D(G(z)) above 0.99 for {_WATCHED_EPOCHS} epochs: D always tells real from fake, so G "
         text += "learns little from it; use more --pretrain-epochs or a lower --learning-rate"
     if len(gaps) == _WATCHED_EPOCHS and max(gaps) < 0.01:
-        text += (
-            f"\nnote: D(x) - D(G(z)) below 0.01 for {_WATCHED_EPOCHS} epochs: D cannot tell real from fake: it has collapsed, "
-        )
+        text += f"\nnote: D(x) - D(G(z)) below 0.01 for {_WATCHED_EPOCHS} epochs: D cannot tell real from fake: it has collapsed, "
         text += "or G has won; look at the validation pictures, and start again with a lower --learning-rate if they are poor"
     return text
-
-
-def describe_result(rows: list[dict[str, Any]]) -> str:
-    """Return the best epoch of a run as text, compared with bicubic."""
-    validated = [row for row in rows if row["PSNR"] is not None and not math.isnan(row["PSNR"])]
-    best = max(validated, key=lambda row: row["PSNR"], default=None)
-    if best is None:
-        return "no epoch was validated"
-    return (
-        f"best PSNR {best['PSNR']:.2f} dB, SSIM {best['SSIM']:.4f} in epoch {best['Epoch']}; "
-        f"bicubic {best['Bicubic_PSNR']:.2f} dB, {best['Bicubic_SSIM']:.4f}: {best['PSNR'] - best['Bicubic_PSNR']:+.2f} dB"
-    )
 
 
 class TensorBoard:
@@ -241,7 +189,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise cli.UserError("--tensorboard: the package is missing; pip install tensorboard") from error
+            raise cli.UserError(
+                "--tensorboard: the package is missing; pip install tensorboard"
+            ) from error
         # Epochs that a killed process had logged and that are repeated now are not shown twice.
         self._writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
@@ -251,7 +201,12 @@ class TensorBoard:
             if name != "Epoch" and value is not None:
                 self._writer.add_scalar(f"{COLUMNS[name]}/{name}", value, row["Epoch"])
         for path in images.list_images(triplets) if triplets.is_dir() else ():
-            self._writer.add_image(f"validation/{path.stem}", images.read_picture(path).rgb, row["Epoch"], dataformats="HWC")
+            self._writer.add_image(
+                f"validation/{path.stem}",
+                images.read_picture(path).rgb,
+                row["Epoch"],
+                dataformats="HWC",
+            )
         self._writer.flush()
 
     def close(self) -> None:
@@ -268,7 +223,10 @@ def write_config(path: Path, facts: dict[str, Any]) -> None:
     config = {
         "options": facts["options"],
         "degradation": facts["degradation"],
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
         **_git_state(),
         "device": {"type": machine["device"], "name": name, "threads": machine["threads"]},
     }
@@ -280,7 +238,13 @@ def _git_state() -> dict[str, str | bool | None]:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["git", *words],
+                cwd=Path(__file__).parent,
+                capture_output=True,
+                text=True,
+                timeout=10,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -7,7 +7,9 @@ from pathlib import Path
 from utils import cli
 
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
-PHOTO, FAITHFUL, TEXTURED = (WEIGHTS_FOLDER / f"{name}_x4.pth" for name in ("photo", "srresnet", "srgan"))
+PHOTO, FAITHFUL, TEXTURED = (
+    WEIGHTS_FOLDER / f"{name}_x4.pth" for name in ("photo", "srresnet", "srgan")
+)
 
 
 def add_weights_option(parser: argparse.ArgumentParser, default: Path = PHOTO) -> None:
@@ -54,10 +56,18 @@ class Weights:
     @property
     def stem(self) -> str:
         """A name for results: `srresnet_x4`, or `srresnet_x4_srgan_x4_0.5` for a blend."""
-        return self.path.stem if self.texture_path is None else f"{self.path.stem}_{self.texture_path.stem}_{self.texture}"
+        return (
+            self.path.stem
+            if self.texture_path is None
+            else f"{self.path.stem}_{self.texture_path.stem}_{self.texture}"
+        )
 
     def __str__(self) -> str:
-        blend = "" if self.texture_path is None else f" blended with {self.texture_path} (--texture {self.texture})"
+        blend = (
+            ""
+            if self.texture_path is None
+            else f" blended with {self.texture_path} (--texture {self.texture})"
+        )
         return f"{self.path}{blend}"
 
 
@@ -70,5 +80,7 @@ def chosen_weights(args: argparse.Namespace) -> Weights:
     if args.texture is not None:
         return Weights(args.weights or FAITHFUL, args.texture_weights or TEXTURED, args.texture)
     if args.texture_weights:
-        raise cli.UserError("--texture-weights needs --texture T, a number from 0 to 1 that says how much of that file to take")
+        raise cli.UserError(
+            "--texture-weights needs --texture T, a number from 0 to 1 that says how much of that file to take"
+        )
     return Weights(args.weights or args.default_weights)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from utils import cli, files
-from utils.encoding import Packet
+from video.encoding import Packet
 
 RESULT = "sr"  # the track whose file is written and moved last
 FRAMES = 32  # in a segment: what an interruption costs at most
@@ -28,7 +28,9 @@ def is_joined(out: Path) -> bool:
 
 
 @contextmanager
-def kept_segments(out: Path, settings: dict[str, Any], overwrite: bool = False) -> Iterator["Segments"]:
+def kept_segments(
+    out: Path, settings: dict[str, Any], overwrite: bool = False
+) -> Iterator["Segments"]:
     """Yield the segments in a hidden folder beside the output, which is removed once it holds none.
 
     Args:
@@ -53,7 +55,10 @@ def kept_segments(out: Path, settings: dict[str, Any], overwrite: bool = False) 
                         f"{folder}: an unfinished run with another {' and '.join(changed)}; finish it with its own command, "
                         "or drop it with --overwrite"
                     )
-                print(f"starting over: the unfinished run had another {' and '.join(changed)}", file=sys.stderr)
+                print(
+                    f"starting over: the unfinished run had another {' and '.join(changed)}",
+                    file=sys.stderr,
+                )
                 segments.remove_from(0)
                 (folder / RESULT).unlink(missing_ok=True)
             files.write_text(record, json.dumps(settings))
@@ -117,7 +122,9 @@ class Segments:
 
 def _packed(packets: list[Packet]) -> dict[str, torch.Tensor]:
     return {
-        "data": torch.frombuffer(bytearray(b"".join(packet.data for packet in packets)), dtype=torch.uint8),
+        "data": torch.frombuffer(
+            bytearray(b"".join(packet.data for packet in packets)), dtype=torch.uint8
+        ),
         "sizes": torch.tensor([len(packet.data) for packet in packets]),
         "frames": torch.tensor([packet.frame for packet in packets]),
         "keys": torch.tensor([packet.key for packet in packets]),
@@ -126,6 +133,8 @@ def _packed(packets: list[Packet]) -> dict[str, torch.Tensor]:
 
 def _unpacked(packed: dict[str, torch.Tensor]) -> Iterator[Packet]:
     data, place = packed["data"].numpy().tobytes(), 0
-    for size, frame, key in zip(*(packed[name].tolist() for name in ("sizes", "frames", "keys")), strict=True):
+    for size, frame, key in zip(
+        *(packed[name].tolist() for name in ("sizes", "frames", "keys")), strict=True
+    ):
         yield Packet(frame, key, data[place : place + size])
         place += size

@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import run, the_error
 
-import export_onnx
+import export_model
 from esrgan import RRDBGenerator
 from model import Generator
-from utils import checkpoint, cli, weights
+from utils import cli, generator_file, weights
 
 
 def trained(generator: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
@@ -19,12 +19,16 @@ def trained(generator: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
     torch.manual_seed(seed)
     for name, tensor in generator.state_dict().items():
         if tensor.is_floating_point():
-            tensor.copy_(torch.rand(tensor.shape) + 0.5 if "running_var" in name else 0.05 * torch.randn(tensor.shape))
+            tensor.copy_(
+                torch.rand(tensor.shape) + 0.5
+                if "running_var" in name
+                else 0.05 * torch.randn(tensor.shape)
+            )
     return generator.eval()
 
 
 def parsed(*arguments) -> argparse.Namespace:
-    return export_onnx.get_args_parser().parse_args([str(argument) for argument in arguments])
+    return export_model.get_args_parser().parse_args([str(argument) for argument in arguments])
 
 
 def results(path, generator, shape) -> tuple[np.ndarray, np.ndarray]:
@@ -34,23 +38,31 @@ def results(path, generator, shape) -> tuple[np.ndarray, np.ndarray]:
         return session.run(None, {"lr": lr.numpy()})[0], generator(lr).numpy()
 
 
-@pytest.mark.parametrize("generator", [Generator(3, 1), RRDBGenerator(4, 1)], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    "generator", [Generator(3, 1), RRDBGenerator(4, 1)], ids=lambda g: type(g).__name__
+)
 def test_the_file_gives_pytorchs_result_at_any_size(generator, tmp_path):
-    checkpoint.save_generator(tmp_path / "generator.pth", trained(generator))
-    done = run("export_onnx.py", "--weights", tmp_path / "generator.pth", cwd=tmp_path)
+    generator_file.save(tmp_path / "generator.pth", trained(generator))
+    done = run("export_model.py", "--weights", tmp_path / "generator.pth", cwd=tmp_path)
     assert done.stdout.count("from PyTorch") == 3 and done.stderr == ""
     path = tmp_path / "generator.onnx"
     onnx.checker.check_model(path, full_check=True)
-    assert {prop.key: prop.value for prop in onnx.load(path).metadata_props}["upscale"] == str(generator.upscale)
+    assert {prop.key: prop.value for prop in onnx.load(path).metadata_props}["upscale"] == str(
+        generator.upscale
+    )
     for shape in [(1, 3, 7, 5), (1, 3, 61, 83), (3, 3, 12, 12)]:
         result, expected = results(path, generator, shape)
-        assert result.shape == expected.shape == (shape[0], 3, *(side * generator.upscale for side in shape[2:]))
+        assert (
+            result.shape
+            == expected.shape
+            == (shape[0], 3, *(side * generator.upscale for side in shape[2:]))
+        )
         assert np.abs(result - expected).max() <= 1e-4
 
 
 def test_the_default_weights_are_exported_without_options(tmp_path):
-    run("export_onnx.py", cwd=tmp_path)
-    generator = checkpoint.load_generator(weights.FAITHFUL)
+    run("export_model.py", cwd=tmp_path)
+    generator = generator_file.load(weights.FAITHFUL)
     result, expected = results(tmp_path / "srresnet_x4.onnx", generator, (1, 3, 30, 20))
     assert np.abs(result - expected).max() <= 1e-4
 
@@ -58,24 +70,33 @@ def test_the_default_weights_are_exported_without_options(tmp_path):
 def test_a_blend_is_exported_under_a_name_that_tells(tmp_path):
     files = [tmp_path / "a.pth", tmp_path / "b.pth"]
     for seed, file in enumerate(files):
-        checkpoint.save_generator(file, trained(Generator(2, 1), seed))
+        generator_file.save(file, trained(Generator(2, 1), seed))
     options = ["--weights", files[0], "--texture", 0.75, "--texture-weights", files[1]]
-    done = run("export_onnx.py", *options, cwd=tmp_path)
-    assert done.stdout.splitlines()[0] == f"exporting {files[0]} blended with {files[1]} (--texture 0.75)"
-    generator = export_onnx.inference.open_generator(files[0], torch.device("cpu"), files[1], 0.75)
+    done = run("export_model.py", *options, cwd=tmp_path)
+    assert (
+        done.stdout.splitlines()[0]
+        == f"exporting {files[0]} blended with {files[1]} (--texture 0.75)"
+    )
+    generator = export_model.inference.open_generator(files[0], torch.device("cpu"), files[1], 0.75)
     result, expected = results(tmp_path / "a_b_0.75.onnx", generator, (1, 3, 30, 20))
     assert np.abs(result - expected).max() <= 1e-4
-    assert "is the generator file itself" in the_error(run("export_onnx.py", *options, "--out", files[1], status=None))
+    assert "is the generator file itself" in the_error(
+        run("export_model.py", *options, "--out", files[1], status=None)
+    )
 
 
 def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
-    checkpoint.save_generator(tmp_path / "generator.pth", trained(Generator(2, 1)))
+    generator_file.save(tmp_path / "generator.pth", trained(Generator(2, 1)))
     other = trained(Generator(2, 1))
     other.tail.bias.data += 2e-4
-    monkeypatch.setattr(export_onnx, "export", lambda generator, export=export_onnx.export: export(other))
-    arguments = parsed("--weights", tmp_path / "generator.pth", "--out", tmp_path / "generator.onnx")
+    monkeypatch.setattr(
+        export_model, "export", lambda generator, export=export_model.export: export(other)
+    )
+    arguments = parsed(
+        "--weights", tmp_path / "generator.pth", "--out", tmp_path / "generator.onnx"
+    )
     with pytest.raises(cli.RunError, match="differs from PyTorch by 2"):
-        export_onnx.main(arguments)
+        export_model.main(arguments)
     assert not arguments.out.exists()
 
 
@@ -83,15 +104,18 @@ def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
 def test_a_missing_package_is_named(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=f"{package} is missing; pip install .*{package}"):
-        export_onnx.main(parsed("--out", tmp_path / "a.onnx"))
+        export_model.main(parsed("--out", tmp_path / "a.onnx"))
     assert not list(tmp_path.iterdir())
 
 
 def test_wrong_paths_are_one_line(tmp_path):
-    checkpoint.save_generator(tmp_path / "generator.pth", Generator(2, 1))
+    generator_file.save(tmp_path / "generator.pth", Generator(2, 1))
     for arguments, reason in [
         (["--weights", tmp_path / "none.pth"], "no such generator file"),
         (["--weights", tmp_path / "generator.pth", "--out", tmp_path], "is a folder"),
-        (["--weights", tmp_path / "generator.pth", "--out", tmp_path / "generator.pth"], "is the generator file itself"),
+        (
+            ["--weights", tmp_path / "generator.pth", "--out", tmp_path / "generator.pth"],
+            "is the generator file itself",
+        ),
     ]:
-        assert reason in the_error(run("export_onnx.py", *arguments, status=None))
+        assert reason in the_error(run("export_model.py", *arguments, status=None))

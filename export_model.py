@@ -1,7 +1,7 @@
 """Export a generator to ONNX, for images of any size in onnxruntime, OpenVINO, TensorRT or a browser.
 
-python export_onnx.py
-python export_onnx.py --weights results/srgan_x4/checkpoints/generator_best.pth --out srgan.onnx
+python export_model.py
+python export_model.py --weights results/srgan_x4/checkpoints/generator_best.pth --out srgan.onnx
 
 Input `lr` (N, 3, H, W) and output `sr` (N, 3, scale·H, scale·W) are float32 RGB in [-1, 1]: -1 is black, 1 is white.
 The file is written only if onnxruntime reproduces PyTorch's result for images of three sizes.
@@ -26,9 +26,11 @@ TOLERANCE = 1e-4  # in a range of 2: about a hundredth of an 8-bit level
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = cli.ArgumentParser(prog="export_onnx.py", description=__doc__)
+    parser = cli.ArgumentParser(prog="export_model.py", description=__doc__)
     weights.add_weights_option(parser, default=weights.FAITHFUL)
-    parser.add_argument("--out", type=Path, help="the ONNX file (default: <weights>.onnx in the current folder)")
+    parser.add_argument(
+        "--out", type=Path, help="the ONNX file (default: <weights>.onnx in the current folder)"
+    )
     return parser
 
 
@@ -42,8 +44,14 @@ def export(generator: nn.Module) -> bytes:
         import onnx  # noqa: F401 - PyTorch's exporter needs both
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise cli.UserError(f"package {error.name} is missing; pip install onnx onnxscript onnxruntime") from error
-    sides = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+        raise cli.UserError(
+            f"package {error.name} is missing; pip install onnx onnxscript onnxruntime"
+        ) from error
+    sides = {
+        0: torch.export.Dim("batch"),
+        2: torch.export.Dim("height"),
+        3: torch.export.Dim("width"),
+    }
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -57,7 +65,12 @@ def export(generator: nn.Module) -> bytes:
             verbose=False,
         )
     model = program.model_proto
-    facts = {**generator.architecture, "range": "[-1, 1]", "channels": "RGB", "halo": generator.halo}
+    facts = {
+        **generator.architecture,
+        "range": "[-1, 1]",
+        "channels": "RGB",
+        "halo": generator.halo,
+    }
     for name, value in facts.items():
         model.metadata_props.add(key=name, value=str(value))
     return model.SerializeToString()
@@ -82,7 +95,9 @@ def largest_difference(generator: nn.Module, model: bytes, height: int, width: i
     (sr,) = session.run(["sr"], {"lr": lr.numpy()})
     expected = generator(lr)
     if sr.shape != expected.shape:
-        raise cli.RunError(f"ONNX gives shape {sr.shape} for an image of {height}x{width}, PyTorch {tuple(expected.shape)}")
+        raise cli.RunError(
+            f"ONNX gives shape {sr.shape} for an image of {height}x{width}, PyTorch {tuple(expected.shape)}"
+        )
     return (torch.from_numpy(sr) - expected).abs().max().item()
 
 
@@ -102,7 +117,9 @@ def main(args: argparse.Namespace) -> int:
         difference = largest_difference(generator, model, height, width)
         print(f"LR {height}x{width}: differs by at most {difference:.1e} from PyTorch")
         if not difference <= TOLERANCE:
-            raise cli.RunError(f"ONNX differs from PyTorch by {difference:.1e}, more than {TOLERANCE}; nothing was written")
+            raise cli.RunError(
+                f"ONNX differs from PyTorch by {difference:.1e}, more than {TOLERANCE}; nothing was written"
+            )
     with files.write_atomic(out) as file:
         file.write(model)
     print(out)

@@ -12,21 +12,28 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from utils import cli, visitors
+from page import visitors
+from utils import cli
 
 if TYPE_CHECKING:
     import gradio
 
 SCRIPT, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".js", ".css"))
 TITLE = "Enlarge a picture"
-INTRODUCTION = "Pictures stay on the computer that serves this page, and are removed from it after an hour."
+INTRODUCTION = (
+    "Pictures stay on the computer that serves this page, and are removed from it after an hour."
+)
 NO_PICTURE = "PNG, JPEG, WebP, TIFF, GIF and other formats, up to {:g} million pixels"
 NO_RESULT = "The result will be shown here."
 HINT = "Drag the line, or press the arrow keys on it. Zoom with the mouse wheel, two fingers, or + and −."
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp"}  # of downloads
 TEXTURE = 1.0  # where the slider from faithful (0) to detailed (1) starts
 PRIVATE = {"api_visibility": "private"}  # options of events: no documented addresses,
-AT_ONCE = {"queue": False, "show_progress": "hidden", **PRIVATE}  # and without waiting for other visitors
+AT_ONCE = {
+    "queue": False,
+    "show_progress": "hidden",
+    **PRIVATE,
+}  # and without waiting for other visitors
 
 # --- Gradio -------------------------------------------------------------------------------------------------------
 
@@ -47,7 +54,9 @@ def import_gradio(folder: Path) -> ModuleType:
     try:
         import gradio
     except ImportError as error:
-        raise cli.UserError(f"package {error.name or 'gradio'} is missing; pip install gradio") from error
+        raise cli.UserError(
+            f"package {error.name or 'gradio'} is missing; pip install gradio"
+        ) from error
     return gradio
 
 
@@ -55,9 +64,15 @@ def looks(gr: ModuleType) -> dict[str, Any]:
     """Return the options of `serve` for how a page looks: the fonts of the user's system, so that none is fetched."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     names = ("body_text_color_subdued", "block_info_text_color")  # too pale in Gradio's own theme
-    readable = {name: "*neutral_600" for name in names} | {f"{name}_dark": "*neutral_300" for name in names}
+    readable = {name: "*neutral_600" for name in names} | {
+        f"{name}_dark": "*neutral_300" for name in names
+    }
     script = f"<script>{SCRIPT.read_text('utf-8')}</script>"
-    return {"theme": gr.themes.Base(**fonts).set(**readable), "css": STYLE.read_text("utf-8"), "head": script}
+    return {
+        "theme": gr.themes.Base(**fonts).set(**readable),
+        "css": STYLE.read_text("utf-8"),
+        "head": script,
+    }
 
 
 # --- controls -----------------------------------------------------------------------------------------------------
@@ -73,8 +88,15 @@ def build_page(gr: ModuleType, enlarger, stops: visitors.Stops) -> "gradio.Block
                 inputs = input_controls(gr, enlarger)
             with gr.Column(scale=3, min_width=300):
                 outputs = output_controls(gr)
-        connect(gr, enlarger, stops, SimpleNamespace(page=page, source=state(), result=state(), **inputs, **outputs))
-    return page.queue(max_size=32, default_concurrency_limit=4, api_open=False)  # else a call could pass the queue by
+        connect(
+            gr,
+            enlarger,
+            stops,
+            SimpleNamespace(page=page, source=state(), result=state(), **inputs, **outputs),
+        )
+    return page.queue(
+        max_size=32, default_concurrency_limit=4, api_open=False
+    )  # else a call could pass the queue by
 
 
 def input_controls(gr: ModuleType, enlarger) -> dict[str, "gradio.components.Component"]:
@@ -97,7 +119,15 @@ def input_controls(gr: ModuleType, enlarger) -> dict[str, "gradio.components.Com
     with gr.Row():
         go = gr.Button("Enlarge", variant="primary", interactive=False, elem_id="go", min_width=100)
         cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", min_width=100)
-    return dict(picture=picture, about=about, examples=examples, purpose=purpose, texture=texture, go=go, cancel=cancel)
+    return dict(
+        picture=picture,
+        about=about,
+        examples=examples,
+        purpose=purpose,
+        texture=texture,
+        go=go,
+        cancel=cancel,
+    )
 
 
 def no_picture(enlarger) -> str:
@@ -114,8 +144,12 @@ def output_controls(gr: ModuleType) -> dict[str, "gradio.components.Component"]:
     )  # fmt: skip
     gr.HTML(f"<p>{HINT}</p>", elem_id="hint")
     with gr.Row(equal_height=True):
-        kind = gr.Radio(list(FORMATS), value="PNG", label="File format", elem_id="kind", min_width=300)
-        download = gr.DownloadButton("Download", interactive=False, elem_id="download", min_width=200)
+        kind = gr.Radio(
+            list(FORMATS), value="PNG", label="File format", elem_id="kind", min_width=300
+        )
+        download = gr.DownloadButton(
+            "Download", interactive=False, elem_id="download", min_width=200
+        )
     return dict(note=note, comparison=comparison, kind=kind, download=download)
 
 
@@ -142,11 +176,18 @@ def connect_picture(gr: ModuleType, enlarger, buttons: Callable, on: SimpleNames
         try:
             copy, text = enlarger.preview(path)
         except Exception as error:
-            return None, None, *buttons(None, session), visitors.message(visitors.explained(error), alert=True)
+            return (
+                None,
+                None,
+                *buttons(None, session),
+                visitors.message(visitors.explained(error), alert=True),
+            )
         return copy, path, *buttons(path, session), visitors.message(text)
 
     def upload(file, request: gr.Request):
-        return take(Path(file["path"]), request.session_hash)  # in the temporary folder, or Gradio would have refused it
+        return take(
+            Path(file["path"]), request.session_hash
+        )  # in the temporary folder, or Gradio would have refused it
 
     def take_example(index, request: gr.Request):
         return take(enlarger.example_file(index), request.session_hash)
@@ -158,14 +199,21 @@ def connect_picture(gr: ModuleType, enlarger, buttons: Callable, on: SimpleNames
         return gr.update(visible=enlarger.purposes[index].texture_path is not None)
 
     known = [on.source, on.go, on.cancel, on.about]
-    taken = {"outputs": [on.picture, *known], "show_progress": "minimal", "show_progress_on": on.picture, **PRIVATE}
+    taken = {
+        "outputs": [on.picture, *known],
+        "show_progress": "minimal",
+        "show_progress_on": on.picture,
+        **PRIVATE,
+    }
     on.picture.upload(upload, on.picture, preprocess=False, **taken)
     on.examples.click(take_example, on.examples, **taken)
     on.picture.clear(remove, None, known, **AT_ONCE)
     on.purpose.change(blends, on.purpose, on.texture, **AT_ONCE)
 
 
-def connect_work(gr: ModuleType, enlarger, stops: visitors.Stops, buttons: Callable, on: SimpleNamespace) -> None:
+def connect_work(
+    gr: ModuleType, enlarger, stops: visitors.Stops, buttons: Callable, on: SimpleNamespace
+) -> None:
     """Enlarge the picture, one for each visitor at a time, until it is done, cancelled or left."""
 
     def start(path, request: gr.Request):
@@ -224,12 +272,18 @@ def connect_download(gr: ModuleType, enlarger, on: SimpleNamespace) -> None:
         try:
             return (downloadable(gr, enlarger, result, kind) if result else gr.skip()), gr.skip()
         except Exception as error:
-            return gr.update(interactive=False), visitors.message(visitors.explained(error), alert=True)
+            return gr.update(interactive=False), visitors.message(
+                visitors.explained(error), alert=True
+            )
 
-    on.kind.change(save, [on.result, on.kind], [on.download, on.note], show_progress_on=on.download, **PRIVATE)
+    on.kind.change(
+        save, [on.result, on.kind], [on.download, on.note], show_progress_on=on.download, **PRIVATE
+    )
 
 
 def downloadable(gr: ModuleType, enlarger, result, kind: str):
     """Save a result and return the button that downloads it."""
     file = enlarger.save(result, kind)
-    return gr.update(value=file, label=f"Download {kind} ({file.stat().st_size / 1e6:.1f} MB)", interactive=True)
+    return gr.update(
+        value=file, label=f"Download {kind} ({file.stat().st_size / 1e6:.1f} MB)", interactive=True
+    )

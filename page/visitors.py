@@ -91,7 +91,9 @@ def explained(error: Exception) -> str:
     if cli.is_out_of_memory(error):
         return "The server has too little memory for this picture. Try a smaller one."
     if isinstance(error, cli.RunError):
-        return "This generator gave no picture: its file is gone or damaged, or its weights diverged."
+        return (
+            "This generator gave no picture: its file is gone or damaged, or its weights diverged."
+        )
     return "Something went wrong on the server; its terminal says what."
 
 

@@ -16,11 +16,18 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from utils import cli, clips, images
-from utils.clips import Clip, reason
-from utils.frames import from_rgb, pyav
+from utils import cli, images
+from video import clips
+from video.clips import Clip, reason
+from video.frames import from_rgb, pyav
 
-SUFFIXES = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}  # and their muxers
+SUFFIXES = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+}  # and their muxers
 _GLOBAL_HEADER = 1 << 22  # a codec's flag
 _LARGEST_LAG = 10  # seconds by which a file's streams may be apart
 _KEPT_TAGS = ("language", "title", "handler_name")
@@ -77,7 +84,9 @@ def check_codec(path: str | Path, codec: str | None, crf: int | None) -> str:
     with av.open(io.BytesIO(), "w", format=SUFFIXES[suffix]) as container:
         fitting = [name for name in available if CODECS[name].encoder in container.supported_codecs]
     if codec not in fitting:
-        raise cli.UserError(f"--codec {codec}: {suffix} cannot hold it; use one of {', '.join(fitting)}, or another suffix")
+        raise cli.UserError(
+            f"--codec {codec}: {suffix} cannot hold it; use one of {', '.join(fitting)}, or another suffix"
+        )
     if crf is not None and crf > CODECS[codec].largest_crf:
         known = CODECS[codec]
         allowed = f"takes 0 to {known.largest_crf}" if known.crf is not None else "is lossless"
@@ -99,7 +108,9 @@ class VideoTrack:
         UserError: the encoder refuses these settings, or the container its stream.
     """
 
-    def __init__(self, path: Path, clip: Clip, codec: str, crf: int | None, width: int, height: int):
+    def __init__(
+        self, path: Path, clip: Clip, codec: str, crf: int | None, width: int, height: int
+    ):
         self.path, self.clip, self.codec = path, clip, CODECS[codec]
         self.muxer = SUFFIXES[path.suffix.lower()]
         self.crf = self.codec.crf if crf is None else crf
@@ -115,7 +126,9 @@ class VideoTrack:
             ) from error
         self.copied, self.notes = self._streams_that_fit()
         if any(self.padding):
-            self.notes.append(f"{path}: {width}x{height} becomes {self.width}x{self.height}, as the codec needs even sides")
+            self.notes.append(
+                f"{path}: {width}x{height} becomes {self.width}x{self.height}, as the codec needs even sides"
+            )
 
     def _set_up(self, context) -> Any:
         """Configure an encoder; it counts frames, and `write` gives them their times."""
@@ -154,7 +167,9 @@ class VideoTrack:
         return self.packets
 
     def _keep(self, encoded: Iterable) -> None:
-        self.packets += [Packet(self.first + packet.pts, packet.is_keyframe, bytes(packet)) for packet in encoded]
+        self.packets += [
+            Packet(self.first + packet.pts, packet.is_keyframe, bytes(packet)) for packet in encoded
+        ]
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -162,7 +177,9 @@ class VideoTrack:
         """Return which of the source's streams can be copied, and a line about each of the others."""
         with _source(self.clip) as source:
             if error := self._header_error(source, []):
-                raise cli.UserError(f"{self.path}: cannot be written: {error}; try another --codec or suffix")
+                raise cli.UserError(
+                    f"{self.path}: cannot be written: {error}; try another --codec or suffix"
+                )
             fitting, notes = [], []
             pictures = None if source is None else clips.video_stream(self.clip.path, source)
             for stream in () if source is None else source.streams:
@@ -176,7 +193,9 @@ class VideoTrack:
                 else:
                     fitting.append(stream.index)
                     continue
-                notes.append(f"{self.path}: {stream.type} stream {stream.index} ({name}) is left out: {why}")
+                notes.append(
+                    f"{self.path}: {stream.type} stream {stream.index} ({name}) is left out: {why}"
+                )
         return fitting, notes
 
     def _header_error(self, source, copied: list[int]) -> str:
@@ -202,7 +221,9 @@ class VideoTrack:
             template = source.streams[index]
             copies[index] = out.add_stream_from_template(template)
             copies[index].disposition = template.disposition
-            copies[index].metadata.update({tag: text for tag, text in template.metadata.items() if tag in _KEPT_TAGS})
+            copies[index].metadata.update(
+                {tag: text for tag, text in template.metadata.items() if tag in _KEPT_TAGS}
+            )
         return stream, copies
 
     def write(self, file: IO[bytes], packets: Iterable[Packet]) -> None:
@@ -223,15 +244,29 @@ class VideoTrack:
 
         with _source(self.clip) as source:
             try:
-                with av.open(file, "w", self.muxer, container_options=self._options(source), io_open=read_back) as out:
+                with av.open(
+                    file,
+                    "w",
+                    self.muxer,
+                    container_options=self._options(source),
+                    io_open=read_back,
+                ) as out:
                     stream, copies = self._streams(out, source, self.copied)
                     if source is not None:
-                        out.metadata.update({k: v for k, v in source.metadata.items() if k not in _CONTAINERS_OWN_TAGS})
+                        out.metadata.update(
+                            {
+                                k: v
+                                for k, v in source.metadata.items()
+                                if k not in _CONTAINERS_OWN_TAGS
+                            }
+                        )
                         if not self.clip.span:
                             out.set_chapters(source.chapters())
                     out.start_encoding()
                     others = _copied_packets(source, copies, self.clip) if copies else ()
-                    for packet in heapq.merge(self._timed(stream, packets), others, key=_decoding_time):
+                    for packet in heapq.merge(
+                        self._timed(stream, packets), others, key=_decoding_time
+                    ):
                         out.mux_one(packet)
             except (av.FFmpegError, OSError) as error:
                 raise OSError(error.errno, reason(error), file.name) from error
@@ -240,12 +275,19 @@ class VideoTrack:
         """Return the muxer's options: an MP4 has its index in front and units in which all times are whole."""
         if self.muxer not in ("mp4", "mov"):
             return {}
-        units = [self.clip.time_base.denominator, *(source.streams[index].time_base.denominator for index in self.copied)]
+        units = [
+            self.clip.time_base.denominator,
+            *(source.streams[index].time_base.denominator for index in self.copied),
+        ]
         common = math.lcm(*units)
         return {
             "movflags": "+faststart",
             "movie_timescale": str(common if common < 2**31 else 90_000),
-            **({"video_track_timescale": str(units[0])} if self.clip.time_base.numerator == 1 else {}),
+            **(
+                {"video_track_timescale": str(units[0])}
+                if self.clip.time_base.numerator == 1
+                else {}
+            ),
         }
 
     def _timed(self, stream, packets: Iterable[Packet]) -> Iterator[Any]:
@@ -256,7 +298,9 @@ class VideoTrack:
             packet.stream, packet.time_base, packet.is_keyframe = stream, clip.time_base, key
             packet.pts, packet.duration = clip.times[frame], clip.durations[frame]
             early = place - delay
-            packet.dts = clip.times[early] if early >= 0 else clip.times[0] + early * clip.durations[0]
+            packet.dts = (
+                clip.times[early] if early >= 0 else clip.times[0] + early * clip.durations[0]
+            )
             yield packet
 
 
@@ -276,7 +320,9 @@ def _decoding_time(packet) -> Fraction:
 
 def _copied_packets(source, copies: dict[int, Any], clip: Clip) -> Iterator[Any]:
     """Yield the packets of the copied streams that begin within the clip, at their new times."""
-    for packet in _until_damaged(source.demux([source.streams[index] for index in copies]), clip.path):
+    for packet in _until_damaged(
+        source.demux([source.streams[index] for index in copies]), clip.path
+    ):
         if packet.dts is None:  # the end of a stream
             continue
         begin = (packet.dts if packet.pts is None else packet.pts) * packet.time_base
@@ -295,4 +341,7 @@ def _until_damaged(packets: Iterator[Any], path: Path) -> Iterator[Any]:
     try:
         yield from packets
     except pyav().FFmpegError as error:
-        print(f"{path}: sound and subtitles end where the file is damaged ({reason(error)})", file=sys.stderr)
+        print(
+            f"{path}: sound and subtitles end where the file is damaged ({reason(error)})",
+            file=sys.stderr,
+        )

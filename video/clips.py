@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import cli, decoding, images
-from utils.frames import Colours, colours_of, display_matrix, is_lying, pyav, to_rgb, upright
+from video.frames import Colours, colours_of, display_matrix, is_lying, pyav, to_rgb, upright
 
 
 @dataclass
@@ -84,7 +84,9 @@ def opened(path: Path) -> Iterator[Any]:
         except av.FFmpegError as error:
             if cli.is_out_of_memory(error):
                 raise
-            raise cli.UserError(f"{path}: not a video, cut short or damaged ({reason(error)})") from error
+            raise cli.UserError(
+                f"{path}: not a video, cut short or damaged ({reason(error)})"
+            ) from error
         except OSError as error:  # the disk is at fault, not the clip
             if error.filename is None:
                 raise OSError(error.errno, error.strerror, str(path)) from error
@@ -121,7 +123,10 @@ def _frames(container, stream, seek: int | None) -> Iterator[Any]:
 
 
 def read_clip(
-    path: str | Path, start: Fraction | None = None, end: Fraction | None = None, max_pixels: int = images.MAX_PIXELS
+    path: str | Path,
+    start: Fraction | None = None,
+    end: Fraction | None = None,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> Clip:
     """Decode a clip once, without keeping its frames, so that whatever is wrong with it shows before any work is done.
 
@@ -160,13 +165,19 @@ def _seek_point(container, stream, start: Fraction) -> int | None:
         first = next(_frames(container, stream, target), None)
     except pyav().FFmpegError:
         return None
-    return target if first is not None and first.key_frame and first.pts is not None and first.pts <= target else None
+    return (
+        target
+        if first is not None and first.key_frame and first.pts is not None and first.pts <= target
+        else None
+    )
 
 
 class _Scan:
     """Notes down the frames of a clip while they are decoded."""
 
-    def __init__(self, path: Path, stream, start: Fraction | None, end: Fraction | None, zero: Fraction):
+    def __init__(
+        self, path: Path, stream, start: Fraction | None, end: Fraction | None, zero: Fraction
+    ):
         self.path, self.stream, self.start, self.end, self.zero = path, stream, start, end, zero
         self.rate = _plausible(stream.average_rate or stream.guessed_rate)
         self.time_base = stream.time_base
@@ -186,7 +197,9 @@ class _Scan:
         if self.first is None:
             self.first = frame
             if frame.width * frame.height > max_pixels:
-                raise cli.UserError(f"{self.path}: {frame.width}x{frame.height} is more than {max_pixels:,} pixels")
+                raise cli.UserError(
+                    f"{self.path}: {frame.width}x{frame.height} is more than {max_pixels:,} pixels"
+                )
             if frame.pts is None or self.time_base is None:
                 self.counted, self.time_base, self.zero = True, 1 / self.rate, Fraction(0)
             self.step = round(1 / self.rate / self.time_base)
@@ -197,7 +210,9 @@ class _Scan:
                 f"frame {number}; cut it there, with --start and --end"
             )
         following = self.ticks + self.step  # MPEG program streams give a time to some frames only
-        ticks = self.ticks = number if self.counted else following if frame.pts is None else frame.pts
+        ticks = self.ticks = (
+            number if self.counted else following if frame.pts is None else frame.pts
+        )
         if self.end is not None and self.seconds(ticks) >= self.end:
             return False
         if self.start is not None and not self.times and self.seconds(ticks) < self.start:
@@ -212,7 +227,9 @@ class _Scan:
         """Return the error of a clip that can be decoded only to some point."""
         usable = self.seconds(self.times[-1]) if self.times else 0
         advice = f"; --end {float(usable):.2f} enlarges what comes before" if usable > 0 else ""
-        return cli.UserError(f"{self.path}: cut short or damaged after {float(usable):.2f} seconds ({cause}){advice}")
+        return cli.UserError(
+            f"{self.path}: cut short or damaged after {float(usable):.2f} seconds ({cause}){advice}"
+        )
 
     def clip(self, container, seek: int | None) -> Clip:
         """Return what has been noted down."""
@@ -220,8 +237,12 @@ class _Scan:
         if first is None:
             raise cli.UserError(f"{self.path}: no frame can be decoded")
         if not self.times:
-            raise cli.UserError(f"{self.path}: no frame between --start and --end; it lasts {self.length(container)} seconds")
-        times = sorted(self.times)  # frames arrive as they are shown, but AVI has the times of decoding
+            raise cli.UserError(
+                f"{self.path}: no frame between --start and --end; it lasts {self.length(container)} seconds"
+            )
+        times = sorted(
+            self.times
+        )  # frames arrive as they are shown, but AVI has the times of decoding
         for index in range(1, len(times)):
             times[index] = max(times[index], times[index - 1] + 1)
         durations = [after - before for before, after in itertools.pairwise(times)]
@@ -233,7 +254,9 @@ class _Scan:
         if not shift and container.format.flags & anywhere:
             shift = round(self.zero / self.time_base)
         matrix = display_matrix(first)
-        height, width = (first.width, first.height) if is_lying(matrix) else (first.height, first.width)
+        height, width = (
+            (first.width, first.height) if is_lying(matrix) else (first.height, first.width)
+        )
         aspect = stream.sample_aspect_ratio
         if aspect and is_lying(matrix):
             aspect = 1 / aspect
@@ -265,8 +288,12 @@ class _Scan:
         if container.format.name == "avi":  # whose durations are those of what is there
             said = self.stream.frames / self.rate
         elif self.stream.duration is not None:
-            said = (self.stream.start_time or 0) * self.time_base + self.stream.duration * self.time_base
-        elif match := re.fullmatch(r"(\d+):(\d\d):([\d.]+)", self.stream.metadata.get("DURATION", "")):  # Matroska, WebM
+            said = (
+                self.stream.start_time or 0
+            ) * self.time_base + self.stream.duration * self.time_base
+        elif match := re.fullmatch(
+            r"(\d+):(\d\d):([\d.]+)", self.stream.metadata.get("DURATION", "")
+        ):  # Matroska, WebM
             hours, minutes, seconds = match.groups()
             said = int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
         if said is not None and said - end * self.time_base > max(Fraction(1, 2), 2 / self.rate):
@@ -278,7 +305,9 @@ class _Scan:
         if self.damaged:
             found.append(f"{self.damaged} damaged frames, which are enlarged as they are")
         if self.first.interlaced_frame:
-            found.append("interlaced, and will remain so; the result is better if it is deinterlaced first")
+            found.append(
+                "interlaced, and will remain so; the result is better if it is deinterlaced first"
+            )
         if any(part.bits > 8 for part in pixels.components):
             found.append(f"{pixels.components[0].bits}-bit colours become 8-bit")
         if any(part.is_alpha for part in pixels.components):
@@ -309,4 +338,6 @@ def pictures(clip: Clip, first: int = 0) -> Iterator[images.Picture]:
             left -= 1
             yield images.Picture(rgb, gray=decoding.is_gray(rgb))
         if left:
-            raise cli.UserError(f"{clip.path}: has changed while it was read: {left} frames are missing")
+            raise cli.UserError(
+                f"{clip.path}: has changed while it was read: {left} frames are missing"
+            )

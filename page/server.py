@@ -21,12 +21,17 @@ _ADDRESSES = re.compile(
 _CALLS, _LARGEST_CALL = {"/gradio_api/queue/join", "/gradio_api/run/predict"}, 2**20
 _FILE = "/gradio_api/file="
 _HEADERS = (
-    (b"content-security-policy", b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"),
+    (
+        b"content-security-policy",
+        b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'",
+    ),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
 # Tags for previews on other sites, and examples of calls; no browser follows them, but a private page does not name them
-_OUTSIDE = re.compile(rb'<meta\s+(property="og:|name="twitter:)[^>]*>\s*|https://[\w.]*github\w*\.com/gradio-app/[^"\\]*')
+_OUTSIDE = re.compile(
+    rb'<meta\s+(property="og:|name="twitter:)[^>]*>\s*|https://[\w.]*github\w*\.com/gradio-app/[^"\\]*'
+)
 
 # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -48,11 +53,17 @@ class OnlyThisPage:
         else:
             allowed = self._allows(scope["path"])
         if not allowed:
-            start = {"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]}
+            start = {
+                "type": "http.response.start",
+                "status": 404,
+                "headers": [(b"content-type", b"text/plain")],
+            }
             await send(start)
             return await send({"type": "http.response.body", "body": b"no such address\n"})
         if scope["path"] == "/":
-            scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]  # to be readable below
+            scope["headers"] = [
+                pair for pair in scope["headers"] if pair[0] != b"accept-encoding"
+            ]  # to be readable below
         await self.app(scope, receive, _Cleaned(send) if scope["path"] == "/" else _guarded(send))
 
     def _allows(self, path: str) -> bool:
@@ -63,7 +74,9 @@ class OnlyThisPage:
 
 def _is_in(folder: Path, path: str) -> bool:
     """Tell whether a path leads into a folder, not upwards again, and to nothing hidden."""
-    return folder in Path(path).parents and not any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
+    return folder in Path(path).parents and not any(
+        part.startswith(".") for part in Path(path).relative_to(folder).parts
+    )
 
 
 async def _body(receive) -> bytes | None:
@@ -128,7 +141,9 @@ class _Cleaned:
         if not message.get("more_body"):
             page = _OUTSIDE.sub(b"", self.page)
             headers = [pair for pair in self.start["headers"] if pair[0] != b"content-length"]
-            await self.send({**self.start, "headers": [*headers, (b"content-length", b"%d" % len(page))]})
+            await self.send(
+                {**self.start, "headers": [*headers, (b"content-length", b"%d" % len(page))]}
+            )
             await self.send({"type": "http.response.body", "body": page})
 
 
@@ -142,12 +157,22 @@ def listen(host: str, port: int) -> socket.socket:
         UserError: the address cannot be used.
     """
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
     except (OSError, OverflowError) as error:
-        raise cli.UserError(f"{host}:{port}: {cli.describe(error)}; choose another --port or --host") from error
+        raise cli.UserError(
+            f"{host}:{port}: {cli.describe(error)}; choose another --port or --host"
+        ) from error
 
 
-def serve(page: "gradio.Blocks", listening: socket.socket, folder: Path, stop_work: Callable[[], None], **options) -> None:
+def serve(
+    page: "gradio.Blocks",
+    listening: socket.socket,
+    folder: Path,
+    stop_work: Callable[[], None],
+    **options,
+) -> None:
     """Serve a page until a signal ends the process, which then calls `stop_work`; `options`: see `mount_gradio_app`."""
     import fastapi
     import gradio
@@ -160,10 +185,20 @@ def serve(page: "gradio.Blocks", listening: socket.socket, folder: Path, stop_wo
 
     host, port = listening.getsockname()[:2]
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    private = {"run_history": False, "enable_monitoring": False, "pwa": False, "mcp_server": False, "ssr_mode": False}
-    gradio.mount_gradio_app(app, page, "/", host, port, show_error=False, footer_links=[], **private, **options)
+    private = {
+        "run_history": False,
+        "enable_monitoring": False,
+        "pwa": False,
+        "mcp_server": False,
+        "ssr_mode": False,
+    }
+    gradio.mount_gradio_app(
+        app, page, "/", host, port, show_error=False, footer_links=[], **private, **options
+    )
     page.has_launched = True  # else Gradio would take any file of this computer for an upload
-    config = uvicorn.Config(OnlyThisPage(app, folder), log_level="critical", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        OnlyThisPage(app, folder), log_level="critical", timeout_graceful_shutdown=1
+    )
     print(address(host, port), flush=True)
     Server(config).run(sockets=[listening])
 
@@ -173,4 +208,8 @@ def address(host: str, port: int) -> str:
     number = ipaddress.ip_address(host)
     name = "127.0.0.1" if number.is_unspecified else f"[{host}]" if number.version == 6 else host
     text = f"open http://{name}:{port} in a browser; Ctrl-C ends the server"
-    return text if number.is_loopback else f"{text}\nother computers can use it too: there is no password"
+    return (
+        text
+        if number.is_loopback
+        else f"{text}\nother computers can use it too: there is no password"
+    )

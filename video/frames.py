@@ -23,7 +23,9 @@ def pyav() -> Any:
     try:
         import av
     except ImportError as error:
-        raise cli.UserError(f"videos need PyAV, which cannot be loaded ({error}); pip install av") from error
+        raise cli.UserError(
+            f"videos need PyAV, which cannot be loaded ({error}); pip install av"
+        ) from error
     return av
 
 
@@ -49,7 +51,9 @@ def colours_of(frame) -> Colours:
     if matrix == UNSPECIFIED:
         matrix = BT709 if frame.height >= 720 else BT601
     if matrix not in _KNOWN_MATRICES:
-        raise cli.UserError(f"its colours are coded in a way that is not supported (matrix {matrix} of H.273)")
+        raise cli.UserError(
+            f"its colours are coded in a way that is not supported (matrix {matrix} of H.273)"
+        )
     full = full or (not frame.color_range and frame.format.name.startswith(("yuvj", "gray")))
     return Colours(matrix, FULL if full else LIMITED, frame.color_primaries, frame.color_trc)
 
@@ -62,7 +66,9 @@ def to_rgb(frame, colours: Colours) -> np.ndarray:
     """Convert a decoded frame to an array (H, W, 3) uint8."""
     if not _is_rgb(frame):
         frame.colorspace, frame.color_range = colours.matrix, colours.range
-    return frame.reformat(format="rgb24", dst_color_range=FULL, interpolation=_accurately(), threads=1).to_ndarray()
+    return frame.reformat(
+        format="rgb24", dst_color_range=FULL, interpolation=_accurately(), threads=1
+    ).to_ndarray()
 
 
 def from_rgb(rgb: np.ndarray, pixels: str, colours: Colours) -> Any:
@@ -72,18 +78,28 @@ def from_rgb(rgb: np.ndarray, pixels: str, colours: Colours) -> Any:
     if pyav().VideoFormat(pixels).is_rgb:
         return frame.reformat(format=pixels, threads=1)
     matrix, flags = _SWSCALE_CODES.get(colours.matrix, colours.matrix), _accurately()
-    return frame.reformat(format=pixels, dst_colorspace=matrix, dst_color_range=colours.range, interpolation=flags, threads=1)
+    return frame.reformat(
+        format=pixels,
+        dst_colorspace=matrix,
+        dst_color_range=colours.range,
+        interpolation=flags,
+        threads=1,
+    )
 
 
 def _accurately():
     """Return the flags with which swscale rounds to the nearest and interpolates chroma."""
     kind = pyav().video.reformatter.Interpolation
-    return kind.BICUBIC | kind.FULL_CHR_H_INT | kind.FULL_CHR_H_INP | kind.ACCURATE_RND | kind.BITEXACT
+    return (
+        kind.BICUBIC | kind.FULL_CHR_H_INT | kind.FULL_CHR_H_INP | kind.ACCURATE_RND | kind.BITEXACT
+    )
 
 
 def display_matrix(frame) -> tuple[int, ...] | None:
     """Return a, b, u, c, d of a frame's display matrix, which moves pixel (x, y) to (a·x + c·y, b·x + d·y)."""
-    data = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    data = next(
+        (bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None
+    )
     return None if data is None else tuple(np.frombuffer(data, np.int32)[:5].tolist())
 
 

@@ -8,21 +8,37 @@ from typing import Any
 
 import torch
 
-from esrgan import UNetDiscriminator
-from model import UPSCALES, Discriminator, MultiScaleDiscriminator
-from utils import checkpoint, cli, device, pretrained
-from utils.checkpoint import GENERATORS
+from model import UPSCALES
+from networks import DISCRIMINATORS, GENERATORS
+from utils import checkpoint, cli, device, generator_file, pretrained
 
-DISCRIMINATORS = {"vgg": Discriminator, "multiscale": MultiScaleDiscriminator, "unet": UNetDiscriminator}
 DEFAULT_PERCEPTUAL = {
     "vgg16": {"perceptual_weight": 6e-3, "perceptual_shift": 0, "perceptual_zoom": 1.0},
     "squeezenet": {"perceptual_weight": 0.1, "perceptual_shift": 7, "perceptual_zoom": 2.0},
 }
-DEFAULT_BLOCKS = {name: signature(network).parameters["blocks"].default for name, network in GENERATORS.items()}
+DEFAULT_BLOCKS = {
+    name: signature(network).parameters["blocks"].default for name, network in GENERATORS.items()
+}
 # Options that may change at a restart: they do not affect the result, or (last line) only its last bits.
 FREE_OPTIONS = {
-    *("out", "cache", "no_cache", "val_triplets", "dry_run", "tensorboard", "skip_bad_images", "lpips", "save_every"),
-    *("data", "train_dir", "val_dir", "train_lr_dir", "val_lr_dir"),  # the images themselves are compared
+    *(
+        "out",
+        "cache",
+        "no_cache",
+        "val_triplets",
+        "dry_run",
+        "tensorboard",
+        "skip_bad_images",
+        "lpips",
+        "save_every",
+    ),
+    *(
+        "data",
+        "train_dir",
+        "val_dir",
+        "train_lr_dir",
+        "val_lr_dir",
+    ),  # the images themselves are compared
     "epochs",  # see check_restart
     *("device", "precision", "workers", "compile"),
 }
@@ -31,33 +47,82 @@ FREE_OPTIONS = {
 def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of train.py's command line."""
     parser = cli.ArgumentParser(prog="train.py", description=description)
-    parser.add_argument("--upscale", type=int, default=4, choices=UPSCALES, help="how many times larger the result is")
-    parser.add_argument("--crop", type=cli.positive_int, default=88, help="side of the HR training crops in pixels")
+    parser.add_argument(
+        "--upscale",
+        type=int,
+        default=4,
+        choices=UPSCALES,
+        help="how many times larger the result is",
+    )
+    parser.add_argument(
+        "--crop", type=cli.positive_int, default=88, help="side of the HR training crops in pixels"
+    )
     data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, default=Path("data"), help="folder that holds DIV2K_train_HR/ and DIV2K_valid_HR/")
+    data.add_argument(
+        "--data",
+        type=Path,
+        default=Path("data"),
+        help="folder that holds DIV2K_train_HR/ and DIV2K_valid_HR/",
+    )
     data.add_argument("--train-dir", type=Path, help="any folder of training images instead")
     data.add_argument("--val-dir", type=Path, help="any folder of validation images instead")
-    data.add_argument("--train-lr-dir", type=Path, help="LR files of the training images, paired by name (default: bicubic)")
-    data.add_argument("--val-lr-dir", type=Path, help="LR files of the validation images, paired by name (default: bicubic)")
-    data.add_argument("--crops-per-image", type=cli.positive_int, default=1, help="crops from each image in every epoch")
-    data.add_argument("--val-images", type=cli.positive_int, help="validate on the first N images (default: all)")
     data.add_argument(
-        "--val-every", type=cli.positive_int, default=1, help="validate every N epochs, and at the end of each phase"
+        "--train-lr-dir",
+        type=Path,
+        help="LR files of the training images, paired by name (default: bicubic)",
     )
     data.add_argument(
-        "--val-triplets", type=cli.non_negative_int, default=5, help="pictures (bicubic | HR | SR) to save at each validation"
+        "--val-lr-dir",
+        type=Path,
+        help="LR files of the validation images, paired by name (default: bicubic)",
+    )
+    data.add_argument(
+        "--crops-per-image",
+        type=cli.positive_int,
+        default=1,
+        help="crops from each image in every epoch",
+    )
+    data.add_argument(
+        "--val-images", type=cli.positive_int, help="validate on the first N images (default: all)"
+    )
+    data.add_argument(
+        "--val-every",
+        type=cli.positive_int,
+        default=1,
+        help="validate every N epochs, and at the end of each phase",
+    )
+    data.add_argument(
+        "--val-triplets",
+        type=cli.non_negative_int,
+        default=5,
+        help="pictures (bicubic | HR | SR) to save at each validation",
     )
     data.add_argument(
         "--workers", type=cli.non_negative_int,
         help="data loader processes; they pay off only with --no-cache or --degradation photo (default: 0; with one of them, "
         "up to 8 on a GPU; with photo, 1 on a CPU)",
     )  # fmt: skip
-    data.add_argument("--cache", type=Path, help="folder for decoded pixels (default: .srgan-cache in the image folder)")
-    data.add_argument("--no-cache", action="store_true", help="decode an image for every crop: slow, but needs no disk space")
-    data.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
+    data.add_argument(
+        "--cache",
+        type=Path,
+        help="folder for decoded pixels (default: .srgan-cache in the image folder)",
+    )
+    data.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="decode an image for every crop: slow, but needs no disk space",
+    )
+    data.add_argument(
+        "--skip-bad-images", action="store_true", help="leave out images that cannot be read"
+    )
     model = parser.add_argument_group("model")
     defaults = ", ".join(f"{blocks} for {name}" for name, blocks in DEFAULT_BLOCKS.items())
-    model.add_argument("--generator", choices=GENERATORS, default="srresnet", help="SRGAN's, or ESRGAN's RRDB (x4 only)")
+    model.add_argument(
+        "--generator",
+        choices=GENERATORS,
+        default="srresnet",
+        help="SRGAN's, or ESRGAN's RRDB (x4 only)",
+    )
     model.add_argument(
         "--discriminator",
         choices=DISCRIMINATORS,
@@ -70,15 +135,30 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         default="bicubic",
         help="how LR is made of HR; photo adds the blur, noise and JPEG blocks that ordinary pictures have",
     )
-    model.add_argument("--blocks", type=cli.positive_int, help=f"residual blocks (default: as --init, else {defaults})")
+    model.add_argument(
+        "--blocks",
+        type=cli.positive_int,
+        help=f"residual blocks (default: as --init, else {defaults})",
+    )
     loss = parser.add_argument_group("loss")
     loss.add_argument(
-        "--pixel-loss", choices=("mse", "l1"), default="mse", help="l1 is ESRGAN's; its values are some ten times larger"
+        "--pixel-loss",
+        choices=("mse", "l1"),
+        default="mse",
+        help="l1 is ESRGAN's; its values are some ten times larger",
     )
     loss.add_argument(
-        "--pixel-weight", type=cli.non_negative_float, default=1.0, help="weight of the pixel loss in adversarial epochs"
+        "--pixel-weight",
+        type=cli.non_negative_float,
+        default=1.0,
+        help="weight of the pixel loss in adversarial epochs",
     )
-    loss.add_argument("--adversarial-weight", type=cli.non_negative_float, default=1e-3, help="weight of -log D(G(z))")
+    loss.add_argument(
+        "--adversarial-weight",
+        type=cli.non_negative_float,
+        default=1e-3,
+        help="weight of -log D(G(z))",
+    )
     loss.add_argument(
         "--adversarial-loss",
         choices=("standard", "relativistic"),
@@ -110,7 +190,12 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         help="largest random enlargement before that network, which misses the finest patterns; in steps of a quarter "
         "(default: 2 for squeezenet)",
     )  # fmt: skip
-    loss.add_argument("--tv-weight", type=cli.non_negative_float, default=2e-8, help="weight of the total variation")
+    loss.add_argument(
+        "--tv-weight",
+        type=cli.non_negative_float,
+        default=2e-8,
+        help="weight of the total variation",
+    )
     loss.add_argument(
         "--grid-weight", type=cli.non_negative_float, default=0.0,
         help="weight of the penalty on a grid; start with 50000 times the perceptual weight",
@@ -121,17 +206,32 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         "perceptual weight",
     )  # fmt: skip
     optim = parser.add_argument_group("optimisation")
-    optim.add_argument("--epochs", type=cli.non_negative_int, default=100, help="adversarial epochs")
     optim.add_argument(
-        "--pretrain-epochs", type=cli.non_negative_int, default=0, help="pixel-only epochs before the adversarial ones"
+        "--epochs", type=cli.non_negative_int, default=100, help="adversarial epochs"
+    )
+    optim.add_argument(
+        "--pretrain-epochs",
+        type=cli.non_negative_int,
+        default=0,
+        help="pixel-only epochs before the adversarial ones",
     )
     optim.add_argument("--batch-size", type=cli.positive_int, default=64, help="crops per update")
-    optim.add_argument("--accumulate", type=cli.positive_int, default=1, help="compute each batch in N parts, to save memory")
     optim.add_argument(
-        "--learning-rate", type=cli.non_negative_float, default=1e-4, help="Adam's learning rate in adversarial epochs"
+        "--accumulate",
+        type=cli.positive_int,
+        default=1,
+        help="compute each batch in N parts, to save memory",
     )
     optim.add_argument(
-        "--learning-rate-d", type=cli.non_negative_float, help="the discriminator's rate (default: --learning-rate)"
+        "--learning-rate",
+        type=cli.non_negative_float,
+        default=1e-4,
+        help="Adam's learning rate in adversarial epochs",
+    )
+    optim.add_argument(
+        "--learning-rate-d",
+        type=cli.non_negative_float,
+        help="the discriminator's rate (default: --learning-rate)",
     )
     optim.add_argument(
         "--pretrain-learning-rate",
@@ -151,10 +251,16 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         help="updates with a rising learning rate at the start of each phase",
     )
     optim.add_argument(
-        "--grad-clip", type=cli.non_negative_float, default=0.0, help="largest norm of each network's gradient (0: no limit)"
+        "--grad-clip",
+        type=cli.non_negative_float,
+        default=0.0,
+        help="largest norm of each network's gradient (0: no limit)",
     )
     optim.add_argument(
-        "--ema", type=cli.non_negative_float, default=0.0, help="decay of the averaged weights, such as 0.999 (0: no averaging)"
+        "--ema",
+        type=cli.non_negative_float,
+        default=0.0,
+        help="decay of the averaged weights, such as 0.999 (0: no averaging)",
     )
     optim.add_argument(
         "--seed",
@@ -162,25 +268,40 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         default=0,
         help="seed of the initial weights, the order of the images and the crops",
     )
-    optim.add_argument("--init", type=Path, help="start the generator from this file, which may have fewer blocks")
+    optim.add_argument(
+        "--init", type=Path, help="start the generator from this file, which may have fewer blocks"
+    )
     speed = parser.add_argument_group("speed")
     device.add_options(speed)
     speed.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=False, help="compile the networks with torch.compile"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compile the networks with torch.compile",
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, help="folder of the run (default: results/srgan_x<upscale>)")
     output.add_argument(
-        "--save-every", type=cli.positive_int, help="also keep checkpoints/generator_epoch_NNN.pth every N epochs"
+        "--out", type=Path, help="folder of the run (default: results/srgan_x<upscale>)"
+    )
+    output.add_argument(
+        "--save-every",
+        type=cli.positive_int,
+        help="also keep checkpoints/generator_epoch_NNN.pth every N epochs",
     )
     output.add_argument(
         "--lpips",
         action="store_true",
         help="also measure LPIPS in validation (pip install lpips; downloads AlexNet's weights once)",
     )
-    output.add_argument("--tensorboard", action="store_true", help="also log scalars and pictures to <out>/tensorboard")
     output.add_argument(
-        "--dry-run", action="store_true", help="build everything, run one step and one validation image, write nothing"
+        "--tensorboard",
+        action="store_true",
+        help="also log scalars and pictures to <out>/tensorboard",
+    )
+    output.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, run one step and one validation image, write nothing",
     )
     return parser
 
@@ -209,10 +330,14 @@ def resolve(args: argparse.Namespace) -> None:
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.blocks is None:
-        started = checkpoint.load_generator(args.init).architecture if args.init and args.init.exists() else {}
+        started = (
+            generator_file.load(args.init).architecture if args.init and args.init.exists() else {}
+        )
         args.blocks = started.get("blocks", DEFAULT_BLOCKS[args.generator])
     if args.workers is None:
-        work = args.no_cache or args.degradation != "bicubic"  # cutting crops from the cache takes less than passing them on
+        work = (
+            args.no_cache or args.degradation != "bicubic"
+        )  # cutting crops from the cache takes less than passing them on
         most = {"cuda": 8, "cpu": int(args.degradation != "bicubic")}.get(chosen.type, 0)
         args.workers = min(most, torch.get_num_threads()) if work else 0
     _check(args)
@@ -240,13 +365,17 @@ def _check(args: argparse.Namespace) -> None:
     if args.ema >= 1:
         raise cli.UserError(f"--ema {args.ema} is not a decay: it must be below 1, such as 0.999")
     if args.accumulate > args.batch_size:
-        raise cli.UserError(f"--accumulate {args.accumulate} asks for more parts than --batch-size {args.batch_size} has crops")
+        raise cli.UserError(
+            f"--accumulate {args.accumulate} asks for more parts than --batch-size {args.batch_size} has crops"
+        )
     for option, wanted in (("lpips", args.lpips), ("tensorboard", args.tensorboard)):
         if wanted and find_spec(option) is None:
             raise cli.UserError(f"--{option}: the package is missing; pip install {option}")
     if args.pretrain_epochs + args.epochs == 0:
         raise cli.UserError("--epochs 0 with --pretrain-epochs 0 leaves nothing to do")
-    out, train_dir, val_dir = (folder.resolve() for folder in (args.out, args.train_dir, args.val_dir))
+    out, train_dir, val_dir = (
+        folder.resolve() for folder in (args.out, args.train_dir, args.val_dir)
+    )
     for folder in (train_dir, val_dir):
         if out.is_relative_to(folder):
             raise cli.UserError(
@@ -254,12 +383,16 @@ def _check(args: argparse.Namespace) -> None:
                 "choose another --out"
             )
     if train_dir.is_relative_to(val_dir) or val_dir.is_relative_to(train_dir):
-        print(f"warning: {args.train_dir} and {args.val_dir} share images, so validation scores will be too optimistic")
+        print(
+            f"warning: {args.train_dir} and {args.val_dir} share images, so validation scores will be too optimistic"
+        )
 
 
 def plain_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options as plain data for JSON and checkpoints."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+    }
 
 
 def needs_perceptual(args: argparse.Namespace) -> bool:
@@ -278,13 +411,22 @@ def check_restart(args: argparse.Namespace, saved: dict[str, Any]) -> None:
     """
     current = plain_options(args)
     begun_with = plain_options(get_args_parser().parse_args([]))
-    begun_with |= {"learning_rate_d": saved["options"]["learning_rate"], **DEFAULT_PERCEPTUAL["vgg16"], **saved["options"]}
+    begun_with |= {
+        "learning_rate_d": saved["options"]["learning_rate"],
+        **DEFAULT_PERCEPTUAL["vgg16"],
+        **saved["options"],
+    }
     if "vgg_weights" in begun_with:  # the option's name before there were other networks
         begun_with["perceptual_weights"] = begun_with.pop("vgg_weights")
     checkpoint.check_same_options(begun_with, current, FREE_OPTIONS)
     before, now, pixel_only = begun_with["epochs"], args.epochs, args.pretrain_epochs
     done = saved["progress"]["epoch"] - 1 - pixel_only  # adversarial epochs
-    if args.lr_schedule == "constant" or before == now or done < 0 or (done == 0 and not saved["progress"]["batch"]):
+    if (
+        args.lr_schedule == "constant"
+        or before == now
+        or done < 0
+        or (done == 0 and not saved["progress"]["batch"])
+    ):
         return
     if done < before:
         raise cli.UserError(

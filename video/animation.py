@@ -11,14 +11,17 @@ import numpy as np
 from PIL import GifImagePlugin, Image
 
 from utils import cli, decoding, images
-from utils.clips import Clip
-from utils.encoding import Packet
-from utils.frames import Colours
+from video.clips import Clip
+from video.encoding import Packet
+from video.frames import Colours
 
 SUFFIXES = {".gif": 65_535, ".webp": 16_383}  # that can be written, with their largest sides
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # Pillow's formats whose frames are not pages
 _QUALITY = 90  # of WebP, which is lossy here: losslessly, every frame would take megabytes
-_MOST_16_BITS, _MOST_24_BITS = 2**16 - 1, 2**24 - 1  # what the formats' numbers hold: eleven minutes, more than four hours
+_MOST_16_BITS, _MOST_24_BITS = (
+    2**16 - 1,
+    2**24 - 1,
+)  # what the formats' numbers hold: eleven minutes, more than four hours
 _SHORTEST_DELAY = 2  # hundredths of a second; browsers take 0 and 1 for 10
 
 
@@ -30,7 +33,9 @@ def is_picture(path: str | Path) -> bool:
 def _frames(path: Path, max_pixels: int) -> Iterator[tuple[images.Picture, int]]:
     """Yield the frames of an animation with their durations in milliseconds; raise UserError if it is damaged."""
     with decoding.opened(path, max_pixels) as image:
-        first = 1 if getattr(image, "default_image", False) else 0  # of a PNG: a still for who cannot show the animation
+        first = (
+            1 if getattr(image, "default_image", False) else 0
+        )  # of a PNG: a still for who cannot show the animation
         for number in range(first, image.n_frames):
             image.seek(number)
             image.load()
@@ -57,7 +62,10 @@ def _plays(path: Path, max_pixels: int) -> int:
 
 
 def read_clip(
-    path: str | Path, start: Fraction | None = None, end: Fraction | None = None, max_pixels: int = images.MAX_PIXELS
+    path: str | Path,
+    start: Fraction | None = None,
+    end: Fraction | None = None,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> Clip:
     """Decode an animation once; arguments and errors are those of `clips.read_clip`."""
     path, clock, skipped, transparent, profiles = Path(path), 0, 0, False, False
@@ -76,7 +84,9 @@ def read_clip(
             profiles |= picture.icc_profile is not None
         clock += duration
     if not times:
-        raise cli.UserError(f"{path}: no frame between --start and --end; it lasts {clock / 1000:.2f} seconds")
+        raise cli.UserError(
+            f"{path}: no frame between --start and --end; it lasts {clock / 1000:.2f} seconds"
+        )
     height, width = picture.rgb.shape[:2]
     shift = times[0]
     return Clip(
@@ -108,9 +118,19 @@ class AnimationTrack:
         self.path, self.clip, self.width, self.height = path, clip, width, height
         self.gif, largest = path.suffix.lower() == ".gif", SUFFIXES[path.suffix.lower()]
         if max(width, height) > largest:
-            raise cli.UserError(f"{path}: holds at most {largest} pixels per side, this is {width}x{height}")
-        self.notes = [] if clip.animated else [f"{path}: sound and subtitles, if there are any, are left out"]
-        self.delays = _delays(clip, 100, _SHORTEST_DELAY, _MOST_16_BITS) if self.gif else _delays(clip, 1000, 1, _MOST_24_BITS)
+            raise cli.UserError(
+                f"{path}: holds at most {largest} pixels per side, this is {width}x{height}"
+            )
+        self.notes = (
+            []
+            if clip.animated
+            else [f"{path}: sound and subtitles, if there are any, are left out"]
+        )
+        self.delays = (
+            _delays(clip, 100, _SHORTEST_DELAY, _MOST_16_BITS)
+            if self.gif
+            else _delays(clip, 1000, 1, _MOST_24_BITS)
+        )
 
     def start(self, first: int) -> None:
         """Begin a segment with frame number `first`."""
@@ -141,7 +161,9 @@ class AnimationTrack:
             file.write(struct.pack("<I", size))
 
     def _gif_header(self) -> bytes:
-        header = struct.pack("<6sHHBBB", b"GIF89a", self.width, self.height, 0x70, 0, 0)  # no global palette
+        header = struct.pack(
+            "<6sHHBBB", b"GIF89a", self.width, self.height, 0x70, 0, 0
+        )  # no global palette
         plays = self.clip.plays
         again = min(max(plays - 1, 0), _MOST_16_BITS)
         loop = b"" if plays == 1 else b"!\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<HB", again, 0)
@@ -153,9 +175,14 @@ class AnimationTrack:
         image = Image.fromarray(picture.rgb).quantize(255 if transparent else 256)
         options = {"duration": 10 * delay, "include_color_table": True}
         if transparent:
-            image.putpalette((image.getpalette() + [0] * 768)[:768])  # so that there is a colour 255
+            image.putpalette(
+                (image.getpalette() + [0] * 768)[:768]
+            )  # so that there is a colour 255
             if picture.alpha is not None:
-                image.paste(255, mask=Image.fromarray(np.where(picture.alpha < 128, 255, 0).astype(np.uint8)))
+                image.paste(
+                    255,
+                    mask=Image.fromarray(np.where(picture.alpha < 128, 255, 0).astype(np.uint8)),
+                )
             options |= {"transparency": 255, "disposal": 2}
         return b"".join(GifImagePlugin.getdata(image, **options))
 
@@ -163,7 +190,11 @@ class AnimationTrack:
         flags = 0x02 | (0x10 if self.clip.transparent else 0)
         size = _three_bytes(self.width - 1) + _three_bytes(self.height - 1)
         canvas = _chunk(b"VP8X", bytes([flags, 0, 0, 0]) + size)
-        return b"RIFF\0\0\0\0WEBP" + canvas + _chunk(b"ANIM", struct.pack("<IH", 0, min(self.clip.plays, _MOST_16_BITS)))
+        return (
+            b"RIFF\0\0\0\0WEBP"
+            + canvas
+            + _chunk(b"ANIM", struct.pack("<IH", 0, min(self.clip.plays, _MOST_16_BITS)))
+        )
 
     def _webp_frame(self, picture: images.Picture, delay: int) -> bytes:
         """Return a frame that replaces the one before: a still WebP's chunks of pixels in one of its own."""
