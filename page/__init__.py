@@ -1,0 +1,1 @@
+"""The page of app.py: its controls, its visitors, and a server for nothing else."""
