@@ -1,4 +1,4 @@
-"""The networks of ESRGAN (Wang et al., 2018, arXiv 1809.00219), and the parameter names of its released files."""
+"""ESRGAN's networks (Wang et al., 2018, arXiv 1809.00219) and the names in its released files."""
 
 import re
 from itertools import pairwise
@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-# --- generator ------------------------------------------------------------------------------------------------------
+# --- generator ----------------------------------------------------------------------------------
 
 
 class ResidualDenseBlock(nn.Module):
-    """Five convolutions, each of which sees the input and all earlier outputs (Wang et al., section 3.1, figure 4)."""
+    """Five convolutions, each fed the input and all earlier outputs (section 3.1, figure 4)."""
 
     def __init__(self, features: int = 64, growth: int = 32):
         super().__init__()
-        for index in range(1, 6):
-            out = growth if index < 5 else features
-            setattr(
-                self, f"conv{index}", nn.Conv2d(features + (index - 1) * growth, out, 3, padding=1)
-            )
+        self.conv1 = nn.Conv2d(features, growth, 3, padding=1)
+        self.conv2 = nn.Conv2d(features + growth, growth, 3, padding=1)
+        self.conv3 = nn.Conv2d(features + 2 * growth, growth, 3, padding=1)
+        self.conv4 = nn.Conv2d(features + 3 * growth, growth, 3, padding=1)
+        self.conv5 = nn.Conv2d(features + 4 * growth, features, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features (N, C, H, W) to features of the same shape."""
@@ -32,7 +32,7 @@ class ResidualDenseBlock(nn.Module):
 
 
 class RRDB(nn.Module):
-    """Residual-in-residual dense block: three dense blocks, scaled and added to their input (section 3.1, figure 4)."""
+    """Residual-in-residual dense block: three dense blocks (section 3.1, figure 4)."""
 
     def __init__(self, features: int = 64, growth: int = 32):
         super().__init__()
@@ -51,8 +51,8 @@ class RRDBGenerator(nn.Module):
     Internally it computes in [0, 1], as the released weights do; its output is not bounded.
 
     Args:
-        upscale: has to be 4.
-        blocks: number of RRDBs (the paper's 23).
+        upscale: must be 4.
+        blocks: number of RRDBs (23 in the paper).
         features: channels between the blocks.
         growth: channels that each convolution of a dense block adds.
 
@@ -60,8 +60,9 @@ class RRDBGenerator(nn.Module):
         ValueError: `upscale` is not 4, or another argument is below 1.
     """
 
-    # The receptive field, about 350 LR pixels, is too wide for exact tiles. With this halo, tiles are within one of 255
-    # levels of the whole image in fp32 and fp16; in bf16 no halo helps, since rounding differences grow from block to block.
+    # The receptive field, about 350 LR pixels, is too wide for exact tiles. With this halo, tiles
+    # are within one of 255 levels of the whole image in fp32 and fp16; in bf16 no halo helps,
+    # because rounding differences grow from block to block.
     halo = 48
     avoid_bf16 = True  # bf16 differs from fp32 by up to 6 levels, fp16 by 1
 
@@ -71,12 +72,16 @@ class RRDBGenerator(nn.Module):
             raise ValueError(f"upscale {upscale}: the RRDB generator supports only 4")
         if min(blocks, features, growth) < 1:
             raise ValueError(
-                f"blocks {blocks}, features {features}, growth {growth}: each has to be at least 1"
+                f"blocks {blocks}, features {features}, growth {growth}: each must be at least 1"
             )
         self.upscale = upscale
-        self.architecture = {
-            "generator": "rrdb", "upscale": upscale, "blocks": blocks, "features": features, "growth": growth,
-        }  # fmt: skip
+        self.architecture: dict[str, Any] = {
+            "generator": "rrdb",
+            "upscale": upscale,
+            "blocks": blocks,
+            "features": features,
+            "growth": growth,
+        }
         self.conv_first = nn.Conv2d(3, features, 3, padding=1)
         self.body = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(features, features, 3, padding=1)
@@ -84,41 +89,42 @@ class RRDBGenerator(nn.Module):
         self.conv_up2 = nn.Conv2d(features, features, 3, padding=1)
         self.conv_hr = nn.Conv2d(features, features, 3, padding=1)
         self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
-        for module in self.body.modules():
-            if isinstance(module, nn.Conv2d):  # small initial residuals (section 3.1)
-                nn.init.kaiming_normal_(module.weight, a=0.2)
-                module.weight.data *= 0.1
-                nn.init.zeros_(module.bias)
+        for conv in self.body.modules():
+            if isinstance(conv, nn.Conv2d) and conv.bias is not None:
+                nn.init.kaiming_normal_(conv.weight, a=0.2)
+                conv.weight.data *= 0.1  # small initial residuals (section 3.1)
+                nn.init.zeros_(conv.bias)
 
     def forward(self, lr: Tensor) -> Tensor:
         """Map LR images (N, 3, H, W) in [-1, 1] to SR images (N, 3, 4H, 4W) in about [-1, 1]."""
         shallow = self.conv_first((lr + 1) / 2)  # (N, C, H, W)
         features = shallow + self.conv_body(self.body(shallow))
         for conv in (self.conv_up1, self.conv_up2):
-            features = F.leaky_relu(
-                conv(F.interpolate(features, scale_factor=2, mode="nearest")), 0.2
-            )
-        return 2 * self.conv_last(F.leaky_relu(self.conv_hr(features), 0.2)) - 1  # (N, 3, 4H, 4W)
+            enlarged = F.interpolate(features, scale_factor=2, mode="nearest")
+            features = F.leaky_relu(conv(enlarged), 0.2)
+        unit = self.conv_last(F.leaky_relu(self.conv_hr(features), 0.2))  # (N, 3, 4H, 4W)
+        return 2 * unit - 1
 
 
-# --- discriminator --------------------------------------------------------------------------------------------------
+# --- discriminator ------------------------------------------------------------------------------
 
 
 class SpectralConv(nn.Conv2d):
-    """A convolution whose weight is to be spectrally normalised, in fp32 whatever the precision of the run."""
+    """A convolution whose weight is spectrally normalised in fp32, whatever the precision."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features (N, C, H, W) as `nn.Conv2d` does."""
         with torch.autocast(x.device.type, enabled=False):
-            weight = self.weight  # a step of the power iteration
+            weight = self.weight  # reading it makes one step of the power iteration
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)
 
 
 class UNetDiscriminator(nn.Module):
-    """Real-ESRGAN's discriminator (Wang et al., 2021, arXiv 2107.10833, section 3.3): a U-Net that judges every pixel.
+    """Real-ESRGAN's discriminator (Wang et al., 2021, arXiv 2107.10833, section 3.3).
 
-    Three halvings and three bilinear doublings with skip connections; spectral normalisation (Miyato et al., 2018) on all
-    convolutions but the first and the last.
+    A U-Net that judges every pixel: three halvings and three bilinear doublings with skip
+    connections. Spectral normalisation (Miyato et al., 2018) is on all convolutions except the
+    first and the last.
 
     Args:
         features: channels at full size.
@@ -133,17 +139,19 @@ class UNetDiscriminator(nn.Module):
         self.down = nn.ModuleList(self._conv(*pair, 4, stride=2) for pair in pairwise(widths))
         self.up = nn.ModuleList(self._conv(*pair, 3) for pair in pairwise(widths[::-1]))
         self.last = nn.Sequential(
-            self._conv(features, features, 3), nn.LeakyReLU(0.2),
-            self._conv(features, features, 3), nn.LeakyReLU(0.2),
+            self._conv(features, features, 3),
+            nn.LeakyReLU(0.2),
+            self._conv(features, features, 3),
+            nn.LeakyReLU(0.2),
             nn.Conv2d(features, 1, 3, padding=1),
-        )  # fmt: skip
+        )
 
     @staticmethod
     def _conv(inputs: int, outputs: int, side: int, stride: int = 1) -> nn.Module:
         return spectral_norm(SpectralConv(inputs, outputs, side, stride, padding=1, bias=False))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) in [-1, 1] to unbounded scores (N, 1, H, W), positive for "real"."""
+        """Map images (N, 3, H, W) in [-1, 1] to unbounded scores (N, 1, H, W), high for "real"."""
         seen = [F.leaky_relu(self.first(x), 0.2)]
         for conv in self.down:
             seen.append(F.leaky_relu(conv(seen[-1]), 0.2))
@@ -155,11 +163,11 @@ class UNetDiscriminator(nn.Module):
         return self.last(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) in [-1, 1] to the probability (N, 1, H, W) that each pixel is of a real HR image."""
+        """Map images (N, 3, H, W) in [-1, 1] to each pixel's probability (N, 1, H, W) of HR."""
         return torch.sigmoid(self.logits(x))
 
 
-# --- released files -------------------------------------------------------------------------------------------------
+# --- released files -----------------------------------------------------------------------------
 
 _RELEASED_NAMES = (  # each pattern and its replacement in our networks
     (r"^module\.", ""),  # saved from DataParallel
@@ -179,31 +187,39 @@ _RELEASED_NAMES = (  # each pattern and its replacement in our networks
 )
 
 
-def read_released(loaded: Any) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Return the architecture and state dict from the content of an ESRGAN x4 file, or None if it is not one.
+def read_released(loaded: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return the architecture and the state dict in an ESRGAN x4 file's content, else None.
 
-    Understands the parameter names of ESRGAN's first release, of its current repository (also BSRGAN and RealSR) and of
-    Real-ESRGAN, with or without `module.`, at the top level or under `params_ema`, `params` or `state_dict`.
+    Understands the parameter names of ESRGAN's first release, of its current repository (also
+    BSRGAN and RealSR) and of Real-ESRGAN, with or without `module.`, at the top level or under
+    `params_ema`, `params` or `state_dict`. The values are not checked.
     """
     if not isinstance(loaded, dict):
         return None
-    state = next(
-        (
-            loaded[key]
-            for key in ("params_ema", "params", "state_dict")
-            if isinstance(loaded.get(key), dict)
-        ),
-        loaded,
-    )
+    state = loaded
+    for key in ("params_ema", "params", "state_dict"):
+        if isinstance(loaded.get(key), dict):
+            state = loaded[key]
+            break
     if not all(isinstance(name, str) for name in state):
         return None
     state = {_our_name(name): tensor for name, tensor in state.items()}
-    first, growing = state.get("conv_first.weight"), state.get("body.0.rdb1.conv1.weight")
-    if not all(isinstance(weight, Tensor) and weight.dim() == 4 for weight in (first, growing)):
+    first: Any = state.get("conv_first.weight")
+    growing: Any = state.get("body.0.rdb1.conv1.weight")
+    if not (_is_kernel(first) and _is_kernel(growing)):
         return None
-    blocks = len({name.split(".")[1] for name in state if name.startswith("body.")})
-    sizes = {"upscale": 4, "blocks": blocks, "features": first.shape[0], "growth": growing.shape[0]}
-    return {"generator": "rrdb", **sizes}, state
+    architecture = {
+        "generator": "rrdb",
+        "upscale": 4,
+        "blocks": len({name.split(".")[1] for name in state if name.startswith("body.")}),
+        "features": first.shape[0],
+        "growth": growing.shape[0],
+    }
+    return architecture, state
+
+
+def _is_kernel(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 4
 
 
 def _our_name(name: str) -> str:

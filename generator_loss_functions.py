@@ -1,7 +1,9 @@
-"""The losses: pixel + adversarial + perceptual + total variation (Ledig et al., section 2.2), and two that keep texture clean:
-a penalty on grids, and consistency with LR.
+"""The losses (Ledig et al., section 2.2): pixel, adversarial, perceptual and total variation.
+
+Two more keep texture clean: a penalty on grids, and consistency with LR.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,11 +15,11 @@ from utils.pretrained import squeezenet_layers, vgg16_layers
 
 PIXEL_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}  # SRGAN's, and ESRGAN's
 
-# --- adversarial --------------------------------------------------------------------------------------------------
+# --- adversarial --------------------------------------------------------------------------------
 
 
 def bce(logits: Tensor, target: float) -> Tensor:
-    """Return the binary cross entropy between logits of any shape and one target for all, 0 or 1."""
+    """Return the mean binary cross entropy between logits of any shape and one target, 0 or 1."""
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
@@ -30,19 +32,25 @@ class AdversarialLoss:
         """Return the logits that decide: of HR being real, and of SR being real."""
         return real, fake
 
-    def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return BCE(D(x), 1) + BCE(D(G(z)), 0), which is 2 ln 2 if D only guesses, and the mean scores by CSV column."""
+    def discriminator_loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return BCE(D(x), 1) + BCE(D(G(z)), 0), and D's mean scores by CSV column.
+
+        A discriminator that only guesses has a loss of 2 ln 2.
+        """
         real, fake = self.relate(real.float(), fake.float())
         scores = {"Score_D": torch.sigmoid(real).mean(), "Score_G": torch.sigmoid(fake).mean()}
         return bce(real, 1) + bce(fake, 0), scores
 
-    def generator(self, real: Tensor | None, fake: Tensor) -> Tensor:
-        """Return -log D(G(z)), the mean over logits."""
+    def generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor:
+        """Return the mean of -log D(G(z)); `real` is needed only if `needs_real`."""
         return bce(fake.float(), 1)
 
 
 class RelativisticLoss(AdversarialLoss):
-    """ESRGAN's: D tells whether x is more real than the average G(z) (Jolicoeur-Martineau, 2018, arXiv 1807.00734)."""
+    """ESRGAN's losses: D tells whether x is more real than the average G(z).
+
+    Jolicoeur-Martineau, 2018, arXiv 1807.00734.
+    """
 
     needs_real = True
 
@@ -50,34 +58,53 @@ class RelativisticLoss(AdversarialLoss):
         """Return the logits of HR less the mean of SR's, and the reverse."""
         return real - fake.mean(), fake - real.mean()
 
-    def generator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Return BCE(D(x), 0) + BCE(D(G(z)), 1) of the related logits (Wang et al., 2018, equation 2)."""
+    def generator_loss(self, real: Tensor | None, fake: Tensor) -> Tensor:
+        """Return BCE(D(x), 0) + BCE(D(G(z)), 1) of the related logits.
+
+        Wang et al., 2018, equation 2.
+        """
+        if real is None:
+            raise ValueError("the relativistic loss needs D's logits for HR")
         real, fake = self.relate(real.float(), fake.float())
         return bce(real, 0) + bce(fake, 1)
 
 
 ADVERSARIAL_LOSSES = {"standard": AdversarialLoss, "relativistic": RelativisticLoss}
 
-# --- perceptual ---------------------------------------------------------------------------------------------------
+# --- perceptual ---------------------------------------------------------------------------------
 
 
-class Features(nn.Module):
-    """Frozen ImageNet features that compare images; torchvision's normalisation is applied first."""
+class PerceptualNetwork(nn.Module, ABC):
+    """Frozen ImageNet features that compare images in [0, 1].
+
+    Args:
+        layers: the feature layers, without weights.
+        state_dict: their weights.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, layers: nn.Sequential, state_dict: dict[str, Tensor]):
         super().__init__()
         layers.load_state_dict(state_dict, assign=True)
         self.features = layers.eval().requires_grad_(False)
-        self.register_buffer(
-            "mean", torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1), persistent=False
-        )
+        mean = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
+        std = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Map images in [0, 1] to what the network was trained on."""
+        return (x - self.mean) / self.std
+
+    @abstractmethod
+    def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Return the distance (N,) of pairs of images (N, 3, H, W); only `sr` gets a gradient."""
 
 
-class VGG16Features(Features):
-    """The output of VGG16's last pooling layer, compared by mean squared error (Ledig et al., equation 5).
+class VGG16Features(PerceptualNetwork):
+    """The output of VGG16's last pooling layer, compared by MSE (Ledig et al., equation 5).
 
     Args:
         state_dict: of `pretrained.vgg16_layers`.
@@ -88,82 +115,91 @@ class VGG16Features(Features):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, 3, H, W) in [0, 1], at least 32x32, to features (N, 512, H/32, W/32)."""
-        return self.features((x - self.mean) / self.std)
+        return self.features(self.normalised(x))
 
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
         """Return the MSE of the features of each pair (N,); only `sr` gets a gradient."""
-        return (self(sr).float() - self(hr.detach()).float()).square().flatten(1).mean(1)
+        difference = self(sr).float() - self(hr.detach()).float()
+        return difference.square().flatten(1).mean(1)
 
 
-class SqueezeNetFeatures(Features):
-    """Seven stages of SqueezeNet 1.0 or 1.1, compared as in LPIPS without its calibration (Zhang et al., 2018, equation 1).
+class SqueezeNetFeatures(PerceptualNetwork):
+    """Seven stages of SqueezeNet, compared as in LPIPS but without its calibration.
+
+    Zhang et al., 2018, equation 1.
 
     Args:
-        state_dict: of `pretrained.squeezenet_layers`; its first layer tells which version it is.
+        state_dict: of `pretrained.squeezenet_layers`; it tells version 1.0 from 1.1.
     """
 
     def __init__(self, state_dict: dict[str, Tensor]):
         layers = squeezenet_layers(state_dict["0.weight"])
         super().__init__(layers, state_dict)
-        # The first ReLU and six of the fire modules; of version 1.1, those of LPIPS
-        self.stages = (
-            (1, 4, 7, 8, 9, 10, 12)
-            if isinstance(layers[6], nn.MaxPool2d)
-            else (1, 4, 7, 9, 10, 11, 12)
-        )
+        # The first ReLU and six of the fire modules; in version 1.1, those of LPIPS
+        is_1_0 = isinstance(layers[6], nn.MaxPool2d)
+        self.stages = (1, 4, 7, 8, 9, 10, 12) if is_1_0 else (1, 4, 7, 9, 10, 11, 12)
 
     def forward(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield, stage by stage, the features (N, C, h, w) of images (N, 3, H, W) in [0, 1], with unit norm over channels."""
-        x = (x - self.mean) / self.std
+        """Yield each stage's features (N, C, h, w) of images (N, 3, H, W) in [0, 1].
+
+        They have unit norm over channels.
+        """
+        x = self.normalised(x)
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in self.stages:
                 yield F.normalize(x.float(), dim=1, eps=1e-10)
 
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Return the distance of each pair (N,), from images at least 21x21; only `sr` gets a gradient.
+        """Return the distance of each pair (N,) of images of at least 21x21 pixels.
 
-        It is the squared difference of the features, summed over channels, averaged over positions and summed over stages.
+        The squared difference of the features is summed over channels, averaged over positions and
+        summed over stages. Only `sr` gets a gradient.
         """
-        pairs = zip(self(sr), self(hr.detach()), strict=True)
-        return sum((x - target).square().sum(1).mean((1, 2)) for x, target in pairs)
+        total = sr.new_zeros(len(sr), dtype=torch.float32)
+        for ours, target in zip(self(sr), self(hr.detach()), strict=True):
+            total = total + (ours - target).square().sum(1).mean((1, 2))
+        return total
 
 
 PERCEPTUAL_NETWORKS = {"vgg16": VGG16Features, "squeezenet": SqueezeNetFeatures}
 
-# --- regularisation -----------------------------------------------------------------------------------------------
+# --- regularisation -----------------------------------------------------------------------------
 
 
 class TVLoss(nn.Module):
-    """Total variation: the mean squared difference of neighbouring pixels, vertically and horizontally."""
+    """Total variation: the mean squared difference of neighbouring pixels, in both directions."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, C, H, W) in [0, 1] to 2/N · (Σ Δh² / (C·(H-1)·W) + Σ Δw² / (C·H·(W-1)))."""
+        """Return 2/N · (Σ Δh² / (C·(H-1)·W) + Σ Δw² / (C·H·(W-1))) of images in [0, 1]."""
         down = (x[:, :, 1:] - x[:, :, :-1]).square().mean()
         across = (x[:, :, :, 1:] - x[:, :, :, :-1]).square().mean()
         return 2 * (down + across)
 
 
 def grid_loss(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
-    """Return how much of SR - HR repeats every `upscale` pixels, which is what pixel shuffle prints when G overshoots.
+    """Return how much of SR - HR repeats every `upscale` pixels, as pixel shuffle can make it.
 
-    The difference, less its 5x5 mean (reflected at the border), is averaged over all places with the same row and column
-    modulo `upscale`, for each image and channel; the result is the mean square of these averages.
+    The difference, less its 5x5 mean (reflected at the border), is averaged over all pixels with
+    the same row and column modulo `upscale`, for each image and channel. The result is the mean
+    square of these averages.
 
     Args:
         sr, hr: images (N, C, H, W) in [0, 1], with sides that are multiples of the scale.
     """
     difference = sr - hr
-    fine = difference - F.avg_pool2d(F.pad(difference, (2, 2, 2, 2), "reflect"), 5, 1)
+    smooth = F.avg_pool2d(F.pad(difference, (2, 2, 2, 2), "reflect"), 5, 1)
+    fine = difference - smooth
     cells = fine.unflatten(3, (-1, upscale)).unflatten(2, (-1, upscale))  # (N, C, H/s, s, W/s, s)
     return cells.mean((2, 4)).square().mean()
 
 
 def consistency_loss(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
-    """Return the mean squared difference between SR and HR after both were reduced to LR's size by bicubic.
+    """Return the MSE between SR and HR after bicubic reduction to LR's size.
 
-    Many HR images have the same LR, and texture is a choice among them. This term leaves that choice free, and penalises
-    what LR rules out: patterns as wide as its pixels, and lost contrast and colour (Bahat and Michaeli, 2020, section 3).
+    Many HR images have the same LR, and texture is a choice among them. This term leaves that
+    choice free. It penalises what LR rules out: patterns as wide as LR's pixels, lost contrast,
+    changed colours (Bahat and Michaeli, 2020, section 3).
 
     Args:
         sr, hr: images (N, C, H, W) in [0, 1], with sides that are multiples of the scale.
@@ -172,21 +208,25 @@ def consistency_loss(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
     return F.interpolate(sr - hr, size, mode="bicubic", antialias=True).square().mean()
 
 
-# --- all together -------------------------------------------------------------------------------------------------
+# --- all together -------------------------------------------------------------------------------
 
 
 class GeneratorLoss(nn.Module):
-    """The weighted sum of the terms above; train.py's options set the weights.
+    """The weighted sum of the terms above; train.py's options of the same names set the weights.
 
     Args:
         network: the perceptual network; may be None if its weight is 0.
-        perceptual_shift: how many pixels SR and HR are at most shifted (cropped) before the perceptual network, together
-            and by a new draw for every update: the network's strides, always at the same places, print squares on SR.
-        perceptual_zoom: how much SR and HR are at most enlarged after that, in steps of a quarter and by a new draw for
-            every update: the network hardly tells patterns of 2 to 4 pixels apart, and takes a weave of dots for texture.
+        perceptual_shift: largest random shift (a crop) of SR and HR before the perceptual network,
+            in pixels. It moves the network's strides, which would otherwise leave squares on SR.
+        perceptual_zoom: largest random enlargement of SR and HR after that, in steps of a quarter.
+            The network hardly tells patterns of 2 to 4 pixels apart: at full size, it takes a weave
+            of dots for texture.
         pixel_loss: one of `PIXEL_LOSSES`.
         adversarial_loss: one of `ADVERSARIAL_LOSSES`.
         upscale: the scale, which is the period of the grid.
+
+    Raises:
+        ValueError: the perceptual weight is not 0, but there is no network.
     """
 
     def __init__(
@@ -198,7 +238,7 @@ class GeneratorLoss(nn.Module):
         tv_weight: float,
         grid_weight: float = 0.0,
         consistency_weight: float = 0.0,
-        network: VGG16Features | SqueezeNetFeatures | None = None,
+        network: PerceptualNetwork | None = None,
         perceptual_shift: int = 0,
         perceptual_zoom: float = 1.0,
         pixel_loss: str = "mse",
@@ -217,19 +257,21 @@ class GeneratorLoss(nn.Module):
             "Loss_Consistency": consistency_weight,
         }
         self.network = network if perceptual_weight else None
-        self.perceptual_shift, self.perceptual_zoom, self.upscale = (
-            perceptual_shift,
-            perceptual_zoom,
-            upscale,
-        )
-        self.offset, self.zoom = (0, 0), 1.0
-        self.pixel_loss, self.tv_loss = PIXEL_LOSSES[pixel_loss], TVLoss()
+        self.perceptual_shift = perceptual_shift
+        self.perceptual_zoom = perceptual_zoom
+        self.upscale = upscale
+        self.offset = (0, 0)  # of the current update; see `draw_view`
+        self.zoom = 1.0
+        self.pixel_loss = PIXEL_LOSSES[pixel_loss]
+        self.tv_loss = TVLoss()
         self.adversarial = ADVERSARIAL_LOSSES[adversarial_loss]()
 
     def draw_view(self, rng: np.random.Generator) -> None:
-        """Draw how far the next update's images are shifted before the perceptual network, and how much enlarged."""
-        self.offset = tuple(rng.integers(0, self.perceptual_shift + 1, 2).tolist())
-        self.zoom = 1 + rng.integers(0, int(4 * (self.perceptual_zoom - 1)) + 1).item() / 4
+        """Draw the next update's shift and zoom before the perceptual network."""
+        down, across = rng.integers(0, self.perceptual_shift + 1, 2).tolist()
+        quarters = rng.integers(0, int(4 * (self.perceptual_zoom - 1)) + 1).item()
+        self.offset = (down, across)
+        self.zoom = 1 + quarters / 4
 
     def forward(
         self, sr: Tensor, hr: Tensor, fake_logits: Tensor, real_logits: Tensor | None = None
@@ -238,31 +280,34 @@ class GeneratorLoss(nn.Module):
 
         Args:
             sr, hr: images (N, 3, H, W) in [0, 1].
-            fake_logits, real_logits: the discriminator's logits for `sr` and `hr`, any shape; the latter only if
-                `adversarial.needs_real`.
+            fake_logits, real_logits: D's logits for `sr` and `hr`, of any shape; the latter only
+                if `adversarial.needs_real`.
         """
+        sr_fp32 = sr.float()
         terms = {
-            "Loss_Pixel": self.pixel_loss(sr.float(), hr),
-            "Loss_Adversarial": self.adversarial.generator(real_logits, fake_logits),
+            "Loss_Pixel": self.pixel_loss(sr_fp32, hr),
+            "Loss_Adversarial": self.adversarial.generator_loss(real_logits, fake_logits),
         }
         if self.network is not None:
-            terms["Loss_Perceptual"] = self.network.distance(
-                self.viewed(sr), self.viewed(hr)
-            ).mean()
-        terms["Loss_TV"] = self.tv_loss(sr.float())
-        terms["Loss_Grid"] = grid_loss(sr.float(), hr, self.upscale)
-        terms["Loss_Consistency"] = consistency_loss(sr.float(), hr, self.upscale)
-        return sum(self.weights[name] * term for name, term in terms.items()), terms
+            distances = self.network.distance(self.viewed(sr), self.viewed(hr))
+            terms["Loss_Perceptual"] = distances.mean()
+        terms["Loss_TV"] = self.tv_loss(sr_fp32)
+        terms["Loss_Grid"] = grid_loss(sr_fp32, hr, self.upscale)
+        terms["Loss_Consistency"] = consistency_loss(sr_fp32, hr, self.upscale)
+        total = sr_fp32.new_zeros(())
+        for name, term in terms.items():
+            total = total + self.weights[name] * term
+        return total, terms
 
     def viewed(self, image: Tensor) -> Tensor:
-        """Return what the perceptual network sees of (N, C, H, W): smaller by the largest shift, at the offset, enlarged."""
-        (top, left), (height, width) = (
-            self.offset,
-            (side - self.perceptual_shift for side in image.shape[-2:]),
-        )
+        """Return what the perceptual network sees of images (N, C, H, W): shifted, then enlarged.
+
+        The view is smaller than the image by the largest shift, before it is enlarged.
+        """
+        top, left = self.offset
+        height, width = (side - self.perceptual_shift for side in image.shape[-2:])
         view = image[..., top : top + height, left : left + width]
         if self.zoom == 1:
             return view
-        return F.interpolate(
-            view, [int(side * self.zoom) for side in (height, width)], mode="bicubic"
-        )
+        size = [int(height * self.zoom), int(width * self.zoom)]
+        return F.interpolate(view, size, mode="bicubic")

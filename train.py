@@ -28,7 +28,7 @@ from utils.checkpoint import Progress
 from utils.device import autocast, compile_for, move_to, set_switches
 from validation import open_networks, validate, validate_epoch
 
-# --- one update ---------------------------------------------------------------------------------------------------
+# --- one update ---------------------------------------------------------------------------------
 
 
 class Models:
@@ -118,7 +118,7 @@ def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> dict[str, Tensor
                 models.discriminate(part_hr),
                 models.discriminate(fake.detach()),
             )
-        loss_d, scores = models.loss.adversarial.discriminator(real_logits, fake_logits)
+        loss_d, scores = models.loss.adversarial.discriminator_loss(real_logits, fake_logits)
         scaler.scale(share * loss_d).backward()
         add_values(values, {"Loss_D": loss_d, **scores}, share)
     models.update(models.optimizer_d)
@@ -166,7 +166,7 @@ def add_values(values: dict[str, Tensor], more: dict[str, Tensor], share: float)
         values[name] = values.get(name, 0) + share * value.detach()
 
 
-# --- an epoch -----------------------------------------------------------------------------------------------------
+# --- an epoch -----------------------------------------------------------------------------------
 
 
 def step_of(
@@ -250,7 +250,7 @@ def train_epoch(
     return None
 
 
-# --- a run --------------------------------------------------------------------------------------------------------
+# --- a run --------------------------------------------------------------------------------------
 
 
 def run(args: argparse.Namespace, out: Path) -> int:

@@ -148,7 +148,7 @@ def test_the_standard_losses_are_those_of_probabilities():
         torch.tensor([[0.3], [-2.0]]),
         ADVERSARIAL_LOSSES["standard"](),
     )
-    loss_d, scores = loss.discriminator(real, fake)
+    loss_d, scores = loss.discriminator_loss(real, fake)
     assert loss_d.item() == pytest.approx(
         -np.log(sigmoid(real)).mean() - np.log(1 - sigmoid(fake)).mean(), rel=1e-6
     )
@@ -168,7 +168,7 @@ def test_the_relativistic_losses_compare_with_the_mean_of_the_other_side():
     real, fake = torch.tensor([[1.5, -0.2], [0.4, 3.0]]), torch.tensor([[0.3, 0.0], [-2.0, 1.0]])
     loss = ADVERSARIAL_LOSSES["relativistic"]()
     more_real, more_fake = sigmoid(real - fake.mean()), sigmoid(fake - real.mean())
-    loss_d, scores = loss.discriminator(real, fake)
+    loss_d, scores = loss.discriminator_loss(real, fake)
     assert loss_d.item() == pytest.approx(
         -np.log(more_real).mean() - np.log(1 - more_fake).mean(), rel=1e-6
     )
@@ -176,8 +176,8 @@ def test_the_relativistic_losses_compare_with_the_mean_of_the_other_side():
         [more_real.mean(), more_fake.mean()]
     )
     expected = -np.log(1 - more_real).mean() - np.log(more_fake).mean()
-    assert loss.generator(real, fake).item() == pytest.approx(expected, rel=1e-6)
-    shifted_d, _ = loss.discriminator(real + 5, fake + 5)  # only differences count
+    assert loss.generator_loss(real, fake).item() == pytest.approx(expected, rel=1e-6)
+    shifted_d, _ = loss.discriminator_loss(real + 5, fake + 5)  # only differences count
     assert shifted_d.item() == pytest.approx(loss_d.item(), rel=1e-5)
 
 
