@@ -1,4 +1,4 @@
-"""Reading and writing picture files as uint8 RGB, bicubic resizing, and the project's three value ranges.
+"""Read and write pictures as uint8 RGB, resize with bicubic, convert between three value ranges.
 
 files, cache, data loader     uint8 RGB
 networks                      float in [-1, 1]
@@ -48,9 +48,12 @@ OUTPUT_SUFFIXES = {
     ".bmp": "BMP",
 }
 LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # libjpeg stops a little before JPEG's own 65,535
-_LARGEST_FILE = (
-    2**32 - 2**24
-)  # bytes of pixels that a file with 32-bit offsets holds beside its header and metadata
+# Bytes of pixels in a file with 32-bit offsets; the rest is for its header and metadata
+_LARGEST_FILE = 2**32 - 2**24
+_ENCODER_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}
 
 
 @dataclass
@@ -60,10 +63,10 @@ class Picture:
     Attributes:
         rgb: (H, W, 3) uint8.
         alpha: (H, W) uint8, or None for an opaque picture.
-        icc_profile: the ICC profile of its RGB values; None for sRGB.
-        gray: whether the three channels are equal; they are then written as one.
+        icc_profile: ICC profile of the RGB values, or None for sRGB.
+        gray: whether the three channels are equal, so that they are written as one.
         metadata: EXIF, XMP and resolution.
-        notes: what the user should know: frames that were left out, a gray range that had to be guessed.
+        notes: messages for the user, such as frames left out or a guessed gray range.
     """
 
     rgb: np.ndarray
@@ -74,7 +77,7 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-# --- the three ranges ---------------------------------------------------------------------------------------------
+# --- the three ranges ---------------------------------------------------------------------------
 
 
 def uint8_to_signed(image: Tensor) -> Tensor:
@@ -93,12 +96,12 @@ def uint8_to_unit(image: Tensor) -> Tensor:
 
 
 def signed_to_uint8(image: Tensor) -> Tensor:
-    """Map float in [-1, 1] to uint8: clamped, then rounded to the nearest level."""
+    """Clamp float to [-1, 1], then map it to the nearest of the 256 levels of uint8."""
     return (image.float().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
 
 
 def to_tensor(rgb: np.ndarray) -> Tensor:
-    """Turn an array (H, W, 3) into a tensor (1, 3, H, W) that shares its memory (and so is channels-last)."""
+    """View an array (H, W, 3) as a channels-last tensor (1, 3, H, W) that shares its memory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(0)
@@ -109,18 +112,19 @@ def to_array(image: Tensor) -> np.ndarray:
     return np.ascontiguousarray(image[0].permute(1, 2, 0).cpu().numpy())
 
 
-# --- reading ------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------
 
 
 def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
-    """Return the paths of a folder's image files, the folder included; otherwise as `list_image_names`."""
+    """Return the sorted paths of a folder's image files; see `list_image_names`."""
     return [Path(folder, name) for name in list_image_names(folder, recursive)]
 
 
 def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
-    """Return the sorted paths of a folder's image files (by suffix, without hidden ones), relative to it and with /.
+    """Return the sorted paths of a folder's image files, relative to it and written with slashes.
 
-    Links to folders are followed, each folder once, so that a loop of links ends.
+    A file is an image if its suffix says so. Hidden files are left out. Links to folders are
+    followed, but no folder is visited twice, so a loop of links ends.
 
     Raises:
         UserError: the folder does not exist or has no image.
@@ -129,27 +133,27 @@ def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
     if not Path(folder).is_dir():
         raise cli.UserError(f"{folder}: no such folder of images")
     found: list[str] = []
-    seen = set()
+    visited: set[tuple[int, int]] = set()
     for parent, subfolders, names in os.walk(folder, onerror=_raise, followlinks=True):
         status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:
+        identity = (status.st_dev, status.st_ino)
+        if identity in visited:
             subfolders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add(identity)
+        # os.walk descends into what is left in this list
         subfolders[:] = sorted(
             name for name in subfolders if recursive and not name.startswith(".")
         )
         place = Path(parent).relative_to(folder).as_posix()
-        inside = "" if place == "." else place + "/"
-        found += [
-            inside + name
-            for name in names
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-        ]
+        prefix = "" if place == "." else place + "/"
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in SUFFIXES and not name.startswith("."):
+                found.append(prefix + name)
     if not found:
-        raise cli.UserError(
-            f"{folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})"
-        )
+        known = ", ".join(sorted(SUFFIXES))
+        raise cli.UserError(f"{folder}: no image in this folder (looked for {known})")
     return sorted(found)
 
 
@@ -158,22 +162,26 @@ def _raise(error: OSError) -> None:
 
 
 def result_names(names: Iterable[str]) -> list[str]:
-    """Return a file name without suffix for the result of each image, which is given by its path in the folder.
+    """Return a unique file name without suffix for the result of each image.
 
-    `a/b.png` becomes `a_b`; names that would be shared or too long end in a checksum of the path.
+    Images are given by their paths in a folder: `a/b.png` becomes `a_b`. Names that would clash
+    or be too long end in a checksum of the path.
     """
     names = list(names)
     flat = [Path(name).with_suffix("").as_posix().replace("/", "_") for name in names]
-    uses = Counter(short.lower() for short in flat)
-    return [
-        fitting_name(short) if uses[short.lower()] == 1 else _with_checksum(short, name)
-        for name, short in zip(names, flat, strict=True)
-    ]
+    uses = Counter(stem.lower() for stem in flat)
+    unique = []
+    for name, stem in zip(names, flat, strict=True):
+        clashes = uses[stem.lower()] > 1
+        unique.append(_with_checksum(stem, name) if clashes else fitting_name(stem))
+    return unique
 
 
 def fitting_name(stem: str, ending: str = "_x4_compare.png") -> str:
-    """Return a file name without suffix that leaves room for `ending`: the name, or its beginning and a checksum."""
-    return stem if len(os.fsencode(stem + ending)) <= 255 else _with_checksum(stem, stem)
+    """Return `stem`, shortened and with a checksum if it leaves no room for `ending`."""
+    if len(os.fsencode(stem + ending)) <= 255:
+        return stem
+    return _with_checksum(stem, stem)
 
 
 def _with_checksum(stem: str, name: str) -> str:
@@ -181,69 +189,83 @@ def _with_checksum(stem: str, name: str) -> str:
 
 
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (height, width) from a picture file's header, before any EXIF rotation; raises as `read_picture` does."""
+    """Return (height, width) from a picture file's header, before any EXIF rotation.
+
+    Raises the same errors as `read_picture`.
+    """
     with decoding.opened(path, max_pixels) as image:
-        return image.size[::-1]
+        width, height = image.size
+        return height, width
 
 
 def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode a picture file of any mode to 8-bit RGB, turned upright by its EXIF orientation; only the first of several frames.
+    """Decode the first frame of a picture file to 8-bit RGB, upright by its EXIF orientation.
 
-    Deeper pictures are scaled to 8 bits as `decoding.white_level` says. An RGB profile is kept; CMYK, gray and Lab are
-    converted to sRGB, by their profile if they have one.
+    Deeper pictures are scaled to 8 bits; see `decoding.white_level`. An RGB profile is kept; CMYK,
+    gray and Lab are converted to sRGB, with their profile if they have one.
 
     Raises:
         OSError: the file cannot be opened.
         UserError: the file is not an image, is damaged, or has more than `max_pixels` pixels.
     """
     with decoding.opened(path, max_pixels) as file:
+        # Decode
         file.load()
-        described = read_metadata(file)
+        metadata = read_metadata(file)
         image, notes = decoding.to_8_bit(file)
-        with contextlib.suppress(SyntaxError):  # broken EXIF data do not tell the orientation
+        with contextlib.suppress(SyntaxError):  # broken EXIF data hold no orientation
             image = ImageOps.exif_transpose(image)
         rgb, alpha, profile = decoding.to_rgb(image)
+
+        # Count the frames
         try:
             frames = getattr(file, "n_frames", 1)
-        except (
-            Exception
-        ):  # a damaged later frame can make Pillow raise anything; the first is intact
+        except Exception:
+            # A damaged later frame can make Pillow raise anything; the first one is intact
             frames = 2
         if frames > 1:
             notes += (f"{frames} frames or pages, only the first is used",)
-        return Picture(rgb, alpha, profile, decoding.is_gray(rgb), described, notes)
+        return Picture(rgb, alpha, profile, decoding.is_gray(rgb), metadata, notes)
 
 
-# --- writing ------------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------
 
 
 def check_output_path(path: str | Path, width: int = 0, height: int = 0, channels: int = 3) -> str:
-    """Return Pillow's format for an output path; raise UserError if it is not supported or cannot hold the size."""
+    """Return Pillow's name for the format of an output path.
+
+    Raises:
+        UserError: the format is not supported, or cannot hold a picture of this size.
+    """
     suffix = Path(path).suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
-        raise cli.UserError(
-            f"{path}: cannot write {suffix or 'a file without suffix'}; use one of {', '.join(OUTPUT_SUFFIXES)}"
-        )
-    kind = OUTPUT_SUFFIXES[suffix]
-    if max(width, height) > LARGEST_SIDE.get(kind, 2**31 - 1):
-        raise cli.UserError(
-            f"{path}: {kind} holds at most {LARGEST_SIDE[kind]} pixels per side, this is {width}x{height}; use .png or .tif"
-        )
-    if kind == "BMP" and (width * channels + 3) // 4 * 4 * height > _LARGEST_FILE:
-        raise cli.UserError(
-            f"{path}: BMP holds at most 4 GiB, too little for {width}x{height} pixels; use .png or .tif"
-        )
-    return kind
+        name = suffix or "a file without suffix"
+        raise cli.UserError(f"{path}: cannot write {name}; use one of {', '.join(OUTPUT_SUFFIXES)}")
+    file_format = OUTPUT_SUFFIXES[suffix]
+    size = f"{width}x{height}"
+    if max(width, height) > LARGEST_SIDE.get(file_format, 2**31 - 1):
+        limit = f"{file_format} holds at most {LARGEST_SIDE[file_format]} pixels per side"
+        raise cli.UserError(f"{path}: {limit}, this is {size}; use .png or .tif")
+    padded_row_bytes = (width * channels + 3) // 4 * 4
+    if file_format == "BMP" and padded_row_bytes * height > _LARGEST_FILE:
+        limit = f"BMP holds at most 4 GiB, too little for {size} pixels"
+        raise cli.UserError(f"{path}: {limit}; use .png or .tif")
+    return file_format
 
 
 def prepare_output(path: str | Path) -> None:
-    """Check early that a picture can be written to `path`, and make its folder; raises the same errors as writing."""
+    """Make the folder for a picture and check early that the picture can be written.
+
+    Raises the same errors as `write_picture`.
+    """
     check_output_path(path)
     files.make_folder(Path(path).parent)
 
 
 def write_picture(path: str | Path, picture: Picture) -> None:
-    """Write a picture in the format of the path's suffix, whole or not at all; JPEG and BMP get it on a white background.
+    """Write a picture in the format of the path's suffix, whole or not at all.
+
+    JPEG and BMP, which have no transparency, show the picture on a white background.
 
     Raises:
         UserError: the format is not supported or cannot hold the size.
@@ -251,32 +273,35 @@ def write_picture(path: str | Path, picture: Picture) -> None:
     """
     height, width = picture.rgb.shape[:2]
     channels = 1 if picture.gray else 3
-    kind = check_output_path(path, width, height, channels)
-    transparent = picture.alpha is not None and kind not in ("JPEG", "BMP")
-    rgb = picture.rgb if transparent else on_white(picture)
+    file_format = check_output_path(path, width, height, channels)
+
+    # Pixels
+    alpha = None if file_format in ("JPEG", "BMP") else picture.alpha
+    rgb = on_white(picture) if alpha is None else picture.rgb
     image = Image.fromarray(rgb[..., 0] if picture.gray else rgb)
-    if transparent:
-        image.putalpha(Image.fromarray(picture.alpha))
-    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
-    options |= save_options(picture.metadata, kind, height, width)
-    if kind == "TIFF":
-        options |= _tiff_options(options["tiffinfo"], width * (channels + transparent), height)
-    if picture.icc_profile and kind != "BMP":
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha))
+        channels += 1
+
+    # Options of the encoder
+    options = _ENCODER_OPTIONS.get(file_format, {})
+    options = options | save_options(picture.metadata, file_format, height, width)
+    if file_format == "TIFF" and width * channels * height > _LARGEST_FILE:
+        options["big_tiff"] = True
+        _set_big_strips(options["tiffinfo"], width * channels)
+    if picture.icc_profile and file_format != "BMP":
         options["icc_profile"] = picture.icc_profile
+
     with files.write_atomic(path) as file:
-        image.save(file, kind, **options)
+        image.save(file, file_format, **options)
 
 
-def _tiff_options(tags, row_bytes: int, height: int) -> dict[str, Any]:
-    """Return Pillow's options for a TIFF of any size: beyond 4 GiB, a BigTIFF in strips with 64-bit offsets."""
-    if row_bytes * height <= _LARGEST_FILE:
-        return {}
+def _set_big_strips(tags: TiffImagePlugin.ImageFileDirectory_v2, row_bytes: int) -> None:
+    """Have Pillow write the pixels of a BigTIFF in strips with 64-bit offsets."""
     tags[TiffImagePlugin.ROWSPERSTRIP] = max(1, 2**26 // row_bytes)
-    tags.tagtype[TiffImagePlugin.STRIPOFFSETS] = (
-        TiffTags.LONG8
-    )  # Pillow does not choose this by itself
+    # Pillow would give even a BigTIFF 32-bit offsets
+    tags.tagtype[TiffImagePlugin.STRIPOFFSETS] = TiffTags.LONG8
     tags[TiffImagePlugin.STRIPOFFSETS] = 0
-    return {"big_tiff": True}
 
 
 def on_white(picture: Picture) -> np.ndarray:
@@ -284,20 +309,21 @@ def on_white(picture: Picture) -> np.ndarray:
     if picture.alpha is None:
         return picture.rgb
     image = Image.fromarray(picture.rgb)
-    return np.asarray(
-        Image.composite(
-            image, Image.new("RGB", image.size, "white"), Image.fromarray(picture.alpha)
-        )
-    )
+    white = Image.new("RGB", image.size, "white")
+    return np.asarray(Image.composite(image, white, Image.fromarray(picture.alpha)))
 
 
-# --- transparency and gray ----------------------------------------------------------------------------------------
+# --- transparency and gray ----------------------------------------------------------------------
 
 
 def fill_transparent(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Give pixels of (H, W, 3) that are almost transparent (alpha below 8) the colour of the nearest pixel that is not.
+    """Give almost transparent pixels (alpha below 8) the colour of the nearest other pixel.
 
-    Their own colour is invisible and often black; after enlarging, it would bleed into the visible edge.
+    Their own colour is invisible and often black; enlarging would bleed it into the visible edge.
+
+    Args:
+        rgb: (H, W, 3).
+        alpha: (H, W).
     """
     from scipy import ndimage
 
@@ -311,24 +337,24 @@ def fill_transparent(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def to_gray(rgb: np.ndarray) -> np.ndarray:
-    """Replace the three channels of (H, W, 3) by their mean.
+    """Replace the three channels of (H, W, 3) uint8 with their mean.
 
-    A network turns a gray image into three estimates of the same value. Their mean is closer to the truth than their luma,
-    which is mostly green: by 0.01 dB on photographs.
+    A network turns a gray image into three estimates of the same value. Their mean is closer to the
+    truth than their luma, which is mostly green: by 0.01 dB on photographs.
     """
     total = rgb[..., 0].astype(np.uint16)
     total += rgb[..., 1]
     total += rgb[..., 2]
-    total += 1  # rounds to the nearest
+    total += 1  # so that the division rounds to the nearest level
     total //= 3
     return np.broadcast_to(total.astype(np.uint8)[..., None], rgb.shape)
 
 
-# --- resizing and showing -----------------------------------------------------------------------------------------
+# --- resizing and showing -----------------------------------------------------------------------
 
 
 def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize uint8 (H, W, 3) or (H, W) with Pillow's bicubic, which low-pass filters when it shrinks an image."""
+    """Resize uint8 (H, W, 3) or (H, W) with Pillow's bicubic, which low-pass filters to shrink."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -340,12 +366,14 @@ def crop_to_multiple(image: np.ndarray, factor: int) -> np.ndarray:
 
 def downscale(hr: np.ndarray, upscale: int) -> np.ndarray:
     """Make the LR image of an HR image (H, W, 3) uint8 whose sides are multiples of `upscale`."""
-    return resize_bicubic(hr, hr.shape[0] // upscale, hr.shape[1] // upscale)
+    height, width = hr.shape[:2]
+    return resize_bicubic(hr, height // upscale, width // upscale)
 
 
 def upscale_bicubic(lr: np.ndarray, upscale: int) -> np.ndarray:
-    """Enlarge an LR image (H, W, 3) or (H, W) uint8 with bicubic: the baseline that every network has to beat."""
-    return resize_bicubic(lr, lr.shape[0] * upscale, lr.shape[1] * upscale)
+    """Enlarge an LR image (H, W, 3) or (H, W) uint8 with bicubic, the baseline of every network."""
+    height, width = lr.shape[:2]
+    return resize_bicubic(lr, height * upscale, width * upscale)
 
 
 def crop_centre(image: np.ndarray, side: int) -> np.ndarray:
@@ -354,11 +382,14 @@ def crop_centre(image: np.ndarray, side: int) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
-_GAP, _LABEL_HEIGHT, _LABEL_SIZE = 4, 20, 14  # pixels, in `side_by_side`
+# Pixels in `side_by_side`
+_GAP = 4
+_LABEL_HEIGHT = 20
+_LABEL_SIZE = 14
 
 
 def side_by_side_size(width: int, height: int, count: int) -> tuple[int, int]:
-    """Return the (width, height) of `side_by_side` for `count` images of a size."""
+    """Return the (width, height) of `side_by_side` for `count` images of this size."""
     return (width + _GAP) * count - _GAP, height + _LABEL_HEIGHT
 
 
