@@ -37,11 +37,20 @@ def test_devices_and_precisions():
             resolve_device("cuda")
 
 
+def use_processor(monkeypatch, avx512_bf16=False, amx=False, maker="AuthenticAMD", says="Linux"):
+    """Pretend to have a CPU with these instructions, of this maker."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    cpuinfo = f"vendor_id\t: {maker}\n" if says == "Linux" else ""
+    name = f"AMD64 Family 25 Model 97 Stepping 2, {maker}" if says == "Windows" else ""
+    monkeypatch.setattr(device, "_text", lambda _path: cpuinfo)
+    monkeypatch.setattr("platform.processor", lambda: name)
+
+
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_auto_means_bf16_unless_the_generator_avoids_it(monkeypatch, has_bf16):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_bf16)
+    use_processor(monkeypatch, amx=has_bf16)
     srresnet, rrdb = Generator(2, 1), RRDBGenerator(blocks=1)
     for generator in (None, srresnet):
         assert resolve_precision("auto", CUDA, generator) == ("bf16" if has_bf16 else "fp16")
@@ -49,6 +58,24 @@ def test_auto_means_bf16_unless_the_generator_avoids_it(monkeypatch, has_bf16):
     assert resolve_precision("auto", CUDA, rrdb) == "fp16"
     assert resolve_precision("auto", CPU, rrdb) == "fp32"
     assert resolve_precision("bf16", CPU, rrdb) == "bf16"  # told so
+
+
+@pytest.mark.parametrize("says", ["Linux", "Windows"])
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "maker", "precision"),
+    [
+        (True, True, "GenuineIntel", "bf16"),
+        (True, False, "GenuineIntel", "fp32"),  # measured: half as fast in bf16
+        (True, False, "AuthenticAMD", "bf16"),  # measured: 3 to 4 times as fast in bf16
+        (False, False, "AuthenticAMD", "fp32"),
+        (True, False, "", "fp32"),  # a maker that the system does not name
+    ],
+)
+def test_auto_means_bf16_only_on_processors_that_are_faster_in_it(
+    monkeypatch, avx512_bf16, amx, maker, precision, says
+):
+    use_processor(monkeypatch, avx512_bf16, amx, maker, says)
+    assert resolve_precision("auto", CPU) == precision
 
 
 def test_a_run_computes_fp32_without_tf32_and_times_kernels_only_for_equal_sizes():
@@ -75,7 +102,7 @@ def test_fp32_is_fp32_inside_autocast_and_with_tf32_on():
     assert seen == [False, False, True, True]
 
 
-# --- memory, from copies of what Linux shows ------------------------------------------------------------------------
+# --- memory, from copies of what Linux shows ----------------------------------------------------
 
 
 def system(folder: Path, files: dict[str, str | int]) -> dict[str, Path]:
