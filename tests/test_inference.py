@@ -171,7 +171,7 @@ def test_a_blend_includes_the_running_statistics(tmp_path, statistic):
 def test_files_of_two_architectures_are_not_blended(tmp_path, other):
     generator_file.save(tmp_path / "a.pth", Generator(2, 1))
     generator_file.save(tmp_path / "b.pth", other)
-    held = rf"a\.pth holds generator srresnet, upscale 2, blocks 1 and .*b\.pth holds {generator_file.listed(other.architecture)};"
+    held = rf"a\.pth holds generator srresnet, upscale 2, blocks 1 and .*b\.pth holds {generator_file.architecture_text(other.architecture)};"
     with pytest.raises(cli.UserError, match=held):
         inference.open_generator(tmp_path / "a.pth", CPU, tmp_path / "b.pth", 0.0)
 
