@@ -1,7 +1,7 @@
 """EXIF, XMP and resolution of a picture file, carried over to a picture made from it.
 
-Whatever would be wrong for the new picture is corrected: the orientation becomes 1, since its pixels are upright; the sizes
-become its own; thumbnails are dropped.
+What would be wrong for the new picture is corrected: the orientation becomes 1, since its pixels
+are upright; the stored sizes become its own; thumbnails are dropped.
 """
 
 import contextlib
@@ -10,117 +10,197 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin, TiffTags
+from PIL.ExifTags import IFD, Base
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-# Tags of the first directory that describe the picture; a TIFF's others say where its pixels lie.
+# Tags of a TIFF's first directory that describe the picture; most others say where its pixels lie.
 _DESCRIPTIVE = (
-    270,
-    271,
-    272,
-    282,
-    283,
-    296,
-    305,
-    306,
-    315,
-    316,
-    18246,
-    18249,
-    *range(40091, 40096),
-    33432,
+    Base.ImageDescription,
+    Base.Make,
+    Base.Model,
+    Base.XResolution,
+    Base.YResolution,
+    Base.ResolutionUnit,
+    Base.Software,
+    Base.DateTime,
+    Base.Artist,
+    Base.HostComputer,
+    Base.Rating,
+    Base.RatingPercent,
+    Base.Copyright,
+    Base.XPTitle,
+    Base.XPComment,
+    Base.XPAuthor,
+    Base.XPKeywords,
+    Base.XPSubject,
 )
-_WIDTH, _HEIGHT, _ORIENTATION, _XMP, _EXIF_IFD, _GPS_IFD = 256, 257, 274, 700, 34665, 34853
-_PIXEL_X, _PIXEL_Y, _MAKER_NOTE, _INTEROPERABILITY = 40962, 40963, 37500, 40965
-_JPEG_SEGMENT = 65_533
+_BYTE_ORDERS = {b"II": "<", b"MM": ">"}
+_EXIF_HEADER = b"Exif\0\0"
+_XMP_HEADER_BYTES = 29  # of the name that precedes XMP in a JPEG segment
+_JPEG_SEGMENT_BYTES = 65_533
 
 
 @dataclass
 class Metadata:
-    """EXIF as a block that begins with its byte order, XMP as XML, and pixels per inch (x, y); each None if absent."""
+    """What describes a picture besides its pixels; each is None if absent.
+
+    Attributes:
+        exif: EXIF block that begins with its byte order.
+        xmp: XMP as XML.
+        dpi: pixels per inch (x, y).
+    """
 
     exif: bytes | None = None
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
 
 
+# --- reading ------------------------------------------------------------------------------------
+
+
 def read_metadata(image: Image.Image) -> Metadata:
     """Return the metadata of an image opened by Pillow; damaged metadata count as absent."""
-    exif, xmp = image.info.get("exif"), image.info.get("xmp")
-    if exif is None:  # in a TIFF it is among the file's own tags
+    exif = image.info.get("exif")
+    if exif is None:  # a TIFF has it among its own tags
         with contextlib.suppress(Exception):  # untrusted tags can make Pillow raise anything
-            exif = _exif_of_tags(image.getexif())
-    exif = exif.removeprefix(b"Exif\0\0") if exif else None
+            exif = _exif_of_tiff(image.getexif())
+    if exif is not None:
+        exif = exif.removeprefix(_EXIF_HEADER)
+    xmp = image.info.get("xmp")
+    if not isinstance(xmp, bytes):
+        xmp = None
+    return Metadata(exif or None, xmp, _read_dpi(image))
+
+
+def _exif_of_tiff(tags: Image.Exif) -> bytes | None:
+    """Return an EXIF block of those tags of a TIFF that describe the picture."""
+    described = _described(tags)
+    if not described:
+        return None
+    exif = Image.Exif()
+    exif.update(described)
+    return exif.tobytes()
+
+
+def _read_dpi(image: Image.Image) -> tuple[float, float] | None:
+    """Return the resolution of an image, or None if it is absent or implausible."""
     try:
-        dpi = tuple(float(value) for value in image.info["dpi"])
+        x, y = (float(value) for value in image.info["dpi"])
     except (KeyError, TypeError, ValueError, ArithmeticError):
-        dpi = ()
-    plausible = len(dpi) == 2 and all(1 <= value <= 65_535 for value in dpi)
-    return Metadata(
-        exif or None, xmp if isinstance(xmp, bytes) else None, dpi if plausible else None
-    )
+        return None
+    if 1 <= x <= 65_535 and 1 <= y <= 65_535:
+        return x, y
+    return None
 
 
-def save_options(metadata: Metadata, kind: str, height: int, width: int) -> dict[str, Any]:
-    """Return Pillow's options to write metadata into a picture of this size, as far as the format `kind` can hold them."""
+# --- writing ------------------------------------------------------------------------------------
+
+
+def save_options(metadata: Metadata, file_format: str, height: int, width: int) -> dict[str, Any]:
+    """Return the options with which Pillow saves metadata beside pixels of this size.
+
+    What the format cannot hold is left out.
+    """
     exif = fitted_exif(metadata.exif, height, width) if metadata.exif else None
     xmp = fitted_xmp(metadata.xmp, height, width) if metadata.xmp else None
-    options: dict[str, Any] = {"dpi": metadata.dpi} if metadata.dpi and kind != "WEBP" else {}
-    if kind == "TIFF":
+    options: dict[str, Any] = {}
+    if metadata.dpi and file_format != "WEBP":
+        options["dpi"] = metadata.dpi
+
+    if file_format == "TIFF":
         options["tiffinfo"] = _tiff_tags(exif, xmp)
-    elif kind in ("PNG", "JPEG", "WEBP"):
-        if exif and (kind != "JPEG" or len(exif) + 6 <= _JPEG_SEGMENT):
-            options["exif"] = b"Exif\0\0" + exif
-        if xmp and kind == "PNG":
-            options["pnginfo"] = PngImagePlugin.PngInfo()
-            options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
-        elif xmp and (kind != "JPEG" or len(xmp) + 29 <= _JPEG_SEGMENT):
-            options["xmp"] = xmp
+        return options
+    if file_format == "BMP":
+        return options
+    if file_format == "JPEG":
+        # Pillow refuses to save what does not fit into one segment
+        if exif and len(_EXIF_HEADER + exif) > _JPEG_SEGMENT_BYTES:
+            exif = None
+        if xmp and _XMP_HEADER_BYTES + len(xmp) > _JPEG_SEGMENT_BYTES:
+            xmp = None
+    if exif:
+        options["exif"] = _EXIF_HEADER + exif
+    if xmp and file_format == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
+    elif xmp:
+        options["xmp"] = xmp
     return options
 
 
 def fitted_exif(block: bytes, height: int, width: int) -> bytes | None:
-    """Return an EXIF block changed in place to fit an upright picture of this size, or None if it is damaged.
+    """Return an EXIF block that fits an upright picture of this size, or None if it is damaged.
 
-    Everything else stays byte for byte: text in any encoding, and maker notes, which hold offsets into the block.
+    The numbers are changed in place; all other bytes stay as they are.
     """
+    # Pillow can edit EXIF too, but only by writing the block anew: Image.Exif.tobytes moves the
+    # maker note, whose offsets count from the start of the block, and turns every letter that is
+    # not ASCII into a question mark.
     data = bytearray(block)
-    order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
-    if order is None:
+    byte_order = _BYTE_ORDERS.get(block[:2])
+    if byte_order is None:
         return None
-
-    def entries(offset: int) -> tuple[dict[int, int], int]:
-        """Return the offset of every tag's entry in a directory, and the offset of the link to the next directory."""
-        (count,) = struct.unpack_from(f"{order}H", data, offset)
-        places = range(offset + 2, offset + 2 + 12 * count, 12)
-        return {
-            struct.unpack_from(f"{order}H", data, place)[0]: place for place in places
-        }, offset + 2 + 12 * count
-
-    def set_numbers(tags: dict[int, int], numbers: dict[int, int]) -> None:
-        for tag, number in numbers.items():
-            if tag in tags:
-                struct.pack_into(f"{order}HII", data, tags[tag] + 2, 4, 1, number)
-
     try:
-        tags, link = entries(struct.unpack_from(f"{order}I", data, 4)[0])
-        set_numbers(tags, {_WIDTH: width, _HEIGHT: height})
-        if _ORIENTATION in tags:
-            struct.pack_into(f"{order}HIHxx", data, tags[_ORIENTATION] + 2, 3, 1, 1)
-        if _EXIF_IFD in tags:
-            inner, _ = entries(struct.unpack_from(f"{order}I", data, tags[_EXIF_IFD] + 8)[0])
-            set_numbers(inner, {_PIXEL_X: width, _PIXEL_Y: height})
-        struct.pack_into(f"{order}I", data, link, 0)  # the next directory would be the thumbnail's
+        main = _Directory(data, byte_order, offset_at=4)
+        main.set_long(Base.ImageWidth, width)
+        main.set_long(Base.ImageLength, height)
+        main.set_short(Base.Orientation, 1)
+        if IFD.Exif in main.entries:
+            details = _Directory(data, byte_order, offset_at=main.entries[IFD.Exif] + 8)
+            details.set_long(Base.ExifImageWidth, width)
+            details.set_long(Base.ExifImageHeight, height)
+        main.unlink_next()  # which describes the thumbnail
     except struct.error:
         return None
     return bytes(data)
 
 
+class _Directory:
+    """A directory in an EXIF block; its methods change the block in place.
+
+    A directory is a count (2 bytes), entries of 12 bytes (tag, type, count, value or its offset),
+    and the offset of the next directory.
+    """
+
+    def __init__(self, data: bytearray, byte_order: str, offset_at: int):
+        """Read the directory whose offset stands at `offset_at`."""
+        self.data = data
+        self.byte_order = byte_order
+        (offset,) = struct.unpack_from(f"{byte_order}I", data, offset_at)
+        (count,) = struct.unpack_from(f"{byte_order}H", data, offset)
+        self.next_at = offset + 2 + 12 * count
+        self.entries: dict[int, int] = {}  # tag: where its entry begins
+        for entry_at in range(offset + 2, self.next_at, 12):
+            (tag,) = struct.unpack_from(f"{byte_order}H", data, entry_at)
+            self.entries[tag] = entry_at
+
+    def set_long(self, tag: int, value: int) -> None:
+        """Set a tag to a 32-bit number, if it is there."""
+        if tag in self.entries:
+            entry = (TiffTags.LONG, 1, value)
+            struct.pack_into(f"{self.byte_order}HII", self.data, self.entries[tag] + 2, *entry)
+
+    def set_short(self, tag: int, value: int) -> None:
+        """Set a tag to a 16-bit number, if it is there."""
+        if tag in self.entries:
+            entry = (TiffTags.SHORT, 1, value)
+            struct.pack_into(f"{self.byte_order}HIHxx", self.data, self.entries[tag] + 2, *entry)
+
+    def unlink_next(self) -> None:
+        """Make this directory the last."""
+        struct.pack_into(f"{self.byte_order}I", self.data, self.next_at, 0)
+
+
 def fitted_xmp(xmp: bytes, height: int, width: int) -> bytes:
-    """Return XMP changed to fit an upright picture of this size."""
+    """Return XMP that fits an upright picture of this size."""
+    # Pillow reads XMP and stores it, but has no function that edits it
     for prefix in (b"xmp", b"xap"):
-        begin, end = xmp.find(b"<%s:Thumbnails" % prefix), xmp.rfind(b"</%s:Thumbnails>" % prefix)
+        closing = b"</%s:Thumbnails>" % prefix
+        begin = xmp.find(b"<%s:Thumbnails" % prefix)
+        end = xmp.rfind(closing)
         if 0 <= begin < end:
-            xmp = xmp[:begin] + xmp[end + len(b"</xmp:Thumbnails>") :]
+            xmp = xmp[:begin] + xmp[end + len(closing) :]
     values = {
         b"tiff:Orientation": 1,
         b"tiff:ImageWidth|exif:PixelXDimension": width,
@@ -131,47 +211,40 @@ def fitted_xmp(xmp: bytes, height: int, width: int) -> bytes:
     return xmp
 
 
-def _exif_of_tags(tags: Image.Exif) -> bytes | None:
-    """Return an EXIF block of those tags of a TIFF that describe the picture."""
-    exif, described = Image.Exif(), _described(tags)
-    for tag, value in described.items():
-        if isinstance(value, dict):
-            exif.get_ifd(tag).update(value)
-        else:
-            exif[tag] = value
-    return exif.tobytes() if described else None
-
-
-def _tiff_tags(exif: bytes | None, xmp: bytes | None) -> TiffImagePlugin.ImageFileDirectory_v2:
+def _tiff_tags(exif: bytes | None, xmp: bytes | None) -> ImageFileDirectory_v2:
     """Return TIFF tags that hold an EXIF block, if Pillow can read it, and XMP."""
-    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info = ImageFileDirectory_v2()
     if exif:
         with contextlib.suppress(Exception):  # untrusted tags can make Pillow raise anything
             tags = Image.Exif()
             tags.load(exif)
-            described = TiffImagePlugin.ImageFileDirectory_v2()
-            for tag, value in _described(tags).items():
-                described[tag] = value
-            described.tobytes()
+            described = ImageFileDirectory_v2()
+            described.update(_described(tags))
+            described.tobytes()  # raises what saving would raise
             info = described
     if xmp:
-        info[_XMP] = xmp
+        info[TiffImagePlugin.XMP] = xmp
     return info
 
 
+# --- reading and writing TIFF -------------------------------------------------------------------
+
+
 def _described(tags: Image.Exif) -> dict[int, Any]:
-    """Return the descriptive tags, and the EXIF and GPS directories without entries that point into the old file."""
-    values = {tag: tags[tag] for tag in _DESCRIPTIVE if tag in tags}
-    found = {
-        tag: value.encode("latin-1", "replace") if isinstance(value, str) else value
-        for tag, value in values.items()
-    }
-    for directory in (_EXIF_IFD, _GPS_IFD):
-        inner = {
-            tag: v
-            for tag, v in tags.get_ifd(directory).items()
-            if tag not in (_MAKER_NOTE, _INTEROPERABILITY)
-        }
+    """Return the tags that describe the picture, the EXIF and GPS directories included.
+
+    Entries of those that point into the old file are left out.
+    """
+    found: dict[int, Any] = {}
+    for tag in _DESCRIPTIVE:
+        if tag in tags:
+            value = tags[tag]
+            # Pillow reads text as Latin-1, but would write it as ASCII
+            found[tag] = value.encode("latin-1", "replace") if isinstance(value, str) else value
+    for directory in (IFD.Exif, IFD.GPSInfo):
+        inner = dict(tags.get_ifd(directory))
+        inner.pop(IFD.MakerNote, None)
+        inner.pop(IFD.Interop, None)
         if inner:
             found[directory] = inner
     return found
