@@ -1,4 +1,4 @@
-"""The generator files that a command line names: by path, by their names in weights/, or two to blend."""
+"""The generator files that a command line names: by path, by name in weights/, or two to blend."""
 
 import argparse
 from dataclasses import dataclass
@@ -7,42 +7,9 @@ from pathlib import Path
 from utils import cli
 
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
-PHOTO, FAITHFUL, TEXTURED = (
-    WEIGHTS_FOLDER / f"{name}_x4.pth" for name in ("photo", "srresnet", "srgan")
-)
-
-
-def add_weights_option(parser: argparse.ArgumentParser, default: Path = PHOTO) -> None:
-    """Add `--weights`, `--texture` and `--texture-weights`, which every script that enlarges images has.
-
-    The default suits the JPEGs and photographs that people bring; a benchmark's LR is clean, so its script names another.
-    """
-    parser.set_defaults(default_weights=default)
-    parser.add_argument(
-        "--weights", type=weights_file, metavar="NAME_OR_FILE",
-        help=f"generator file, or the name of one in weights/: {PHOTO.stem}, for JPEGs, noise and blur; {FAITHFUL.stem}, for "
-        f"clean pictures, the smallest error; {TEXTURED.stem}, for clean pictures, with texture (default: {default.stem})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--texture", type=cli.number_between(0, 1), metavar="T",
-        help=f"blend two generators: (1 - T) of --weights (here {FAITHFUL.stem} by default) and T of --texture-weights; "
-        "T is from 0 to 1",
-    )  # fmt: skip
-    parser.add_argument(
-        "--texture-weights", type=weights_file, metavar="NAME_OR_FILE",
-        help=f"the second generator of --texture, which should have been trained from the first (default: {TEXTURED.stem})",
-    )  # fmt: skip
-
-
-def known() -> list[str]:
-    """Return the names of the files in weights/."""
-    return sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.pth"))
-
-
-def weights_file(name: str) -> Path:
-    """Return the path of a generator file given by its path, or by its stem in weights/."""
-    ours = WEIGHTS_FOLDER / f"{name}.pth"
-    return ours if not Path(name).exists() and ours.exists() else Path(name)
+PHOTO = WEIGHTS_FOLDER / "photo_x4.pth"
+FAITHFUL = WEIGHTS_FOLDER / "srresnet_x4.pth"
+TEXTURED = WEIGHTS_FOLDER / "srgan_x4.pth"
 
 
 @dataclass(frozen=True)
@@ -56,19 +23,45 @@ class Weights:
     @property
     def stem(self) -> str:
         """A name for results: `srresnet_x4`, or `srresnet_x4_srgan_x4_0.5` for a blend."""
-        return (
-            self.path.stem
-            if self.texture_path is None
-            else f"{self.path.stem}_{self.texture_path.stem}_{self.texture}"
-        )
+        if self.texture_path is None:
+            return self.path.stem
+        return f"{self.path.stem}_{self.texture_path.stem}_{self.texture}"
 
     def __str__(self) -> str:
-        blend = (
-            ""
-            if self.texture_path is None
-            else f" blended with {self.texture_path} (--texture {self.texture})"
-        )
-        return f"{self.path}{blend}"
+        if self.texture_path is None:
+            return str(self.path)
+        return f"{self.path} blended with {self.texture_path} (--texture {self.texture})"
+
+
+def add_weights_option(parser: argparse.ArgumentParser, default: Path = PHOTO) -> None:
+    """Add `--weights`, `--texture` and `--texture-weights` to a script that enlarges images.
+
+    The default suits the JPEGs and photographs that people have. A benchmark's LR images are clean,
+    so its script names another.
+    """
+    parser.set_defaults(default_weights=default)
+    parser.add_argument(
+        "--weights",
+        type=weights_file,
+        metavar="NAME_OR_FILE",
+        help=f"generator file, or the name of one in weights/: {PHOTO.stem} for JPEGs, noise and "
+        f"blur; {FAITHFUL.stem} for clean pictures and the lowest error; {TEXTURED.stem} for clean "
+        f"pictures and more texture (default: {default.stem})",
+    )
+    parser.add_argument(
+        "--texture",
+        type=cli.number_between(0, 1),
+        metavar="T",
+        help="blend two generators: (1 - T) of --weights and T of --texture-weights, with T from 0 "
+        f"to 1; --weights is then {FAITHFUL.stem} by default",
+    )
+    parser.add_argument(
+        "--texture-weights",
+        type=weights_file,
+        metavar="NAME_OR_FILE",
+        help="second generator for --texture, best one that was trained from the first "
+        f"(default: {TEXTURED.stem})",
+    )
 
 
 def chosen_weights(args: argparse.Namespace) -> Weights:
@@ -81,6 +74,20 @@ def chosen_weights(args: argparse.Namespace) -> Weights:
         return Weights(args.weights or FAITHFUL, args.texture_weights or TEXTURED, args.texture)
     if args.texture_weights:
         raise cli.UserError(
-            "--texture-weights needs --texture T, a number from 0 to 1 that says how much of that file to take"
+            "--texture-weights needs --texture T, the share of that file from 0 to 1"
         )
     return Weights(args.weights or args.default_weights)
+
+
+def known() -> list[str]:
+    """Return the names of the generator files in weights/."""
+    return sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.pth"))
+
+
+def weights_file(name: str) -> Path:
+    """Return the path of a generator file that is given by its path or by its name in weights/."""
+    path = Path(name)
+    in_folder = WEIGHTS_FOLDER / f"{name}.pth"
+    if not path.exists() and in_folder.exists():
+        return in_folder
+    return path
