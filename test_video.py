@@ -5,19 +5,19 @@ python test_video.py clip.mp4 --out clip.mkv --codec hevc --crf 22
 python test_video.py clip.mp4 --start 1:05 --end 1:08.5 --compare
 python test_video.py animation.gif                        writes animation_x4.gif
 
-Sound, subtitles and the frames' times are kept; the result is upright. Run the same command again to continue an interrupted
-run. Video needs PyAV: pip install av. Every frame is enlarged by itself, so fine texture may flicker: see docs/video.md.
+The result keeps the sound, the subtitles and the time of every frame; rotated clips are turned
+upright. If a run is interrupted, run the same command again to continue. Videos need PyAV:
+pip install av. Each frame is enlarged on its own, so fine texture may flicker: see docs/video.md.
 """
 
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import inference
 import metrics
@@ -25,7 +25,13 @@ from utils import cli, files, images, weights
 from utils.device import add_options, resolve_device, resolve_precision
 from video import animation, clips, encoding, segments
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+BAR = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames "
+    "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
+)
+SUFFIXES = (*encoding.SUFFIXES, *animation.SUFFIXES)
+
+Track = encoding.VideoTrack | animation.AnimationTrack
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -35,47 +41,67 @@ def get_args_parser() -> argparse.ArgumentParser:
         "clip",
         type=Path,
         metavar="CLIP",
-        help="video (what FFmpeg reads), or animated GIF, WebP, PNG or AVIF",
+        help="a video that FFmpeg can read, or an animated GIF, WebP, PNG or AVIF",
     )
     weights.add_weights_option(parser)
     parser.add_argument(
-        "--out", type=Path,
-        help=f"file for the result: {' '.join((*encoding.SUFFIXES, *animation.SUFFIXES))} (default: beside the clip, "
-        "with its suffix if that is one of these, else .mp4, or .webp for an animation)",
-    )  # fmt: skip
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=f"output file or folder; the suffix is one of {' '.join(SUFFIXES)} (default: "
+        "<clip>_x4 beside the clip, with the clip's suffix if it is one of these, otherwise .mp4 "
+        "for a video and .webp for an animation)",
+    )
     parser.add_argument(
-        "--codec", help=f"{', '.join(encoding.CODECS)} (default: vp9 in .webm, else h264)"
+        "--codec",
+        metavar="NAME",
+        help=f"{', '.join(encoding.CODECS)} (default: vp9 for .webm, otherwise h264)",
     )
     parser.add_argument(
         "--crf",
         type=cli.non_negative_int,
         metavar="N",
-        help=f"quality, 0 is best (default: {default_crfs()})",
+        help="quality of the codec; lower is better and makes larger files "
+        f"(default: {default_crfs()})",
     )
     parser.add_argument(
-        "--start", type=seconds, metavar="S", help="begin here: seconds, or minutes:seconds"
+        "--start",
+        type=seconds,
+        metavar="TIME",
+        help="skip what comes before this time: seconds, or minutes:seconds (default: the "
+        "beginning)",
     )
-    parser.add_argument("--end", type=seconds, metavar="S", help="end before this time")
     parser.add_argument(
-        "--compare", action="store_true", help="also write bicubic | SR as <result>_compare"
+        "--end",
+        type=seconds,
+        metavar="TIME",
+        help="stop before this time (default: the end)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing result")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="also write bicubic and SR side by side, as <result>_compare",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace existing results, and discard an unfinished run with other settings",
+    )
     parser.add_argument(
         "--tile",
         type=cli.tile_side,
         default="auto",
         metavar="auto|N|0",
-        help="side of a tile in LR pixels; 0: no tiles",
+        help="side of a tile in LR pixels; auto: as large as memory allows; 0: no tiles",
     )
     add_options(parser)
     return parser
 
 
 def default_crfs() -> str:
-    """Return the codecs' default CRFs as text."""
-    return ", ".join(
-        f"{name} {codec.crf}" for name, codec in encoding.CODECS.items() if codec.crf is not None
-    )
+    """Return the default CRF of each codec, for the help."""
+    lossy = {name: codec.crf for name, codec in encoding.CODECS.items() if codec.crf is not None}
+    return ", ".join(f"{name} {crf}" for name, crf in lossy.items())
 
 
 def seconds(text: str) -> Fraction:
@@ -88,36 +114,44 @@ def seconds(text: str) -> Fraction:
     return total
 
 
-# --- what is written, and where -----------------------------------------------------------------------------------
+# --- the plan -----------------------------------------------------------------------------------
 
 
 def plan_outputs(args: argparse.Namespace, upscale: int) -> dict[str, Path]:
-    """Return the paths of the result (`sr`) and, with --compare, of the comparison (`compare`).
+    """Return the path of the result (`sr`) and, with --compare, of the comparison (`compare`).
 
     Raises:
-        UserError: one of them exists or is the clip itself, or the clip does not exist.
+        UserError: the clip does not exist, or an output exists or is the clip itself.
     """
-    if not args.clip.is_file():
-        raise cli.UserError(
-            f"{args.clip}: no such clip" if not args.clip.exists() else f"{args.clip}: not a file"
-        )
-    suffix = args.clip.suffix.lower()
-    if suffix not in (*encoding.SUFFIXES, *animation.SUFFIXES):
-        suffix = ".webp" if animation.is_picture(args.clip) else ".mp4"
+    clip = args.clip
+    if not clip.exists():
+        raise cli.UserError(f"{clip}: no such clip")
+    if not clip.is_file():
+        raise cli.UserError(f"{clip}: not a file")
+
+    # The default name
+    suffix = clip.suffix.lower()
+    if suffix not in SUFFIXES:
+        suffix = ".webp" if animation.is_picture(clip) else ".mp4"
     ending = f"_x{upscale}"
-    stem = images.fitting_name(args.clip.stem, f".{ending}_compare{suffix}.unfinished")
-    out = args.out or args.clip.with_name(f"{stem}{ending}{suffix}")
+    stem = images.fitting_name(clip.stem, f".{ending}_compare{suffix}.unfinished")
+    name = f"{stem}{ending}{suffix}"
+
+    # The outputs
+    out = args.out or clip.with_name(name)
     if out.is_dir():
-        out = out / f"{stem}{ending}{suffix}"
-    plan = {"sr": out} | (
-        {"compare": out.with_name(f"{out.stem}_compare{out.suffix}")} if args.compare else {}
-    )
+        out = out / name
+    plan = {"sr": out}
+    if args.compare:
+        plan["compare"] = out.with_name(f"{out.stem}_compare{out.suffix}")
+
+    # Files that must not be replaced
     for path in plan.values():
-        if path.exists() and path.samefile(args.clip):
-            raise cli.UserError(
-                f"{path} is the clip itself and would be overwritten; choose another --out"
-            )
-        if path.exists() and not args.overwrite and not segments.is_joined(out):
+        if not path.exists():
+            continue
+        if path.samefile(clip):
+            raise cli.UserError(f"{path} is the clip itself; choose another --out")
+        if not args.overwrite and not segments.is_joined(out):
             raise cli.UserError(
                 f"{path}: already exists; pass --overwrite, or choose another --out"
             )
@@ -125,7 +159,11 @@ def plan_outputs(args: argparse.Namespace, upscale: int) -> dict[str, Path]:
 
 
 def check_options(args: argparse.Namespace, out: Path) -> str | None:
-    """Return the codec (None for an animation); raise UserError if the options do not fit the output path or each other."""
+    """Return the codec, or None for an animation.
+
+    Raises:
+        UserError: the options do not fit the output path or each other.
+    """
     if args.start is not None and args.end is not None and args.start >= args.end:
         raise cli.UserError(f"--end {float(args.end):g} is not after --start {float(args.start):g}")
     if out.suffix.lower() not in animation.SUFFIXES:
@@ -137,83 +175,109 @@ def check_options(args: argparse.Namespace, out: Path) -> str | None:
 
 def open_tracks(
     plan: dict[str, Path], clip: clips.Clip, codec: str | None, crf: int | None, upscale: int
-) -> dict[str, Any]:
-    """Return what encodes and writes each output; print what cannot be kept."""
-    height, width = clip.height * upscale, clip.width * upscale
+) -> dict[str, Track]:
+    """Return what encodes and writes each output; print what will not be kept."""
+    height = clip.height * upscale
+    width = clip.width * upscale
     sizes = {"sr": (width, height), "compare": images.side_by_side_size(width, height, 2)}
-    tracks = {}
+    tracks: dict[str, Track] = {}
     for name, path in plan.items():
         if codec is None:
             tracks[name] = animation.AnimationTrack(path, clip, *sizes[name])
         else:
             tracks[name] = encoding.VideoTrack(path, clip, codec, crf, *sizes[name])
-    for note in [*(f"{clip.path}: {note}" for note in clip.notes), *tracks["sr"].notes]:
+    for note in clip.notes:
+        print(f"{clip.path}: {note}", file=sys.stderr)
+    for note in tracks["sr"].notes:
         print(note, file=sys.stderr)
     return tracks
 
 
-# --- enlarging ----------------------------------------------------------------------------------------------------
+# --- enlarging ----------------------------------------------------------------------------------
 
 
 def enlarge(
-    upscale_frame: Callable[[images.Picture], images.Picture], reader, clip: clips.Clip, tracks: dict[str, Any],
+    upscale_frame: Callable[[images.Picture], images.Picture],
+    read_frames: Callable[[clips.Clip, int], Iterator[images.Picture]],
+    clip: clips.Clip,
+    tracks: dict[str, Track],
     kept: segments.Segments,
-) -> metrics.FrameDifference:  # fmt: skip
-    """Enlarge every frame that is not in a kept segment, and keep its segment; return what was measured on all of them."""
-    total, measured = len(clip.times), kept.check()
+) -> metrics.FrameDifference:
+    """Enlarge and keep the frames of which no segment is kept yet.
+
+    Args:
+        upscale_frame: enlarges one frame.
+        read_frames: decodes a clip from a frame number on.
+        clip: the clip.
+        tracks: what encodes each output.
+        kept: the segments.
+
+    Returns:
+        The differences between consecutive frames, of kept and new segments.
+    """
+    total = len(clip.times)
+    measured = kept.check()
     first = total if kept.joined else min(len(measured) * segments.FRAMES, total)
     if first:
         print(f"{first} of {total} frames are kept from an unfinished run", file=sys.stderr)
+
+    frames = read_frames(clip, first) if first < total else iter(())
     with cli.progress_bar(
         total=total, initial=first, desc="enlarging", unit=" frames", bar_format=BAR
     ) as bar:
-        for number, picture in enumerate(
-            reader.pictures(clip, first) if first < total else (), first
-        ):
+        for number, lr in enumerate(frames, first):
+            # Begin a segment
             if number % segments.FRAMES == 0:
                 difference = metrics.FrameDifference()
                 for track in tracks.values():
                     track.start(number)
-            add_frame(picture, upscale_frame(picture), tracks, difference)
+
+            add_frame(lr, upscale_frame(lr), tracks, difference)
+
+            # End it
             if (number + 1) % segments.FRAMES == 0 or number + 1 == total:
                 encoded = {name: track.finish() for name, track in tracks.items()}
                 kept.save(len(measured), encoded, difference.sums)
                 measured.append(difference.sums)
             bar.update()
-    return metrics.FrameDifference(map(sum, zip((0, 0, 0), *measured, strict=True)))
+
+    columns = zip((0, 0, 0), *measured, strict=True)
+    return metrics.FrameDifference(sum(column) for column in columns)
 
 
 def add_frame(
     lr: images.Picture,
     sr: images.Picture,
-    tracks: dict[str, Any],
+    tracks: dict[str, Track],
     difference: metrics.FrameDifference,
 ) -> None:
-    """Encode a frame and its comparison, and measure it."""
+    """Encode a frame and its comparison, and measure how it differs from the frame before."""
     tracks["sr"].add(sr)
     shown = images.on_white(sr)
     bicubic = images.upscale_bicubic(images.on_white(lr), shown.shape[0] // lr.rgb.shape[0])
     if "compare" in tracks:
-        tracks["compare"].add(
-            images.Picture(images.side_by_side([("bicubic", bicubic), ("SR", shown)]))
-        )
+        pair = images.side_by_side([("bicubic", bicubic), ("SR", shown)])
+        tracks["compare"].add(images.Picture(pair))
     difference.add(images.to_tensor(shown), images.to_tensor(bicubic))
 
 
-def write_results(plan: dict[str, Path], tracks: dict[str, Any], kept: segments.Segments) -> None:
-    """Join the kept segments to files, without encoding again; remove the segments; move the files to where they belong.
+def write_results(plan: dict[str, Path], tracks: dict[str, Track], kept: segments.Segments) -> None:
+    """Join the kept segments without encoding again, and move the results into place.
 
-    `segments.RESULT` is the last in each, so that an interrupted run can go on.
+    The result itself, `segments.RESULT`, comes last in each step: an interrupted run that finds it
+    joined has only to move files.
     """
+    # Join
     if not kept.joined:
         size = sum(path.stat().st_size for path in kept.paths())
-        files.check_free_space(
-            kept.folder, size, "run the same command again when there is space: every frame is kept"
-        )
+        advice = "free some space and run the same command again: every frame is kept"
+        files.check_free_space(kept.folder, size, advice)
         for name in reversed(plan):
             with files.write_atomic(kept.folder / name) as file:
                 tracks[name].write(file, kept.packets(name))
     kept.remove_from(0)
+
+    # Move
     for name, path in reversed(plan.items()):
         if (kept.folder / name).exists():
             try:
@@ -222,30 +286,47 @@ def write_results(plan: dict[str, Path], tracks: dict[str, Any], kept: segments.
                 raise files.cannot_be_written(path, error) from error
 
 
-def main(args: argparse.Namespace) -> int | None:
-    """Check everything, enlarge what is not yet enlarged, write the result, and say how much it flickers."""
-    device, chosen = resolve_device(args.device), weights.chosen_weights(args)
-    generator = inference.open_generator(device=device, **vars(chosen))
+def main(args: argparse.Namespace) -> None:
+    """Enlarge a clip, or the part of it that an earlier run did not finish."""
+    # Generator
+    device = resolve_device(args.device)
+    chosen = weights.chosen_weights(args)
+    generator = inference.open_generator(
+        chosen.path, device, texture_path=chosen.texture_path, texture=chosen.texture
+    )
     precision = resolve_precision(args.precision, device, generator)
+    upscale_frame = partial(
+        inference.upscale_picture, generator, tile=args.tile, precision=precision
+    )
+
+    # Clip and outputs
     plan = plan_outputs(args, generator.upscale)
     codec = check_options(args, plan["sr"])
     reader = animation if animation.is_picture(args.clip) else clips
     clip = reader.read_clip(args.clip, args.start, args.end)
     tracks = open_tracks(plan, clip, codec, args.crf, generator.upscale)
-    generators = [files.sha256(path) for path in (chosen.path, chosen.texture_path) if path]
+
+    # What the frames depend on: an unfinished run continues only with the same
+    packages = ["torch", "pillow"] if codec is None else ["torch", "pillow", "av"]
     settings = {
-        "clip": files.sha256(args.clip), "generator": generators,
-        "texture": chosen.texture, "precision": precision, "device": device.type, "codec": codec, "crf": args.crf,
-        "start": str(args.start), "end": str(args.end), "compare": args.compare,
-        "versions": [version(name) for name in ("torch", "pillow", "av") if codec or name != "av"],
-    }  # fmt: skip
-    upscale_frame = partial(
-        inference.upscale_picture, generator, tile=args.tile, precision=precision
-    )
+        "clip": files.sha256(args.clip),
+        "generator": [files.sha256(path) for path in (chosen.path, chosen.texture_path) if path],
+        "texture": chosen.texture,
+        "precision": precision,
+        "device": device.type,
+        "codec": codec,
+        "crf": args.crf,
+        "start": str(args.start),
+        "end": str(args.end),
+        "compare": args.compare,
+        "versions": [version(name) for name in packages],
+    }
+
+    # Enlarge and write
     files.make_folder(plan["sr"].parent)
     with segments.kept_segments(plan["sr"], settings, args.overwrite) as kept:
         try:
-            difference = enlarge(upscale_frame, reader, clip, tracks, kept)
+            difference = enlarge(upscale_frame, reader.pictures, clip, tracks, kept)
             write_results(plan, tracks, kept)
         except SystemExit:  # Ctrl-C or SIGTERM
             total = len(clip.times)
@@ -253,12 +334,15 @@ def main(args: argparse.Namespace) -> int | None:
             advice = "run the same command again to continue" if frames else "nothing is written"
             print(f"stopped: {frames} of {total} frames are kept; {advice}", file=sys.stderr)
             raise
+
+    # Report
     print(*plan.values(), sep="\n")
-    if means := difference.means():
+    means = difference.means()
+    if means is not None:
+        sr, bicubic = means
         print(
-            "mean difference between consecutive frames: {:.2f} levels of 255, with bicubic {:.2f}".format(
-                *means
-            )
+            f"mean difference between consecutive frames: {sr:.2f} levels of 255 "
+            f"(bicubic: {bicubic:.2f})"
         )
 
 

@@ -1,1 +1,1 @@
-"""Videos and animations for test_video.py: read, enlarged in segments, written again."""
+"""What test_video.py is made of: reading clips, encoding frames, and segments kept on disk."""

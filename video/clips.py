@@ -1,7 +1,8 @@
 """Read video clips with PyAV, which brings FFmpeg's libraries: pip install av.
 
-A clip is decoded twice: once to learn its frames' times and whatever is wrong with it, and once for its frames, of which only
-a few are in memory. Files that a clip refers to, such as the parts of a playlist, are not opened.
+A clip is decoded twice: first to learn its frames' times and to find any damage, then for the
+frames themselves. Only a few frames are in memory at a time. Files that a clip refers to, such as
+the parts of a playlist, are not opened.
 """
 
 import itertools
@@ -13,15 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from utils import cli, decoding, images
-from video.frames import Colours, colours_of, display_matrix, is_lying, pyav, to_rgb, upright
+from video.frames import Colours, colours_of, display_matrix, is_sideways, pyav, to_rgb, upright
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
 
 
 @dataclass
 class Clip:
-    """What is known of a clip, or of an animation, after every frame has been decoded once.
+    """What is known of a clip or an animation once every frame has been decoded.
 
     Attributes:
         path: its file.
@@ -32,14 +37,15 @@ class Clip:
         notes: what the user should know.
         aspect: shape of a pixel (width : height); None: square.
         colours: how the result is to be coded.
-        matrix: the first five numbers of the display matrix that turns the frames upright; None: they are.
-        animated: whether it is a GIF, WebP, PNG or AVIF animation, which Pillow reads, and not a video.
-        transparent: whether a frame of an animation is transparent somewhere.
-        plays: how often an animation is shown; 0: for ever.
-        seek: where decoding starts, in the stream's own ticks; None: at the beginning.
-        skipped: frames decoded from there before the first one that is wanted.
-        offset: seconds by which times are earlier than in the file.
-        span: seconds in the file of the part that is wanted; None: all of it.
+        matrix: the first five numbers of the display matrix that turns the frames upright; None:
+            they are upright.
+        animated: whether it is a GIF, WebP, PNG or AVIF animation, which Pillow reads.
+        transparent: whether any frame of an animation has transparent pixels.
+        plays: how often an animation is shown; 0: forever.
+        seek: where decoding starts, in ticks of the stream; None: at the beginning.
+        skipped: number of frames between `seek` and the first one that is wanted.
+        offset: seconds in the file at which `times` begin to count.
+        span: begin and end of the wanted part, in seconds in the file; None: all of it.
     """
 
     path: Path
@@ -62,19 +68,19 @@ class Clip:
     span: tuple[Fraction, Fraction] | None = None
 
 
-# --- opening ------------------------------------------------------------------------------------------------------
+# --- opening ------------------------------------------------------------------------------------
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """Open a clip; turn what FFmpeg's libraries report into one clear UserError."""
+def opened(path: Path) -> Iterator["InputContainer"]:
+    """Open a clip, and turn errors of FFmpeg's libraries into one clear UserError."""
     av = pyav()
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise cli.UserError(f"{path}: not a file")
     if not os.stat(path).st_size:
         raise cli.UserError(f"{path}: the file is empty")
 
-    def refuse(url: str, _flags, _options):
+    def refuse(url: str, _flags: int, _options: dict[str, str]) -> IO[bytes]:
         raise cli.UserError(f"{path}: refers to another file, {url}, which is not opened")
 
     with open(path, "rb") as file:
@@ -85,25 +91,29 @@ def opened(path: Path) -> Iterator[Any]:
             if cli.is_out_of_memory(error):
                 raise
             raise cli.UserError(
-                f"{path}: not a video, cut short or damaged ({reason(error)})"
+                f"{path}: not a video, or cut short or damaged ({reason(error)})"
             ) from error
-        except OSError as error:  # the disk is at fault, not the clip
-            if error.filename is None:
+        except OSError as error:
+            if error.filename is None:  # the disk is at fault, not the clip
                 raise OSError(error.errno, error.strerror, str(path)) from error
             raise
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error of FFmpeg's says, without the file's name."""
+    """Return the text of an FFmpeg error without the file's name."""
     return getattr(error, "strerror", None) or str(error)
 
 
-def video_stream(path: Path, container) -> Any:
-    """Return the stream of pictures that is no cover, with as many decoding threads as there are cores."""
-    av = pyav()
+def video_stream(path: Path, container: "InputContainer") -> "av.VideoStream":
+    """Return the first video stream that is not a cover, set up to decode on all cores.
+
+    Raises:
+        UserError: there is none, or the file is a still picture.
+    """
     if container.format.name.endswith(("_pipe", "image2")):
         raise cli.UserError(f"{path}: a still picture; enlarge it with python test_image.py")
-    covers = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    disposition = pyav().stream.Disposition
+    covers = disposition.attached_pic | disposition.timed_thumbnails
     for stream in container.streams.video:
         if stream.codec_context is not None and not stream.disposition & covers:
             stream.thread_type = "AUTO"
@@ -111,15 +121,20 @@ def video_stream(path: Path, container) -> Any:
     raise cli.UserError(f"{path}: no video stream that can be decoded")
 
 
-def _zero(container) -> Fraction:
-    """Return the time in the file, in seconds, that players call 0."""
+def _start_seconds(container: "InputContainer") -> Fraction:
+    """Return the time in the file that players show as 0."""
     return Fraction(container.start_time or 0, 1_000_000)
 
 
-def _frames(container, stream, seek: int | None) -> Iterator[Any]:
+def _frames(
+    container: "InputContainer", stream: "av.VideoStream", seek: int | None
+) -> Iterator["av.VideoFrame"]:
     if seek is not None:
         container.seek(seek, stream=stream)
     yield from container.decode(stream)
+
+
+# --- first pass: times and damage ---------------------------------------------------------------
 
 
 def read_clip(
@@ -128,25 +143,31 @@ def read_clip(
     end: Fraction | None = None,
     max_pixels: int = images.MAX_PIXELS,
 ) -> Clip:
-    """Decode a clip once, without keeping its frames, so that whatever is wrong with it shows before any work is done.
+    """Decode a clip without keeping its frames, to find what is wrong before any work is done.
 
     Args:
         path: its file.
-        start, end: seconds of the player's clock; frames that begin at `start` or later and before `end` are wanted.
-        max_pixels: of a frame.
+        start: take frames from this time on, in seconds as players count them.
+        end: take frames before this time.
+        max_pixels: refuse larger frames.
 
     Raises:
         OSError: the file cannot be opened.
-        UserError: PyAV is missing, or the file is not a video, is damaged or cut short, has frames of several sizes, or has no
-            frame in that part.
+        UserError: PyAV is missing, or the file is not a video, is damaged or cut short, has frames
+            of several sizes, or has no frame in that part.
     """
-    path, seek = Path(path), None
+    path = Path(path)
+
+    # Seek
+    seek = None
     if start:
         with opened(path) as container:
             seek = _seek_point(container, video_stream(path, container), start)
+
+    # Decode
     with opened(path) as container:
         stream = video_stream(path, container)
-        scan = _Scan(path, stream, start, end, _zero(container))
+        scan = _Scan(path, container, stream, start, end)
         with cli.progress_bar(desc="reading", unit=" frames") as bar:
             try:
                 for frame in _frames(container, stream, seek):
@@ -155,118 +176,167 @@ def read_clip(
                     bar.update()
             except pyav().FFmpegError as error:
                 raise scan.cut_short(reason(error)) from error
-        return scan.clip(container, seek)
+        return scan.clip(seek)
 
 
-def _seek_point(container, stream, start: Fraction) -> int | None:
-    """Return where to seek to decode every frame from `start` on, or None if that can only be done from the beginning."""
-    target = round((start + _zero(container)) / stream.time_base)
+def _seek_point(
+    container: "InputContainer", stream: "av.VideoStream", start: Fraction
+) -> int | None:
+    """Return where to seek so that every frame from `start` on is decoded; None: nowhere."""
+    if stream.time_base is None:
+        return None
+    target = round((start + _start_seconds(container)) / stream.time_base)
     try:
         first = next(_frames(container, stream, target), None)
     except pyav().FFmpegError:
         return None
-    return (
-        target
-        if first is not None and first.key_frame and first.pts is not None and first.pts <= target
-        else None
-    )
+    if first is None or not first.key_frame or first.pts is None or first.pts > target:
+        return None
+    return target
 
 
 class _Scan:
-    """Notes down the frames of a clip while they are decoded."""
+    """Record the times of a clip's frames, and what is wrong with them, during decoding."""
 
     def __init__(
-        self, path: Path, stream, start: Fraction | None, end: Fraction | None, zero: Fraction
+        self,
+        path: Path,
+        container: "InputContainer",
+        stream: "av.VideoStream",
+        start: Fraction | None,
+        end: Fraction | None,
     ):
-        self.path, self.stream, self.start, self.end, self.zero = path, stream, start, end, zero
+        self.path = path
+        self.container = container
+        self.stream = stream
+        self.start = start
+        self.end = end
+        self.zero = _start_seconds(container)
         self.rate = _plausible(stream.average_rate or stream.guessed_rate)
-        self.time_base = stream.time_base
-        self.first = None
-        self.ticks = self.step = 0  # of the latest frame, and from one frame to the next
-        self.skipped = self.damaged = 0
+        self.time_base = stream.time_base or 1 / self.rate
+        self.first: Any = None  # av.VideoFrame, after the first call of `add`
+        self.ticks = 0  # of the latest frame
+        self.step = 0  # ticks from one frame to the next
+        self.skipped = 0
+        self.damaged = 0
         self.times: list[int] = []
         self.last_duration = 0
         self.counted = False  # frames carry no times
 
     def seconds(self, ticks: int) -> Fraction:
-        """Return a time of the player's clock."""
+        """Convert ticks to seconds as players count them."""
         return ticks * self.time_base - self.zero
 
-    def add(self, frame, max_pixels: int) -> bool:
-        """Note down a frame; tell whether to go on."""
+    def add(self, frame: "av.VideoFrame", max_pixels: int) -> bool:
+        """Record a frame; return False if it is beyond the wanted part."""
         if self.first is None:
             self.first = frame
             if frame.width * frame.height > max_pixels:
                 raise cli.UserError(
                     f"{self.path}: {frame.width}x{frame.height} is more than {max_pixels:,} pixels"
                 )
-            if frame.pts is None or self.time_base is None:
-                self.counted, self.time_base, self.zero = True, 1 / self.rate, Fraction(0)
+            if frame.pts is None or self.stream.time_base is None:
+                self.counted = True
+                self.time_base = 1 / self.rate
+                self.zero = Fraction(0)
             self.step = round(1 / self.rate / self.time_base)
+
+        # Size
         number = self.skipped + len(self.times)
-        if (frame.width, frame.height) != (self.first.width, self.first.height):
+        size = f"{frame.width}x{frame.height}"
+        first_size = f"{self.first.width}x{self.first.height}"
+        if size != first_size:
             raise cli.UserError(
-                f"{self.path}: its size changes from {self.first.width}x{self.first.height} to {frame.width}x{frame.height} at "
-                f"frame {number}; cut it there, with --start and --end"
+                f"{self.path}: the frame size changes from {first_size} to {size} at frame "
+                f"{number}; enlarge the parts one by one, with --start and --end"
             )
-        following = self.ticks + self.step  # MPEG program streams give a time to some frames only
-        ticks = self.ticks = (
-            number if self.counted else following if frame.pts is None else frame.pts
-        )
-        if self.end is not None and self.seconds(ticks) >= self.end:
+
+        # Time
+        if self.counted:
+            self.ticks = number
+        elif frame.pts is None:  # MPEG program streams give a time to some frames only
+            self.ticks += self.step
+        else:
+            self.ticks = frame.pts
+        seconds = self.seconds(self.ticks)
+        if self.end is not None and seconds >= self.end:
             return False
-        if self.start is not None and not self.times and self.seconds(ticks) < self.start:
+        if self.start is not None and not self.times and seconds < self.start:
             self.skipped += 1
             return True
+
         self.damaged += frame.is_corrupt
-        self.times.append(ticks)
+        self.times.append(self.ticks)
         self.last_duration = 0 if self.counted else frame.duration
         return True
 
     def cut_short(self, cause: str) -> cli.UserError:
-        """Return the error of a clip that can be decoded only to some point."""
-        usable = self.seconds(self.times[-1]) if self.times else 0
-        advice = f"; --end {float(usable):.2f} enlarges what comes before" if usable > 0 else ""
+        """Return the error for a clip that can only be decoded up to some point."""
+        usable = float(self.seconds(self.times[-1])) if self.times else 0.0
+        advice = f"; --end {usable:.2f} enlarges what comes before" if usable > 0 else ""
         return cli.UserError(
-            f"{self.path}: cut short or damaged after {float(usable):.2f} seconds ({cause}){advice}"
+            f"{self.path}: cut short or damaged after {usable:.2f} seconds ({cause}){advice}"
         )
 
-    def clip(self, container, seek: int | None) -> Clip:
-        """Return what has been noted down."""
-        first, stream = self.first, self.stream
-        if first is None:
+    def clip(self, seek: int | None) -> Clip:
+        """Return the clip.
+
+        Raises:
+            UserError: it has no frame in the wanted part, is cut short, or is coded in colours
+                that are not supported.
+        """
+        if self.first is None:
             raise cli.UserError(f"{self.path}: no frame can be decoded")
         if not self.times:
             raise cli.UserError(
-                f"{self.path}: no frame between --start and --end; it lasts {self.length(container)} seconds"
+                f"{self.path}: no frame between --start and --end; "
+                f"the clip lasts {self.length()} seconds"
             )
-        times = sorted(
-            self.times
-        )  # frames arrive as they are shown, but AVI has the times of decoding
+
+        # Times: frames arrive in the order of display, but AVI has the times of decoding
+        times = sorted(self.times)
         for index in range(1, len(times)):
             times[index] = max(times[index], times[index - 1] + 1)
         durations = [after - before for before, after in itertools.pairwise(times)]
-        durations.append(self.last_duration or (durations[-1] if durations else self.step) or 1)
-        self.check_length(times[-1] + durations[-1], container)
-        cut = self.start is not None or self.end is not None
+        usual = durations[-1] if durations else self.step
+        durations.append(self.last_duration or usual or 1)
+        end = times[-1] + durations[-1]
+        self.check_length(end)
+
+        # Where times count from; the clock of a broadcast starts anywhere
         shift = times[0] if self.start is not None else 0
-        anywhere = pyav().format.Flags.ts_discont.value  # where the clock of a broadcast starts
-        if not shift and container.format.flags & anywhere:
+        broadcast = self.container.format.flags & pyav().format.Flags.ts_discont.value
+        if not shift and broadcast:
             shift = round(self.zero / self.time_base)
-        matrix = display_matrix(first)
-        height, width = (
-            (first.width, first.height) if is_lying(matrix) else (first.height, first.width)
-        )
-        aspect = stream.sample_aspect_ratio
-        if aspect and is_lying(matrix):
-            aspect = 1 / aspect
+        span = None
+        if self.start is not None or self.end is not None:
+            span = (times[0] * self.time_base, end * self.time_base)
+
+        # Orientation
+        matrix = display_matrix(self.first)
+        width, height = self.first.width, self.first.height
+        aspect = self.stream.sample_aspect_ratio or None
+        if is_sideways(matrix):
+            width, height = height, width
+            aspect = 1 / aspect if aspect else None
+
         return Clip(
-            path=self.path, width=width, height=height, rate=self.rate, time_base=self.time_base,
-            times=[time - shift for time in times], durations=durations, notes=self.notes(), aspect=aspect or None,
-            colours=self.colours(), matrix=matrix, seek=seek, skipped=self.skipped,
+            path=self.path,
+            width=width,
+            height=height,
+            rate=self.rate,
+            time_base=self.time_base,
+            times=[time - shift for time in times],
+            durations=durations,
+            notes=self.notes(),
+            aspect=aspect,
+            colours=self.colours(),
+            matrix=matrix,
+            seek=seek,
+            skipped=self.skipped,
             offset=shift * self.time_base,
-            span=(times[0] * self.time_base, (times[-1] + durations[-1]) * self.time_base) if cut else None,
-        )  # fmt: skip
+            span=span,
+        )
 
     def colours(self) -> Colours:
         """Return how the frames are coded."""
@@ -275,60 +345,71 @@ class _Scan:
         except cli.UserError as error:
             raise cli.UserError(f"{self.path}: {error}") from error
 
-    def length(self, container) -> str:
-        """Return how long the clip lasts, for a message."""
-        seconds = container.duration / 1_000_000 if container.duration else self.skipped / self.rate
-        return f"{float(seconds):.2f}"
+    def length(self) -> str:
+        """Return the clip's length in seconds, for a message."""
+        if self.container.duration:
+            return f"{self.container.duration / 1_000_000:.2f}"
+        return f"{float(self.skipped / self.rate):.2f}"
 
-    def check_length(self, end: int, container) -> None:
-        """Raise UserError if the file says that the pictures last longer than they do, unless `end` was given."""
+    def check_length(self, end: int) -> None:
+        """Raise UserError if the header promises more than the frames, which last until `end`.
+
+        Nothing is checked if the user gave an end, or if the frames carry no times.
+        """
         if self.end is not None or self.counted:
             return
-        said = None
-        if container.format.name == "avi":  # whose durations are those of what is there
-            said = self.stream.frames / self.rate
-        elif self.stream.duration is not None:
-            said = (
-                self.stream.start_time or 0
-            ) * self.time_base + self.stream.duration * self.time_base
-        elif match := re.fullmatch(
-            r"(\d+):(\d\d):([\d.]+)", self.stream.metadata.get("DURATION", "")
-        ):  # Matroska, WebM
-            hours, minutes, seconds = match.groups()
-            said = int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
-        if said is not None and said - end * self.time_base > max(Fraction(1, 2), 2 / self.rate):
-            raise self.cut_short(f"its header promises {float(said):.2f}")
+
+        # What the header promises, in seconds
+        stream = self.stream
+        promised = None
+        tag = re.fullmatch(r"(\d+):(\d\d):([\d.]+)", stream.metadata.get("DURATION", ""))
+        if self.container.format.name == "avi":  # its duration is that of the frames it has
+            promised = stream.frames / self.rate
+        elif stream.duration is not None:
+            promised = ((stream.start_time or 0) + stream.duration) * self.time_base
+        elif tag:  # Matroska, WebM
+            hours, minutes, seconds = tag.groups()
+            promised = int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
+
+        tolerance = max(Fraction(1, 2), 2 / self.rate)
+        if promised is not None and promised - end * self.time_base > tolerance:
+            raise self.cut_short(f"its header promises {float(promised):.2f}")
 
     def notes(self) -> list[str]:
         """Return what the user should know."""
-        pixels, found = self.first.format, []
+        components = self.first.format.components
+        notes = []
         if self.damaged:
-            found.append(f"{self.damaged} damaged frames, which are enlarged as they are")
+            notes.append(f"{self.damaged} damaged frames, enlarged as they are")
         if self.first.interlaced_frame:
-            found.append(
-                "interlaced, and will remain so; the result is better if it is deinterlaced first"
-            )
-        if any(part.bits > 8 for part in pixels.components):
-            found.append(f"{pixels.components[0].bits}-bit colours become 8-bit")
-        if any(part.is_alpha for part in pixels.components):
-            found.append("transparency is left out")
-        return found
+            notes.append("interlaced, and stays so; deinterlace it first for a better result")
+        if any(component.bits > 8 for component in components):
+            notes.append(f"{components[0].bits}-bit colours become 8-bit")
+        if any(component.is_alpha for component in components):
+            notes.append("transparency is left out")
+        return notes
 
 
 def _plausible(rate: Fraction | None) -> Fraction:
-    return Fraction(rate).limit_denominator(1001) if rate and 1 <= rate <= 1000 else Fraction(25)
+    if rate and 1 <= rate <= 1000:
+        return Fraction(rate).limit_denominator(1001)
+    return Fraction(25)
+
+
+# --- second pass: pixels ------------------------------------------------------------------------
 
 
 def pictures(clip: Clip, first: int = 0) -> Iterator[images.Picture]:
-    """Decode the frames of a clip again, from number `first` on, as upright 8-bit RGB.
+    """Decode a clip again, as upright 8-bit RGB, from frame number `first` on.
 
     Raises:
         OSError: the file cannot be opened.
         UserError: it has changed since `read_clip`.
     """
+    skip = clip.skipped + first
+    left = len(clip.times) - first
     with opened(clip.path) as container:
-        stream, skip = video_stream(clip.path, container), clip.skipped + first
-        left = len(clip.times) - first
+        stream = video_stream(clip.path, container)
         for number, frame in enumerate(_frames(container, stream, clip.seek)):
             if not left:
                 return
@@ -338,6 +419,4 @@ def pictures(clip: Clip, first: int = 0) -> Iterator[images.Picture]:
             left -= 1
             yield images.Picture(rgb, gray=decoding.is_gray(rgb))
         if left:
-            raise cli.UserError(
-                f"{clip.path}: has changed while it was read: {left} frames are missing"
-            )
+            raise cli.UserError(f"{clip.path}: changed while being read; {left} frames are missing")

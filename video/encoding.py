@@ -1,6 +1,6 @@
-"""Encode enlarged frames as video, and write them with the sound and the subtitles of their source, by PyAV.
+"""Encode enlarged frames as video, and write them with the source's sound and subtitles.
 
-Sound and subtitles are copied packet by packet, never decoded.
+PyAV encodes and writes. Sound and subtitles are copied packet by packet, never decoded.
 """
 
 import heapq
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,21 +21,25 @@ from video import clips
 from video.clips import Clip, reason
 from video.frames import from_rgb, pyav
 
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer, OutputContainer
+
+# FFmpeg's muxer for each suffix
 SUFFIXES = {
     ".mp4": "mp4",
     ".m4v": "mp4",
     ".mov": "mov",
     ".mkv": "matroska",
     ".webm": "webm",
-}  # and their muxers
-_GLOBAL_HEADER = 1 << 22  # a codec's flag
-_LARGEST_LAG = 10  # seconds by which a file's streams may be apart
+}
+_LARGEST_LAG = 10  # seconds between packets of equal time in different streams of a file
 _KEPT_TAGS = ("language", "title", "handler_name")
 _CONTAINERS_OWN_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
 
 
 class Packet(NamedTuple):
-    """An encoded frame: its number in the clip, whether it can be decoded alone, and its bytes."""
+    """An encoded frame: its number in the clip, whether it is a key frame, and its bytes."""
 
     frame: int
     key: bool
@@ -44,7 +48,16 @@ class Packet(NamedTuple):
 
 @dataclass(frozen=True)
 class Codec:
-    """An encoder, its quality (CRF, lower is better; None: lossless), and how far it moves a frame to an earlier place."""
+    """An encoder and its settings.
+
+    Attributes:
+        encoder: FFmpeg's name.
+        crf: default quality, lower is better; None: lossless.
+        largest_crf: the worst quality.
+        reorder: by how many frames decoding runs ahead of display (B-frames).
+        pixels: pixel format.
+        options: further options of the encoder.
+    """
 
     encoder: str
     crf: int | None
@@ -63,21 +76,25 @@ CODECS = {
 }
 
 
-# --- encoding -----------------------------------------------------------------------------------------------------
-
-
 def check_codec(path: str | Path, codec: str | None, crf: int | None) -> str:
     """Return the codec for an output path: H.264 (VP9 in WebM) unless another is named.
 
     Raises:
-        UserError: the path's suffix or the codec is unknown, they do not fit, or the codec has no such CRF.
+        UserError: the suffix or the codec is unknown, the container cannot hold the codec, or the
+            codec has no such CRF.
     """
-    av, suffix = pyav(), Path(path).suffix.lower()
+    av = pyav()
+
+    # Suffix
+    suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise cli.UserError(
-            f"{path}: cannot write {suffix or 'a file without suffix'}; use one of {', '.join((*SUFFIXES, '.gif', '.webp'))}"
-        )
-    codec = codec or ("vp9" if suffix == ".webm" else "h264")
+        unknown = suffix or "a file without suffix"
+        allowed = ", ".join((*SUFFIXES, ".gif", ".webp"))
+        raise cli.UserError(f"{path}: cannot write {unknown}; use one of {allowed}")
+
+    # Codec
+    if not codec:
+        codec = "vp9" if suffix == ".webm" else "h264"
     available = [name for name, known in CODECS.items() if known.encoder in av.codecs_available]
     if codec not in available:
         raise cli.UserError(f"--codec {codec}: not available; use one of {', '.join(available)}")
@@ -85,24 +102,33 @@ def check_codec(path: str | Path, codec: str | None, crf: int | None) -> str:
         fitting = [name for name in available if CODECS[name].encoder in container.supported_codecs]
     if codec not in fitting:
         raise cli.UserError(
-            f"--codec {codec}: {suffix} cannot hold it; use one of {', '.join(fitting)}, or another suffix"
+            f"--codec {codec}: {suffix} cannot hold it; use one of {', '.join(fitting)}, "
+            "or another suffix"
         )
-    if crf is not None and crf > CODECS[codec].largest_crf:
-        known = CODECS[codec]
-        allowed = f"takes 0 to {known.largest_crf}" if known.crf is not None else "is lossless"
+
+    # CRF
+    known = CODECS[codec]
+    if crf is not None and crf > known.largest_crf:
+        allowed = "is lossless" if known.crf is None else f"takes 0 to {known.largest_crf}"
         raise cli.UserError(f"--crf {crf}: {codec} {allowed}")
     return codec
 
 
 class VideoTrack:
-    """The pictures of a result: encoded in segments that need nothing of each other, written with the source's other streams.
+    """The frames of a result: encoded in independent segments, then written to a file.
+
+    The file also gets the sound, the subtitles and the attachments of the source.
 
     Args:
         path: output path.
         clip: the source.
         codec: key of `CODECS`.
         crf: quality; None: the codec's default.
-        width, height: of the pictures; an odd side is made even by repeating the last column or row.
+        width, height: of the frames. The last column or row is repeated if the codec needs even
+            sides.
+
+    Attributes:
+        notes: what the user should know.
 
     Raises:
         UserError: the encoder refuses these settings, or the container its stream.
@@ -111,52 +137,52 @@ class VideoTrack:
     def __init__(
         self, path: Path, clip: Clip, codec: str, crf: int | None, width: int, height: int
     ):
-        self.path, self.clip, self.codec = path, clip, CODECS[codec]
+        self.path = path
+        self.clip = clip
+        self.codec = CODECS[codec]
         self.muxer = SUFFIXES[path.suffix.lower()]
         self.crf = self.codec.crf if crf is None else crf
+
+        # Size
         subsampled = self.codec.pixels == "yuv420p"
         self.padding = (height % 2, width % 2) if subsampled else (0, 0)
-        self.height, self.width = height + self.padding[0], width + self.padding[1]
+        self.height = height + self.padding[0]
+        self.width = width + self.padding[1]
+
+        # Refuse early what the encoder or the container would refuse later
         av = pyav()
         try:
-            self._set_up(av.CodecContext.create(self.codec.encoder, "w")).open()
+            self._new_encoder().open()
         except (av.FFmpegError, ValueError, OverflowError) as error:
             raise cli.UserError(
-                f"{path}: {codec} cannot encode {self.width}x{self.height} ({reason(error)}); try another --codec"
+                f"{path}: {codec} cannot encode {self.width}x{self.height} ({reason(error)}); "
+                "try another --codec"
             ) from error
         self.copied, self.notes = self._streams_that_fit()
         if any(self.padding):
             self.notes.append(
-                f"{path}: {width}x{height} becomes {self.width}x{self.height}, as the codec needs even sides"
+                f"{path}: {width}x{height} is padded to {self.width}x{self.height}, "
+                "as the codec needs even sides"
             )
 
-    def _set_up(self, context) -> Any:
-        """Configure an encoder; it counts frames, and `write` gives them their times."""
-        clip = self.clip
-        context.width, context.height, context.pix_fmt = self.width, self.height, self.codec.pixels
-        context.framerate, context.time_base = clip.rate, 1 / clip.rate
-        context.flags |= _GLOBAL_HEADER
-        if clip.aspect:
-            context.sample_aspect_ratio = clip.aspect
-        if self.codec.pixels == "yuv420p":
-            colours = clip.colours
-            context.colorspace, context.color_range = colours.matrix, colours.range
-            context.color_primaries, context.color_trc = colours.primaries, colours.transfer
-        context.options = self.codec.options | ({} if self.crf is None else {"crf": str(self.crf)})
-        return context
+    # --- encoding -------------------------------------------------------------------------------
 
     def start(self, first: int) -> None:
         """Begin a segment with frame number `first`."""
-        self.encoder = self._set_up(pyav().CodecContext.create(self.codec.encoder, "w"))
-        self.first, self.count, self.packets = first, 0, []
+        self.encoder = self._new_encoder()
+        self.first = first
+        self.count = 0
+        self.packets: list[Packet] = []
 
     def add(self, picture: images.Picture) -> None:
         """Encode the next frame, on white where it is transparent."""
         rgb = images.on_white(picture)
         if any(self.padding):
-            rgb = np.pad(rgb, ((0, self.padding[0]), (0, self.padding[1]), (0, 0)), "edge")
+            rows, columns = self.padding
+            rgb = np.pad(rgb, ((0, rows), (0, columns), (0, 0)), "edge")
         frame = from_rgb(rgb, self.codec.pixels, self.clip.colours)
-        frame.pts, frame.time_base = self.count, 1 / self.clip.rate
+        frame.pts = self.count
+        frame.time_base = 1 / self.clip.rate
         self.count += 1
         self._keep(self.encoder.encode(frame))
 
@@ -166,68 +192,39 @@ class VideoTrack:
         self.encoder = None
         return self.packets
 
-    def _keep(self, encoded: Iterable) -> None:
-        self.packets += [
-            Packet(self.first + packet.pts, packet.is_keyframe, bytes(packet)) for packet in encoded
-        ]
+    def _keep(self, encoded: "Iterable[av.Packet]") -> None:
+        for packet in encoded:
+            assert packet.pts is not None
+            self.packets.append(Packet(self.first + packet.pts, packet.is_keyframe, bytes(packet)))
 
-    # --- writing --------------------------------------------------------------------------------------------------
+    def _new_encoder(self) -> Any:
+        encoder = pyav().CodecContext.create(self.codec.encoder, "w")
+        self._configure(encoder)
+        return encoder
 
-    def _streams_that_fit(self) -> tuple[list[int], list[str]]:
-        """Return which of the source's streams can be copied, and a line about each of the others."""
-        with _source(self.clip) as source:
-            if error := self._header_error(source, []):
-                raise cli.UserError(
-                    f"{self.path}: cannot be written: {error}; try another --codec or suffix"
-                )
-            fitting, notes = [], []
-            pictures = None if source is None else clips.video_stream(self.clip.path, source)
-            for stream in () if source is None else source.streams:
-                if stream.index == pictures.index:
-                    continue
-                name = getattr(stream, "name", None) or "unknown format"
-                if stream.type not in ("audio", "subtitle", "attachment"):
-                    why = "only sound, subtitles and attached fonts are copied"
-                elif self._header_error(source, [stream.index]):
-                    why = f"{self.path.suffix} cannot hold it"
-                else:
-                    fitting.append(stream.index)
-                    continue
-                notes.append(
-                    f"{self.path}: {stream.type} stream {stream.index} ({name}) is left out: {why}"
-                )
-        return fitting, notes
+    def _configure(self, encoder: "av.VideoCodecContext") -> None:
+        """Configure an encoder. It only counts frames; `write` gives them their times."""
+        clip = self.clip
+        encoder.width = self.width
+        encoder.height = self.height
+        encoder.pix_fmt = self.codec.pixels
+        encoder.framerate = clip.rate
+        encoder.time_base = 1 / clip.rate
+        encoder.flags |= pyav().codec.context.Flags.global_header
+        if clip.aspect:
+            encoder.sample_aspect_ratio = clip.aspect
+        if self.codec.pixels == "yuv420p":
+            encoder.colorspace = clip.colours.matrix
+            encoder.color_range = clip.colours.range
+            encoder.color_primaries = clip.colours.primaries
+            encoder.color_trc = clip.colours.transfer
+        quality = {} if self.crf is None else {"crf": str(self.crf)}
+        encoder.options = self.codec.options | quality
 
-    def _header_error(self, source, copied: list[int]) -> str:
-        """Try to write a file's header; return what goes wrong, or an empty text."""
-        av = pyav()
-        try:
-            with av.open(io.BytesIO(), "w", format=self.muxer) as out:
-                self._streams(out, source, copied)
-                out.start_encoding()
-        except (av.FFmpegError, ValueError) as error:
-            return reason(error)
-        return ""
-
-    def _streams(self, out, source, copied: list[int]) -> tuple[Any, dict[int, Any]]:
-        """Add the streams to an output; return that of the pictures and, by their numbers in the source, those to copy."""
-        stream = out.add_stream(self.codec.encoder, rate=self.clip.rate)
-        self._set_up(stream.codec_context)
-        stream.time_base = self.clip.time_base
-        if self.muxer in ("mp4", "mov") and self.codec.encoder == "libx265":
-            stream.codec_context.codec_tag = "hvc1"  # Apple's players want it
-        copies = {}
-        for index in copied:
-            template = source.streams[index]
-            copies[index] = out.add_stream_from_template(template)
-            copies[index].disposition = template.disposition
-            copies[index].metadata.update(
-                {tag: text for tag, text in template.metadata.items() if tag in _KEPT_TAGS}
-            )
-        return stream, copies
+    # --- writing --------------------------------------------------------------------------------
 
     def write(self, file: IO[bytes], packets: Iterable[Packet]) -> None:
-        """Write the file: the encoded pictures with their times, and the streams that are copied.
+        """Write the frames with their times, and the copied streams.
 
         Args:
             file: opened for writing, with a name.
@@ -238,75 +235,143 @@ class VideoTrack:
         """
         av = pyav()
 
-        def read_back(_url, _flags, _options):  # for faststart, which moves the index to the front
+        # For faststart, which reads the file back to move its index to the front
+        def read_back(_url: str, _flags: int, _options: dict[str, str]) -> IO[bytes]:
             file.flush()
             return open(file.name, "rb")
 
         with _source(self.clip) as source:
+            options = self._muxer_options(source)
             try:
                 with av.open(
-                    file,
-                    "w",
-                    self.muxer,
-                    container_options=self._options(source),
-                    io_open=read_back,
+                    file, "w", self.muxer, container_options=options, io_open=read_back
                 ) as out:
-                    stream, copies = self._streams(out, source, self.copied)
+                    # Header
+                    stream, copies = self._add_streams(out, source, self.copied)
                     if source is not None:
-                        out.metadata.update(
-                            {
-                                k: v
-                                for k, v in source.metadata.items()
-                                if k not in _CONTAINERS_OWN_TAGS
-                            }
-                        )
+                        for tag, text in source.metadata.items():
+                            if tag not in _CONTAINERS_OWN_TAGS:
+                                out.metadata[tag] = text
                         if not self.clip.span:
                             out.set_chapters(source.chapters())
                     out.start_encoding()
-                    others = _copied_packets(source, copies, self.clip) if copies else ()
-                    for packet in heapq.merge(
-                        self._timed(stream, packets), others, key=_decoding_time
-                    ):
+
+                    # Packets, in the order of decoding
+                    merged = [self._timed(stream, packets)]
+                    if source is not None and copies:
+                        merged.append(_copied_packets(source, copies, self.clip))
+                    for packet in heapq.merge(*merged, key=_decoding_time):
                         out.mux_one(packet)
             except (av.FFmpegError, OSError) as error:
                 raise OSError(error.errno, reason(error), file.name) from error
 
-    def _options(self, source) -> dict[str, str]:
-        """Return the muxer's options: an MP4 has its index in front and units in which all times are whole."""
+    def _streams_that_fit(self) -> tuple[list[int], list[str]]:
+        """Return which of the source's streams can be copied, and a note on each of the others.
+
+        Raises:
+            UserError: the container refuses even the frames.
+        """
+        fitting: list[int] = []
+        notes: list[str] = []
+        with _source(self.clip) as source:
+            if error := self._header_error(source, []):
+                raise cli.UserError(
+                    f"{self.path}: cannot be written: {error}; try another --codec or suffix"
+                )
+            if source is None:
+                return fitting, notes
+            frames = clips.video_stream(self.clip.path, source)
+            for stream in source.streams:
+                if stream.index == frames.index:
+                    continue
+                if stream.type not in ("audio", "subtitle", "attachment"):
+                    why = "only sound, subtitles and attached fonts are copied"
+                elif self._header_error(source, [stream.index]):
+                    why = f"{self.path.suffix} cannot hold it"
+                else:
+                    fitting.append(stream.index)
+                    continue
+                name = getattr(stream, "name", None) or "unknown format"
+                notes.append(
+                    f"{self.path}: {stream.type} stream {stream.index} ({name}) is left out: {why}"
+                )
+        return fitting, notes
+
+    def _header_error(self, source: "InputContainer | None", copied: list[int]) -> str:
+        """Write a file's header to memory; return what goes wrong, or an empty text."""
+        av = pyav()
+        try:
+            with av.open(io.BytesIO(), "w", format=self.muxer) as out:
+                self._add_streams(out, source, copied)
+                out.start_encoding()
+        except (av.FFmpegError, ValueError) as error:
+            return reason(error)
+        return ""
+
+    def _add_streams(
+        self, out: "OutputContainer", source: "InputContainer | None", copied: list[int]
+    ) -> tuple["av.VideoStream", dict[int, "av.stream.Stream"]]:
+        """Add all streams to an output.
+
+        Returns:
+            The stream of the frames, and the copied streams by their index in the source.
+        """
+        stream: Any = out.add_stream(self.codec.encoder, rate=self.clip.rate)
+        self._configure(stream.codec_context)
+        stream.time_base = self.clip.time_base
+        if self.muxer in ("mp4", "mov") and self.codec.encoder == "libx265":
+            stream.codec_context.codec_tag = "hvc1"  # Apple's players need it
+        copies: dict[int, av.stream.Stream] = {}
+        if source is None:
+            return stream, copies
+        for index in copied:
+            template = source.streams[index]
+            copy = out.add_stream_from_template(template)
+            copy.disposition = template.disposition
+            for tag, text in template.metadata.items():
+                if tag in _KEPT_TAGS:
+                    copy.metadata[tag] = text
+            copies[index] = copy
+        return stream, copies
+
+    def _muxer_options(self, source: "InputContainer | None") -> dict[str, str]:
+        """Return options that put an MP4's index in front and keep all of its times exact."""
         if self.muxer not in ("mp4", "mov"):
             return {}
-        units = [
-            self.clip.time_base.denominator,
-            *(source.streams[index].time_base.denominator for index in self.copied),
-        ]
-        common = math.lcm(*units)
-        return {
+        time_bases: list[Any] = [self.clip.time_base]
+        if source is not None:
+            time_bases += [source.streams[index].time_base for index in self.copied]
+        common = math.lcm(*(time_base.denominator for time_base in time_bases))
+        options = {
             "movflags": "+faststart",
             "movie_timescale": str(common if common < 2**31 else 90_000),
-            **(
-                {"video_track_timescale": str(units[0])}
-                if self.clip.time_base.numerator == 1
-                else {}
-            ),
         }
+        if self.clip.time_base.numerator == 1:
+            options["video_track_timescale"] = str(self.clip.time_base.denominator)
+        return options
 
-    def _timed(self, stream, packets: Iterable[Packet]) -> Iterator[Any]:
-        """Give the packets the times of their frames; they are decoded `reorder` frames before these are due."""
-        clip, delay = self.clip, self.codec.reorder
+    def _timed(self, stream: "av.VideoStream", packets: Iterable[Packet]) -> Iterator["av.Packet"]:
+        """Give packets the times of their frames; decoding runs `reorder` frames ahead."""
+        times = self.clip.times
+        durations = self.clip.durations
         for place, (frame, key, data) in enumerate(packets):
             packet = pyav().Packet(data)
-            packet.stream, packet.time_base, packet.is_keyframe = stream, clip.time_base, key
-            packet.pts, packet.duration = clip.times[frame], clip.durations[frame]
-            early = place - delay
-            packet.dts = (
-                clip.times[early] if early >= 0 else clip.times[0] + early * clip.durations[0]
-            )
+            packet.stream = stream
+            packet.time_base = self.clip.time_base
+            packet.is_keyframe = key
+            packet.pts = times[frame]
+            packet.duration = durations[frame]
+            early = place - self.codec.reorder
+            packet.dts = times[early] if early >= 0 else times[0] + early * durations[0]
             yield packet
 
 
+# --- the source's other streams -----------------------------------------------------------------
+
+
 @contextmanager
-def _source(clip: Clip) -> Iterator[Any]:
-    """Open a clip once more for its other streams; an animation has none."""
+def _source(clip: Clip) -> Iterator["InputContainer | None"]:
+    """Open a clip again for its other streams; an animation has none."""
     if clip.animated:
         yield None
     else:
@@ -314,15 +379,17 @@ def _source(clip: Clip) -> Iterator[Any]:
             yield container
 
 
-def _decoding_time(packet) -> Fraction:
+def _decoding_time(packet: "av.Packet") -> Fraction:
+    assert packet.dts is not None
     return packet.dts * packet.time_base
 
 
-def _copied_packets(source, copies: dict[int, Any], clip: Clip) -> Iterator[Any]:
-    """Yield the packets of the copied streams that begin within the clip, at their new times."""
-    for packet in _until_damaged(
-        source.demux([source.streams[index] for index in copies]), clip.path
-    ):
+def _copied_packets(
+    source: "InputContainer", copies: dict[int, "av.stream.Stream"], clip: Clip
+) -> Iterator["av.Packet"]:
+    """Yield the packets of copied streams that begin within the clip, at their new times."""
+    wanted = [source.streams[index] for index in copies]
+    for packet in _until_damaged(source.demux(wanted), clip.path):
         if packet.dts is None:  # the end of a stream
             continue
         begin = (packet.dts if packet.pts is None else packet.pts) * packet.time_base
@@ -332,12 +399,13 @@ def _copied_packets(source, copies: dict[int, Any], clip: Clip) -> Iterator[Any]
             continue
         shift = round(clip.offset / packet.time_base)
         packet.dts -= shift
-        packet.pts = None if packet.pts is None else packet.pts - shift
+        if packet.pts is not None:
+            packet.pts -= shift
         packet.stream = copies[packet.stream_index]
         yield packet
 
 
-def _until_damaged(packets: Iterator[Any], path: Path) -> Iterator[Any]:
+def _until_damaged(packets: "Iterator[av.Packet]", path: Path) -> Iterator["av.Packet"]:
     try:
         yield from packets
     except pyav().FFmpegError as error:

@@ -1,37 +1,60 @@
-"""The pixels of a video's frames: between 8-bit RGB and how they are coded, and upright as a player shows them.
+"""Convert video frames to upright 8-bit RGB and back, by their own colour coding.
 
 Needs PyAV, which brings FFmpeg's libraries: pip install av.
 """
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from utils import cli
 
-BT709, UNSPECIFIED, BT601 = 1, 2, 6  # matrices between RGB and YCbCr, by the codes of H.273
-_KNOWN_MATRICES = (BT709, 4, 5, BT601, 7, 9)  # to swscale
-_SWSCALE_CODES = {BT601: 5}
-LIMITED, FULL = 1, 2  # ranges of Y: 16 to 235, or 0 to 255
+if TYPE_CHECKING:
+    import av
+
+# Codes of H.273: matrices between RGB and YCbCr
+BT709 = 1
+UNSPECIFIED = 2
+BT601 = 6
+_MATRICES_OF_SWSCALE = (BT709, 4, 5, BT601, 7, 9)
+_SWSCALE_CODES = {BT601: 5}  # where swscale's code differs
+
+# Ranges of Y
+LIMITED = 1  # 16 to 235
+FULL = 2  # 0 to 255
 
 
 def pyav() -> Any:
-    """Import PyAV, or raise UserError."""
+    """Import PyAV.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder would print its settings
     try:
         import av
     except ImportError as error:
         raise cli.UserError(
-            f"videos need PyAV, which cannot be loaded ({error}); pip install av"
+            f"videos need PyAV, which cannot be imported ({error}); install it with: pip install av"
         ) from error
     return av
 
 
+# --- colours ------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Colours:
-    """How pixels are coded: matrix between RGB and YCbCr, range of Y, primaries and transfer function (H.273's codes)."""
+    """How pixels are coded, by the codes of H.273.
+
+    Attributes:
+        matrix: between RGB and YCbCr.
+        range: of Y, `LIMITED` or `FULL`.
+        primaries: the colours of pure red, green and blue.
+        transfer: between linear light and RGB values.
+    """
 
     matrix: int = BT709
     range: int = LIMITED
@@ -39,80 +62,103 @@ class Colours:
     transfer: int = 13  # sRGB
 
 
-def colours_of(frame) -> Colours:
-    """Return how a frame is coded; what it does not say is guessed as players do. RGB becomes BT.709.
+def colours_of(frame: "av.VideoFrame") -> Colours:
+    """Return how to code the enlarged frame: as the frame itself, or as BT.709 if it is RGB.
+
+    Missing tags are guessed as players do.
 
     Raises:
-        UserError: its matrix is not supported.
+        UserError: the frame's matrix is not supported.
     """
-    matrix, full = frame.colorspace, frame.color_range == FULL
     if _is_rgb(frame):
         return Colours(BT709, LIMITED, frame.color_primaries, frame.color_trc)
+
+    matrix = frame.colorspace
     if matrix == UNSPECIFIED:
         matrix = BT709 if frame.height >= 720 else BT601
-    if matrix not in _KNOWN_MATRICES:
-        raise cli.UserError(
-            f"its colours are coded in a way that is not supported (matrix {matrix} of H.273)"
-        )
-    full = full or (not frame.color_range and frame.format.name.startswith(("yuvj", "gray")))
+    if matrix not in _MATRICES_OF_SWSCALE:
+        raise cli.UserError(f"its colour matrix is not supported (number {matrix} of H.273)")
+
+    full = frame.color_range == FULL
+    if not frame.color_range:
+        full = frame.format.name.startswith(("yuvj", "gray"))
     return Colours(matrix, FULL if full else LIMITED, frame.color_primaries, frame.color_trc)
 
 
-def _is_rgb(frame) -> bool:
-    return frame.format.is_rgb or frame.format.has_palette or frame.colorspace == 0
-
-
-def to_rgb(frame, colours: Colours) -> np.ndarray:
-    """Convert a decoded frame to an array (H, W, 3) uint8."""
+def to_rgb(frame: "av.VideoFrame", colours: Colours) -> np.ndarray:
+    """Convert a decoded frame to (H, W, 3) uint8."""
     if not _is_rgb(frame):
-        frame.colorspace, frame.color_range = colours.matrix, colours.range
-    return frame.reformat(
-        format="rgb24", dst_color_range=FULL, interpolation=_accurately(), threads=1
-    ).to_ndarray()
+        frame.colorspace = colours.matrix
+        frame.color_range = colours.range
+    rgb = frame.reformat(
+        format="rgb24",
+        dst_color_range=FULL,
+        interpolation=_accurate_scaling(),
+        threads=1,
+    )
+    return rgb.to_ndarray()
 
 
-def from_rgb(rgb: np.ndarray, pixels: str, colours: Colours) -> Any:
-    """Convert an array (H, W, 3) uint8 to a frame of a pixel format: one of RGB, or of YCbCr, coded as `colours` says."""
+def from_rgb(rgb: np.ndarray, pixel_format: str, colours: Colours) -> "av.VideoFrame":
+    """Convert (H, W, 3) uint8 to a frame.
+
+    Args:
+        rgb: the pixels.
+        pixel_format: FFmpeg's name of a format of RGB or YCbCr.
+        colours: how YCbCr is coded.
+    """
     frame = pyav().VideoFrame.from_ndarray(np.ascontiguousarray(rgb))
     frame.color_range = FULL
-    if pyav().VideoFormat(pixels).is_rgb:
-        return frame.reformat(format=pixels, threads=1)
-    matrix, flags = _SWSCALE_CODES.get(colours.matrix, colours.matrix), _accurately()
+    if pyav().VideoFormat(pixel_format).is_rgb:
+        return frame.reformat(format=pixel_format, threads=1)
     return frame.reformat(
-        format=pixels,
-        dst_colorspace=matrix,
+        format=pixel_format,
+        dst_colorspace=_SWSCALE_CODES.get(colours.matrix, colours.matrix),
         dst_color_range=colours.range,
-        interpolation=flags,
+        interpolation=_accurate_scaling(),
         threads=1,
     )
 
 
-def _accurately():
-    """Return the flags with which swscale rounds to the nearest and interpolates chroma."""
-    kind = pyav().video.reformatter.Interpolation
-    return (
-        kind.BICUBIC | kind.FULL_CHR_H_INT | kind.FULL_CHR_H_INP | kind.ACCURATE_RND | kind.BITEXACT
-    )
+def _is_rgb(frame: "av.VideoFrame") -> bool:
+    return frame.format.is_rgb or frame.format.has_palette or frame.colorspace == 0
 
 
-def display_matrix(frame) -> tuple[int, ...] | None:
-    """Return a, b, u, c, d of a frame's display matrix, which moves pixel (x, y) to (a·x + c·y, b·x + d·y)."""
-    data = next(
-        (bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None
-    )
-    return None if data is None else tuple(np.frombuffer(data, np.int32)[:5].tolist())
+def _accurate_scaling() -> int:
+    """Return the flags that make swscale round to the nearest and interpolate chroma."""
+    flags = pyav().video.reformatter.Interpolation
+    chroma = flags.FULL_CHR_H_INT | flags.FULL_CHR_H_INP
+    return flags.BICUBIC | chroma | flags.ACCURATE_RND | flags.BITEXACT
 
 
-def is_lying(matrix: tuple[int, ...] | None) -> bool:
-    """Tell whether a display matrix turns columns into rows."""
+# --- orientation --------------------------------------------------------------------------------
+
+
+def display_matrix(frame: "av.VideoFrame") -> tuple[int, ...] | None:
+    """Return a, b, u, c, d of a frame's display matrix; None if it has none.
+
+    The matrix moves pixel (x, y) to (a·x + c·y, b·x + d·y).
+    """
+    entries: Any = frame.side_data  # iterates over its values, though typed as a mapping
+    for data in entries:
+        if data.type.name == "DISPLAYMATRIX":
+            return tuple(np.frombuffer(bytes(data), np.int32)[:5].tolist())
+    return None
+
+
+def is_sideways(matrix: tuple[int, ...] | None) -> bool:
+    """Return whether a display matrix turns rows into columns."""
     return matrix is not None and abs(matrix[1]) > abs(matrix[0])
 
 
 def upright(rgb: np.ndarray, matrix: tuple[int, ...] | None) -> np.ndarray:
-    """Turn and mirror an image (H, W, 3) as a display matrix says, by the nearest quarter of a turn."""
+    """Rotate and mirror (H, W, 3) by a display matrix, rounded to quarter turns."""
     if matrix is None:
         return rgb
     a, b, _, c, d = matrix
-    if is_lying(matrix):
-        rgb, a, d = rgb.swapaxes(0, 1), c, b
-    return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+    if is_sideways(matrix):
+        rgb = rgb.swapaxes(0, 1)
+        a, d = c, b
+    rows = -1 if d < 0 else 1
+    columns = -1 if a < 0 else 1
+    return np.ascontiguousarray(rgb[::rows, ::columns])

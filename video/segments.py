@@ -1,4 +1,4 @@
-"""Keep the finished parts of a video that is being enlarged, so that the same command goes on after an interruption."""
+"""Keep finished parts of a video on disk, so that an interrupted run can continue."""
 
 import json
 import shutil
@@ -14,16 +14,16 @@ from utils import cli, files
 from video.encoding import Packet
 
 RESULT = "sr"  # the track whose file is written and moved last
-FRAMES = 32  # in a segment: what an interruption costs at most
+FRAMES = 32  # per segment: the most that an interruption costs
 
 
 def folder_of(out: Path) -> Path:
-    """Return the hidden folder in which the parts of an output are kept."""
+    """Return the hidden folder beside an output file that holds its segments."""
     return out.with_name(f".{out.name}.unfinished")
 
 
 def is_joined(out: Path) -> bool:
-    """Tell whether an interrupted run had joined the segments, so that its files only have to be moved."""
+    """Return whether an interrupted run had only to move its finished files into place."""
     return (folder_of(out) / RESULT).exists()
 
 
@@ -31,34 +31,33 @@ def is_joined(out: Path) -> bool:
 def kept_segments(
     out: Path, settings: dict[str, Any], overwrite: bool = False
 ) -> Iterator["Segments"]:
-    """Yield the segments in a hidden folder beside the output, which is removed once it holds none.
+    """Lock the folder of an output file's segments and yield them; remove the folder if empty.
 
     Args:
         out: output path.
-        settings: plain data on which the frames depend.
-        overwrite: drop segments that were made with other settings.
+        settings: everything that the frames depend on, as plain data.
+        overwrite: discard segments that were made with other settings.
 
     Raises:
-        UserError: another process is using the folder, or it holds segments of other settings.
+        UserError: another process is using the folder, or its segments have other settings.
         OSError: it cannot be written.
     """
     folder = files.make_folder(folder_of(out))
     with files.lock(folder / "lock"):
         files.remove_leftovers(folder)
-        segments, record = Segments(folder), folder / "settings.json"
+        segments = Segments(folder)
+        record = folder / "settings.json"
         try:
             before = json.loads(record.read_text()) if record.exists() else {}
             changed = [name for name in settings if before.get(name) != settings[name]]
             if changed and not segments.empty:
+                named = " and ".join(changed)
                 if not overwrite:
                     raise cli.UserError(
-                        f"{folder}: an unfinished run with another {' and '.join(changed)}; finish it with its own command, "
-                        "or drop it with --overwrite"
+                        f"{folder}: holds an unfinished run with a different {named}; "
+                        "finish it with its own command, or discard it with --overwrite"
                     )
-                print(
-                    f"starting over: the unfinished run had another {' and '.join(changed)}",
-                    file=sys.stderr,
-                )
+                print(f"starting over: the unfinished run had a different {named}", file=sys.stderr)
                 segments.remove_from(0)
                 (folder / RESULT).unlink(missing_ok=True)
             files.write_text(record, json.dumps(settings))
@@ -69,14 +68,14 @@ def kept_segments(
 
 
 class Segments:
-    """The encoded frames of one or more tracks, and what was measured on them, in files of `FRAMES` frames each."""
+    """Files of `FRAMES` frames each, encoded for one or more tracks, with their measurements."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     @property
     def joined(self) -> bool:
-        """Whether the segments have been joined, but not all files moved to where they belong."""
+        """Whether the segments have been joined, but not all results moved into place."""
         return (self.folder / RESULT).exists()
 
     @property
@@ -92,49 +91,59 @@ class Segments:
         return self.folder / f"segment_{number:08d}.pth"
 
     def save(self, number: int, tracks: dict[str, list[Packet]], measured: list[float]) -> None:
-        """Keep a segment, whole or not at all."""
-        packed = {name: _packed(packets) for name, packets in tracks.items()}
+        """Write a segment, whole or not at all.
+
+        Args:
+            number: of the segment, from 0.
+            tracks: packets by track name.
+            measured: numbers that `check` returns.
+        """
+        packed = {name: _pack(packets) for name, packets in tracks.items()}
         files.save_tensors(self._path(number), {"tracks": packed, "measured": measured})
 
     def check(self) -> list[list[float]]:
-        """Return what was measured on each intact segment; remove whatever follows a damaged or missing one."""
+        """Return what was measured on each segment up to the first damaged or missing one.
+
+        The segments from there on are removed.
+        """
         measured: list[list[float]] = []
-        while (path := self._path(len(measured))).exists():
+        path = self._path(0)
+        while path.exists():
             try:
                 measured.append(files.load_tensors(path)["measured"])
             except cli.UserError as error:
                 print(f"{error}; its frames will be enlarged again", file=sys.stderr)
                 break
+            path = self._path(len(measured))
         self.remove_from(len(measured))
         return measured
 
-    def remove_from(self, count: int) -> None:
-        """Remove all segments but the first `count`."""
+    def remove_from(self, number: int) -> None:
+        """Remove segment `number` and all that follow."""
         for path in self.paths():
-            if path >= self._path(count):
+            if path >= self._path(number):
                 path.unlink()
 
     def packets(self, name: str) -> Iterator[Packet]:
-        """Yield all packets of a track, holding one segment in memory."""
+        """Yield all packets of a track, with one segment in memory at a time."""
         for path in self.paths():
-            yield from _unpacked(files.load_tensors(path)["tracks"][name])
+            yield from _unpack(files.load_tensors(path)["tracks"][name])
 
 
-def _packed(packets: list[Packet]) -> dict[str, torch.Tensor]:
+def _pack(packets: list[Packet]) -> dict[str, torch.Tensor]:
+    data = bytearray(b"".join(packet.data for packet in packets))
     return {
-        "data": torch.frombuffer(
-            bytearray(b"".join(packet.data for packet in packets)), dtype=torch.uint8
-        ),
+        "data": torch.frombuffer(data, dtype=torch.uint8),
         "sizes": torch.tensor([len(packet.data) for packet in packets]),
         "frames": torch.tensor([packet.frame for packet in packets]),
         "keys": torch.tensor([packet.key for packet in packets]),
     }
 
 
-def _unpacked(packed: dict[str, torch.Tensor]) -> Iterator[Packet]:
-    data, place = packed["data"].numpy().tobytes(), 0
-    for size, frame, key in zip(
-        *(packed[name].tolist() for name in ("sizes", "frames", "keys")), strict=True
-    ):
-        yield Packet(frame, key, data[place : place + size])
-        place += size
+def _unpack(packed: dict[str, torch.Tensor]) -> Iterator[Packet]:
+    data = packed["data"].numpy().tobytes()
+    columns = [packed[name].tolist() for name in ("sizes", "frames", "keys")]
+    start = 0
+    for size, frame, key in zip(*columns, strict=True):
+        yield Packet(frame, key, data[start : start + size])
+        start += size
