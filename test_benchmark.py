@@ -1,4 +1,4 @@
-"""Compare a generator, or images enlarged elsewhere, with bicubic on a folder of HR images such as Set5 or BSD100.
+"""Score a generator, or images enlarged elsewhere, beside bicubic on HR images such as Set5.
 
 python test_benchmark.py --hr Set5/HR --lr Set5/LR
 python test_benchmark.py --hr Set5/HR --sr Set5/SR
@@ -12,15 +12,19 @@ from pathlib import Path
 import numpy as np
 import pandas
 import torch
+from torch import Tensor
 
 import inference
 import metrics
 from dataloader import TestDatasetFromFolder
 from model import UPSCALES
+from networks import GeneratorNetwork
 from utils import cli, files, images, weights
 from utils.device import add_options, resolve_device, resolve_precision
 
-# The figures and their decimals on screen; some need a network or a larger image
+SRSource = Callable[[str, np.ndarray], np.ndarray]  # (name, LR) -> SR, both (H, W, 3) uint8
+
+# The figures and their decimals on screen. Some need a network or a larger image.
 FIGURES = {
     "Y_PSNR": 2,
     "Y_SSIM": 4,
@@ -59,10 +63,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="folder for the results (default: results/benchmark_<weights or sr>_<hr>)",
     )
     parser.add_argument(
-        "--perceptual-weights", metavar="imagenet|FILE",
-        help="SqueezeNet's weights, for Distance; imagenet downloads torchvision's once, 5 MB (default: torchvision's if "
-        "already downloaded, else no Distance)",
-    )  # fmt: skip
+        "--perceptual-weights",
+        metavar="imagenet|FILE",
+        help="SqueezeNet's weights, for Distance; imagenet downloads torchvision's once, 5 MB "
+        "(default: torchvision's if already downloaded, else no Distance)",
+    )
     parser.add_argument(
         "--lpips",
         action="store_true",
@@ -72,10 +77,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def generated(
-    generator: torch.nn.Module, precision: str, out: Path
-) -> Callable[[str, np.ndarray], np.ndarray]:
-    """Return a function (name, LR) -> SR that enlarges LR with the generator and writes the SR image to `out`."""
+def generated(generator: GeneratorNetwork, precision: str, out: Path) -> SRSource:
+    """Return a function that enlarges an LR image and writes the SR image to `out`."""
 
     def sr_of(name: str, lr: np.ndarray) -> np.ndarray:
         sr = inference.upscale(generator, lr, precision=precision)
@@ -85,34 +88,36 @@ def generated(
     return sr_of
 
 
-def made_elsewhere(
-    folder: Path, names: list[str], upscale: int
-) -> Callable[[str, np.ndarray], np.ndarray]:
-    """Return a function (name, LR) -> SR that reads the SR image named `name`, cropped to a multiple of the scale.
+def made_elsewhere(folder: Path, names: list[str], upscale: int) -> SRSource:
+    """Return a function that reads an SR image by name, cropped to a multiple of the scale.
 
     Raises:
-        UserError: a name has no SR image or several; from the returned function: an SR image is damaged or does not fit.
+        UserError: a name has no SR image or several; from the returned function: an SR image is
+            damaged or does not fit.
     """
-    found: dict[str, list[Path]] = {}
+    # Pair the names with files
+    files_of: dict[str, list[Path]] = {}
     for path in images.list_images(folder):
-        found.setdefault("_".join(path.relative_to(folder).with_suffix("").parts), []).append(path)
-    partners = {
-        name: [*found.get(name, []), *found.get(f"{name}_x{upscale}", [])] for name in names
-    }
-    for name, paths in partners.items():
+        stem = "_".join(path.relative_to(folder).with_suffix("").parts)
+        files_of.setdefault(stem, []).append(path)
+    partners = {}
+    for name in names:
+        paths = files_of.get(name, []) + files_of.get(f"{name}_x{upscale}", [])
         if len(paths) != 1:
             what = f"several SR images ({cli.listed(paths, most=3)})" if paths else "no SR image"
             raise cli.UserError(
                 f"{name}: {what} named {name} or {name}_x{upscale} (with any suffix) in {folder}"
             )
+        partners[name] = paths[0]
 
     def sr_of(name: str, lr: np.ndarray) -> np.ndarray:
-        sr = images.crop_to_multiple(images.read_picture(partners[name][0]).rgb, upscale)
-        expected = [side * upscale for side in lr.shape[:2]]
-        if list(sr.shape[:2]) != expected:
+        sr = images.crop_to_multiple(images.read_picture(partners[name]).rgb, upscale)
+        height, width = (side * upscale for side in lr.shape[:2])
+        if sr.shape[:2] != (height, width):
             raise cli.UserError(
-                f"{partners[name][0]}: {sr.shape[1]}x{sr.shape[0]} pixels do not fit HR's {expected[1]}x{expected[0]} "
-                f"(both cropped to multiples of {upscale}); was it enlarged with another --upscale?"
+                f"{partners[name]}: {sr.shape[1]}x{sr.shape[0]} pixels do not fit HR's "
+                f"{width}x{height} (both cropped to multiples of {upscale}); was it enlarged with "
+                "another --upscale?"
             )
         return sr
 
@@ -120,80 +125,93 @@ def made_elsewhere(
 
 
 def measure(
-    image: torch.Tensor, hr: torch.Tensor, upscale: int, networks: torch.nn.ModuleDict
+    image: Tensor, hr: Tensor, upscale: int, networks: torch.nn.ModuleDict
 ) -> dict[str, float]:
-    """Return the values of `FIGURES` that one image (1, 3, H, W) uint8 has with these networks (see `metrics.beyond_psnr`)."""
-    y_psnr, y_ssim = metrics.psnr_ssim_y(
-        images.uint8_to_unit(image), images.uint8_to_unit(hr), upscale
-    )
-    values = {
+    """Return the `FIGURES` of an image (1, 3, H, W) uint8, of SR or bicubic.
+
+    Args:
+        networks: of `metrics.distance_networks`.
+    """
+    unit = images.uint8_to_unit(image)
+    y_psnr, y_ssim = metrics.psnr_ssim_y(unit, images.uint8_to_unit(hr), upscale)
+    rgb_psnr, _rgb_ssim = metrics.psnr_ssim_rgb(image, hr)
+    return {
         "Y_PSNR": y_psnr.item(),
         "Y_SSIM": y_ssim.item(),
-        "RGB_PSNR": metrics.psnr_ssim_rgb(image, hr)[0],
+        "RGB_PSNR": rgb_psnr,
+        **metrics.beyond_psnr(image, hr, upscale, networks),
     }
-    return values | metrics.beyond_psnr(image, hr, upscale, networks)
 
 
 @torch.inference_mode()
 def measure_folder(
     dataset: TestDatasetFromFolder,
-    sr_of: Callable[[str, np.ndarray], np.ndarray],
+    sr_of: SRSource,
     upscale: int,
     device: torch.device,
     networks: torch.nn.ModuleDict,
 ) -> pandas.DataFrame:
-    """Return one row per image with the values of bicubic and SR, and a last row with their means."""
+    """Return one row per image with the values of bicubic and SR, and a last row of means."""
     rows = []
-    for name, lr, hr in cli.progress_bar(dataset, total=len(dataset), desc="images", unit="image"):
+    for index in cli.progress_bar(range(len(dataset)), desc="images", unit="image"):
+        name, lr, hr = dataset[index]
         if min(hr.shape[-2:]) <= 2 * upscale:
             raise cli.UserError(
                 f"{name}: too small: the papers' protocol leaves out a border of {upscale} pixels"
             )
-        lr_array, row = images.to_array(lr), {"Image": name}
-        pictures = {
+        lr_array = images.to_array(lr)
+        results = {
             "Bicubic": images.upscale_bicubic(lr_array, upscale),
             "SR": sr_of(name, lr_array),
         }
-        for what, picture in pictures.items():
-            values = measure(images.to_tensor(picture).to(device), hr.to(device), upscale, networks)
+        row: dict[str, str | float] = {"Image": name}
+        for what, result in results.items():
+            values = measure(images.to_tensor(result).to(device), hr.to(device), upscale, networks)
             row |= {f"{what}_{column}": value for column, value in values.items()}
         rows.append(row)
     table = pandas.DataFrame(rows)
-    mean = table.drop(columns="Image").mean().to_dict()
-    return pandas.concat([table, pandas.DataFrame([{"Image": "mean", **mean}])], ignore_index=True)
+    means = table.drop(columns="Image").mean().to_dict()
+    return pandas.concat([table, pandas.DataFrame([{"Image": "mean", **means}])], ignore_index=True)
 
 
 def print_table(table: pandas.DataFrame) -> None:
-    """Print SR below bicubic, with as many decimals as the papers, and a dash for what an image does not have."""
+    """Print SR below bicubic, with the papers' decimals and a dash for what an image lacks."""
     columns = [column for column in FIGURES if f"SR_{column}" in table]
     width = max(len(name) for name in table["Image"])
     print(f"{'':{width}}  {'':7}" + "".join(f"  {column:>8}" for column in columns))
     for _, row in table.iterrows():
         for name, what in ((row["Image"], "Bicubic"), ("", "SR")):
-            values = [(row[f"{what}_{column}"], FIGURES[column]) for column in columns]
-            cells = [
-                "-" if math.isnan(value) else f"{value:.{decimals}f}" for value, decimals in values
-            ]
-            print(f"{name:{width}}  {what:7}" + "".join(f"  {cell:>8}" for cell in cells))
+            line = f"{name:{width}}  {what:7}"
+            for column in columns:
+                value = row[f"{what}_{column}"]
+                text = "-" if math.isnan(value) else f"{value:.{FIGURES[column]}f}"
+                line += f"  {text:>8}"
+            print(line)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Measure, print, and write."""
+    """Measure, print and write."""
     if args.sr and (args.weights or args.texture_weights or args.texture is not None):
         raise cli.UserError(
-            "--weights cannot be combined with --sr, which measures images that are already enlarged; nor can --texture"
+            "--weights cannot be combined with --sr, which measures images that are already "
+            "enlarged; nor can --texture"
         )
     if args.perceptual_weights == "random":
         raise cli.UserError(
-            "--perceptual-weights random: Distance between untrained features means nothing; pass imagenet or a file"
+            "--perceptual-weights random: Distance between untrained features means nothing; pass "
+            "imagenet or a file"
         )
+
+    # Open what makes SR, the images and the networks that measure distances
     device = resolve_device(args.device)
     if args.sr:
-        upscale, measured = args.upscale or 4, args.sr.resolve().name
+        upscale = args.upscale or 4
+        measured = args.sr.resolve().name
     else:
         chosen = weights.chosen_weights(args)
         generator = inference.open_generator(device=device, **vars(chosen))
-        upscale, measured = generator.upscale, chosen.stem
+        upscale = generator.upscale
+        measured = chosen.stem
         if args.upscale not in (None, upscale):
             raise cli.UserError(f"--upscale {args.upscale}: {chosen} holds an x{upscale} generator")
     dataset = TestDatasetFromFolder(args.lr, args.hr, upscale)
@@ -202,15 +220,18 @@ def main(args: argparse.Namespace) -> None:
         sr_of = made_elsewhere(args.sr, dataset.names, upscale)
     else:
         sr_of = generated(generator, resolve_precision(args.precision, device, generator), out)
-    networks = metrics.open_networks(args.lpips, args.perceptual_weights).to(device)
+    networks = metrics.distance_networks(args.lpips, args.perceptual_weights).to(device)
     files.make_folder(out)
+
+    # Measure and report
     table = measure_folder(dataset, sr_of, upscale, device, networks)
     files.write_text(out / "benchmark.csv", table.to_csv(index=False, float_format="%.6g"))
     print_table(table)
     print(f"{out / 'benchmark.csv'}{'' if args.sr else ', and the SR images beside it'}")
     if "Distance" not in networks:
         print(
-            "Distance was not measured: --perceptual-weights imagenet downloads SqueezeNet's weights once, 5 MB"
+            "Distance was not measured: --perceptual-weights imagenet downloads SqueezeNet's "
+            "weights once, 5 MB"
         )
 
 

@@ -19,7 +19,7 @@ from utils.device import set_switches
 
 
 def open_networks(args: argparse.Namespace) -> nn.ModuleDict:
-    """Return the networks that train.py's validation measures distances with (see `metrics.open_networks`).
+    """Return the networks that train.py's validation measures distances with.
 
     For Distance, it is the run's own SqueezeNet, or torchvision's if already downloaded: nothing is downloaded for it.
     """
@@ -27,7 +27,7 @@ def open_networks(args: argparse.Namespace) -> nn.ModuleDict:
         "imagenet",
         "random",
     )
-    return metrics.open_networks(args.lpips, args.perceptual_weights if own_file else None)
+    return metrics.distance_networks(args.lpips, args.perceptual_weights if own_file else None)
 
 
 def validate_epoch(
@@ -73,7 +73,7 @@ def validate(
     takes its share of the images.
 
     Args:
-        networks: of `metrics.open_networks`; None: measure no distances.
+        networks: of `metrics.distance_networks`; None: measure no distances.
     """
     device, generator = next(generator.parameters()).device, inference.prepared(generator)
     networks = (networks or nn.ModuleDict()).to(device)

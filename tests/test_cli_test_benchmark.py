@@ -84,7 +84,7 @@ def test_what_psnr_cannot_see_is_measured_of_bicubic_and_sr(photos, tmp_path, sq
         "test_benchmark.py", "--hr", photos[1], "--out", out, "--perceptual-weights", squeezenet
     )
     table = pandas.read_csv(out / "benchmark.csv").set_index("Image")
-    networks = metrics.open_networks(squeezenet=str(squeezenet))
+    networks = metrics.distance_networks(squeezenet=str(squeezenet))
     for name in ("image_0", "image_1"):
         hr = images.crop_to_multiple(images.read_picture(photos[1] / f"{name}.png").rgb, 4)
         sr = images.read_picture(out / f"{name}_x4.png").rgb

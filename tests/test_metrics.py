@@ -270,7 +270,7 @@ def test_distance_of_a_large_image_is_measured_in_parts(monkeypatch):
 
 
 def test_distance_of_bicubic_on_set5_is_as_measured_elsewhere(set5, squeezenet_file):
-    distance = metrics.open_networks(squeezenet=str(squeezenet_file))["Distance"]
+    distance = metrics.distance_networks(squeezenet=str(squeezenet_file))["Distance"]
     name, lr, hr = next(iter(TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4)))
     bicubic = images.to_tensor(images.upscale_bicubic(images.to_array(lr), 4))
     pair = [images.uint8_to_unit(image) for image in (bicubic, hr)]
@@ -284,18 +284,18 @@ def test_distance_downloads_only_what_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     checkpoints = tmp_path / "hub" / "checkpoints"
-    assert not metrics.open_networks() and not checkpoints.exists()
+    assert not metrics.distance_networks() and not checkpoints.exists()
     with pytest.raises(
         ValueError,
         match=r"SqueezeNet could not be downloaded.*no route to host.*--perceptual-weights FILE",
     ):
-        metrics.open_networks(squeezenet="imagenet")
+        metrics.distance_networks(squeezenet="imagenet")
     (checkpoints / "squeezenet1_0-b66bff10.pth").write_bytes(b"another version")
-    assert not metrics.open_networks()
+    assert not metrics.distance_networks()
     torch.save(
         pretrained.state_dict("squeezenet", "random"), checkpoints / "squeezenet1_1-b8a52dc0.pth"
     )
-    assert list(metrics.open_networks()) == ["Distance"]
+    assert list(metrics.distance_networks()) == ["Distance"]
 
 
 def test_an_image_that_is_too_small_for_a_network_has_no_distance():

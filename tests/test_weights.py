@@ -36,7 +36,7 @@ def test_a_file_is_the_one_of_the_card(name, size, checksum):
 
 @pytest.fixture(scope="module")
 def networks(squeezenet_file):
-    return metrics.open_networks(squeezenet=str(squeezenet_file))
+    return metrics.distance_networks(squeezenet=str(squeezenet_file))
 
 
 @pytest.mark.parametrize("name", [name for name, *_ in FILES])
