@@ -1,11 +1,13 @@
-"""What every script shares: exit statuses, one-line errors, progress bars, and stopping on a signal.
+"""What every script shares: exit statuses, one-line errors, progress bars, stopping on a signal.
 
-Exit status 0: done. 2: the user's input is wrong. 1: the run itself failed (loss not finite, out of memory, a bug).
-128+n: stopped by signal n. Set SRGAN_TRACEBACK=1 to see the traceback behind a one-line error.
+Exit status 0: done. 2: the user's input is wrong. 1: the run itself failed (loss not finite, out of
+memory, a bug). 128+n: stopped by signal n.
+Set SRGAN_TRACEBACK=1 to see the traceback behind a one-line error.
 """
 
 import argparse
 import errno
+import io
 import math
 import os
 import re
@@ -14,10 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from functools import partial
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 VERSION = "0.3.0"
 STOP_SIGNALS = [
@@ -26,7 +31,10 @@ STOP_SIGNALS = [
 
 
 class UserError(ValueError):
-    """An error that the user can fix; the message says what is wrong, where, and how to fix it. Exit status 2."""
+    """An error that the user can fix; the message says what is wrong, where, and how to fix it.
+
+    Exit status 2.
+    """
 
 
 class RunError(ArithmeticError):
@@ -36,16 +44,16 @@ class RunError(ArithmeticError):
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Help that keeps the description's line breaks and shows every informative default."""
 
-    def _get_help_string(self, action: argparse.Action) -> str:
+    def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False) or "default" in (action.help or ""):
-            return action.help or ""
+            return action.help
         return super()._get_help_string(action)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser that shows a script's docstring as its help, and reports a wrong option in one line."""
+    """A parser whose help keeps line breaks, and that reports a wrong option in one line."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         super().__init__(**{"formatter_class": HelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
@@ -54,23 +62,23 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def heeded_signals() -> list[int]:
-    """Return the signals that stop a script; SIGHUP is not among them under `nohup`, which ignores it."""
+    """Return the signals that stop a script: not SIGHUP under `nohup`, which ignores it."""
     ignored = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in STOP_SIGNALS if not (ignored and number == signal.SIGHUP)]
 
 
-_ECHO_SECONDS = (
-    2  # torchrun, `timeout` and schedulers signal a process and then its group: one request
-)
+# torchrun, `timeout` and schedulers signal a process and then its group: that is one request
+_ECHO_SECONDS = 2
 
 
 class StopRequest:
-    """Context manager in which the first Ctrl-C, SIGTERM or SIGHUP only sets `number`; a second one ends the process at once.
+    """Context manager in which the first Ctrl-C, SIGTERM or SIGHUP only sets `number`.
 
-    A signal repeated within two seconds is part of the same request, except a Ctrl-C outside torchrun: a person pressed it.
+    A second one ends the process at once. A signal repeated within two seconds is part of the same
+    request, except a Ctrl-C outside torchrun: a person pressed it.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.number: int | None = None
         self._since = 0.0
 
@@ -78,21 +86,20 @@ class StopRequest:
         self._before = {number: signal.signal(number, self._receive) for number in heeded_signals()}
         return self
 
-    def __exit__(self, *_error) -> None:
+    def __exit__(self, *_error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _receive(self, number: int, _frame) -> None:
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.number is not None:
             by_hand = number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ
             if by_hand or time.monotonic() - self._since > _ECHO_SECONDS:
                 raise SystemExit(128 + number)
             return
-        self.number, self._since = number, time.monotonic()
-        print(
-            f"\n{signal.Signals(number).name}: saving after this step; send it again to stop at once",
-            file=sys.stderr,
-        )
+        self.number = number
+        self._since = time.monotonic()
+        name = signal.Signals(number).name
+        print(f"\n{name}: saving after this step; send it again to stop at once", file=sys.stderr)
 
 
 def positive_int(text: str) -> int:
@@ -111,7 +118,7 @@ def non_negative_float(text: str) -> float:
 
 
 def tile_side(text: str) -> int | None:
-    """Parse the side of a tile in LR pixels: `auto` (None), or a whole number; 0 means the whole image."""
+    """Parse the side of a tile in LR pixels: `auto` (None), or 0 for the whole image, or more."""
     return None if text == "auto" else non_negative_int(text)
 
 
@@ -129,26 +136,34 @@ def number_between(least: float, most: float, step: float = 0.0) -> Callable[[st
     return parse
 
 
-def _number(text: str, kind: type, least: float, most: float = math.inf):
+def _number(text: str, kind: Callable[[str], float], least: float, most: float = math.inf) -> Any:
+    """Parse a finite number of a kind (`int` or `float`) from `least` to `most`."""
     try:
         value = kind(text)
     except ValueError:
-        value = None
-    if value is None or not least <= value <= most or value == math.inf:
-        what = "whole number" if kind is int else "number"
-        allowed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} {allowed}")
-    return value
+        value = math.nan
+    if least <= value <= most and value != math.inf:
+        return value
+    what = "whole number" if kind is int else "number"
+    allowed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+    raise argparse.ArgumentTypeError(f"{text!r} is not a {what} {allowed}")
 
 
-def listed(items: Sequence, separator: str = ", ", most: int = 10) -> str:
+def listed(items: Sequence[object], separator: str = ", ", most: int = 10) -> str:
     """Return items as text, the first ones by name and the others counted: `a, b, c and 7 more`."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return separator.join(map(str, items[:most])) + more
 
 
-def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
-    """Return a progress bar that appears after two seconds; if stderr is no terminal, it is redrawn only every ten seconds."""
+def progress_bar(iterable: Iterable[Item] | None = None, **options: Any) -> "tqdm[Item]":
+    """Return a progress bar that appears after two seconds.
+
+    If stderr is not a terminal, it is redrawn only every ten seconds.
+
+    Args:
+        iterable: what to iterate over; None for a bar that is advanced by hand.
+        options: of tqdm, instead of these defaults.
+    """
     defaults = {
         "delay": 2,
         "leave": False,
@@ -157,39 +172,49 @@ def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
     }
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes, but not the first
         defaults["disable"] = True
-    return tqdm(iterable, **{**defaults, **options})
+    options = {**defaults, **options}
+    return tqdm(iterable, **options)  # type: ignore[return-value]  # the stub's `tqdm[Never]`
 
 
 def map_in_processes(
-    function: Callable, items: Sequence, processes: int | None, title: str
-) -> list:
-    """Map a function over items in several processes (None: as many as there are cores), with a progress bar."""
+    function: Callable[[Item], Result], items: Sequence[Item], processes: int | None, title: str
+) -> list[Result]:
+    """Map a function over items in several processes, with a progress bar.
+
+    Args:
+        function: what to call; picklable, as are the items and the results.
+        items: its arguments.
+        processes: how many; None: as many as there are cores.
+        title: of the progress bar.
+    """
     processes = max(1, min(processes or os.cpu_count() or 1, len(items) // 4))
-    progress = partial(progress_bar, total=len(items), desc=title, unit="image")
     if processes == 1:
-        return list(progress(map(function, items)))
+        results = map(function, items)
+        return list(progress_bar(results, total=len(items), desc=title, unit="image"))
+    chunk = max(1, min(64, len(items) // (8 * processes)))
     with ProcessPoolExecutor(processes, initializer=ignore_signals) as pool:
         try:
-            return list(
-                progress(
-                    pool.map(
-                        function, items, chunksize=max(1, min(64, len(items) // (8 * processes)))
-                    )
-                )
-            )
+            parallel = pool.map(function, items, chunksize=chunk)
+            return list(progress_bar(parallel, total=len(items), desc=title, unit="image"))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def ignore_signals(_worker: int | None = None) -> None:
-    """Ignore Ctrl-C and SIGHUP, which reach the whole process group; the main process ends its helpers with SIGTERM."""
+    """Ignore Ctrl-C and SIGHUP in a helper process, since both reach the whole process group.
+
+    The main process ends its helpers with SIGTERM.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def outlive_signals(_worker: int | None = None) -> None:
-    """In a loader's worker, also survive SIGTERM for a minute, so that the main process can save if the whole job gets it."""
+    """Also survive SIGTERM for a minute, in a loader's worker.
+
+    If the whole job gets the signal, the main process can then still save.
+    """
     ignore_signals()
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, 60))
@@ -201,31 +226,37 @@ def is_dead_helper(error: BaseException) -> bool:
         return True
     if not isinstance(error, RuntimeError) or _reported(error):
         return False
-    signs = r"DataLoader worker \(pid.*(is killed by signal|exited unexpectedly)|/gloo/|ncclRemoteError|closed by peer"
+    signs = (
+        r"DataLoader worker \(pid.*(is killed by signal|exited unexpectedly)"
+        r"|/gloo/|ncclRemoteError|closed by peer"
+    )
     return re.search(signs, str(error)) is not None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error of PyTorch, NumPy or the system means that memory ran out."""
-    if isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno == errno.ENOMEM
-    ):
+    if isinstance(error, MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     signs = r"out of memory|can't allocate memory|Cannot allocate memory|^Caught MemoryError"
     return isinstance(error, RuntimeError) and re.search(signs, str(error)) is not None
 
 
 def _reported(error: BaseException) -> str:
-    """Return the last line of the traceback that a loader's worker sent with its exception; empty for other errors."""
+    """Return the last line of the traceback in an exception of a loader's worker, else ""."""
     text = str(error).strip()
     return text.splitlines()[-1] if "Original Traceback" in text else ""
 
 
 def _names_a_file(error: BaseException) -> bool:
-    """Tell whether a system error is about a named file; an error from a loader's worker has the name only in its text."""
-    return isinstance(error, OSError) and (
-        error.filename is not None or bool(re.search(r"\[Errno \d+\] .+: '", _reported(error)))
-    )
+    """Tell whether an error is a system error about a named file."""
+    if not isinstance(error, OSError):
+        return False
+    if error.filename is not None:
+        return True
+    # An error from a loader's worker has the name only in its text
+    return re.search(r"\[Errno \d+\] .+: '", _reported(error)) is not None
 
 
 def describe(error: BaseException) -> str:
@@ -236,7 +267,8 @@ def describe(error: BaseException) -> str:
             text += "; choose a shorter name"
     else:
         text = str(error) or type(error).__name__
-        if reported := _reported(error):
+        reported = _reported(error)
+        if reported:
             text = reported.partition(": ")[2] or reported
     return " ".join(text.split())
 
@@ -248,19 +280,28 @@ def run_script(
 ) -> None:
     """Parse the command line, run `main(args)`, and exit with the project's exit status.
 
-    `UserError` and a system error about a named file give one line and status 2; `RunError`, exhausted memory and a killed
-    helper process give one line and status 1. Anything else keeps its traceback: a shape error is not the user's mistake.
+    `UserError` and a system error about a named file give one line and status 2; `RunError`,
+    exhausted memory and a killed helper process give one line and status 1. Anything else keeps
+    its traceback: a shape error is not the user's mistake.
+
+    Args:
+        main: takes the parsed options and returns the exit status, or None for 0.
+        parser: the command line; `--version` is added to it.
+        memory_advice: what to do when memory runs out.
     """
 
-    def stop(number, _frame):
+    # Signals and streams
+    def stop(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    for number in heeded_signals():
-        signal.signal(number, stop)
+    for signal_number in heeded_signals():
+        signal.signal(signal_number, stop)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(
-            errors="backslashreplace"
-        )  # a name that the terminal cannot show is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+
+    # Run
     parser.add_argument(
         "--version", action="version", version=f"{parser.prog} {VERSION}", help="show the version"
     )
@@ -270,29 +311,28 @@ def run_script(
         sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or Python would complain when flushing
+        # Python would complain when it flushes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
     except Exception as error:
         if os.environ.get("SRGAN_TRACEBACK") == "1":
             raise
+        message = describe(error)
         if is_out_of_memory(error):
-            message, status = (
-                f"out of memory: {describe(error)}"
-                + (f"; {memory_advice}" if memory_advice else ""),
-                1,
-            )
+            status = 1
+            message = f"out of memory: {message}"
+            if memory_advice:
+                message += f"; {memory_advice}"
         elif isinstance(error, RunError):
-            message, status = describe(error), 1
+            status = 1
         elif is_dead_helper(error):
-            reason = "killed, often because memory ran out"
-            advice = (
-                "run the same command again, with fewer --workers or processes if it happens again"
+            status = 1
+            message = (
+                "another process of this run has ended (killed, often because memory ran out); run "
+                "the same command again, with fewer --workers or processes if it happens again"
             )
-            message, status = f"another process of this run has ended ({reason}); {advice}", 1
         elif isinstance(error, UserError) or _names_a_file(error):
-            message, status = describe(error), 2
+            status = 2
         else:
             raise
         print(f"{parser.prog}: error: {message}", file=sys.stderr)
