@@ -2,12 +2,13 @@
 
 python test_image.py photo.jpg                            writes photo_x4.png beside it
 python test_image.py photo.jpg --weights srgan_x4 --out big.tif
-python test_image.py render.png --texture 0.5             between srresnet_x4 and srgan_x4, for clean pictures
+python test_image.py render.png --texture 0.5             halfway from srresnet_x4 to srgan_x4
 python test_image.py photos/ --out enlarged/ --recursive --skip-existing
 
-Results are 8-bit PNG files unless --out names a file of another format (.jpg .webp .tif .bmp). Gray stays gray; CMYK becomes
-sRGB; transparency, an RGB profile, EXIF, XMP and DPI are kept. Of several frames or pages, only the first is enlarged.
-Images whose results would share a name, such as a.png and a.jpg, give a_png_x4.png and a_jpg_x4.png.
+Results are 8-bit PNG files unless --out names a file of another format (.jpg .webp .tif .bmp).
+Gray stays gray; CMYK becomes sRGB; transparency, an RGB profile, EXIF, XMP and DPI are kept. Only
+the first of several frames or pages is enlarged. If results would share a name, the formats are
+added: a.png and a.jpg give a_png_x4.png and a_jpg_x4.png.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 
 import inference
+from networks import GeneratorNetwork
 from utils import cli, images, weights
 from utils.device import add_options, resolve_device, resolve_precision
 
@@ -34,24 +36,32 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="images, or folders of images",
     )
     parser.add_argument(
-        "--recursive", action="store_true", help="also read subfolders, which --out then mirrors"
+        "--recursive",
+        action="store_true",
+        help="also read subfolders; a folder given with --out gets the same ones",
     )
     weights.add_weights_option(parser)
     parser.add_argument(
-        "--out", type=Path, help="file or folder for the results (default: beside each image)"
+        "--out",
+        type=Path,
+        help="file or folder for the results (default: beside each image)",
     )
     parser.add_argument(
         "--suffix",
         type=name_suffix,
-        help="text to add to each name (default: _x and the scale, as in _x4)",
+        help="text added to each name (default: _x and the scale, as in _x4)",
     )
     parser.add_argument(
-        "--compare", action="store_true", help="also write bicubic | SR as <result>_compare.png"
+        "--compare",
+        action="store_true",
+        help="also write bicubic | SR as <result>_compare.png",
     )
     parser.add_argument(
-        "--compare-with", type=weights.weights_file, metavar="NAME_OR_FILE",
-        help="also enlarge with this generator, for the comparison: bicubic | its result | SR",
-    )  # fmt: skip
+        "--compare-with",
+        type=weights.weights_file,
+        metavar="NAME_OR_FILE",
+        help="also enlarge with this generator and compare: bicubic | its result | SR",
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing results")
     existing.add_argument(
@@ -71,7 +81,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--max-pixels",
         type=cli.positive_int,
         default=images.MAX_PIXELS,
-        help="refuse larger images",
+        help="refuse images with more pixels",
     )
     return parser
 
@@ -85,34 +95,7 @@ def name_suffix(text: str) -> str:
     return text
 
 
-def find_images(
-    inputs: list[Path], out: Path | None, suffix: str, recursive: bool
-) -> list[tuple[Path, Path]]:
-    """Return every input image with the folder for its result; `out` mirrors the subfolders of an input folder.
-
-    Results of earlier runs, recognised by their names, are left out, and so is an `out` inside an input folder.
-
-    Raises:
-        UserError: an input does not exist, or there is no image.
-    """
-    own = tuple(f"{ending}.png" for ending in (suffix, f"{suffix}_compare") if ending)
-    found = []
-    for path in inputs:
-        if path.is_dir():
-            inside = out is not None and path.resolve() in out.resolve().parents
-            for name in images.list_image_names(path, recursive):
-                image = path / name
-                if not name.endswith(own) and not (
-                    inside and out.resolve() in image.resolve().parents
-                ):
-                    found.append((image, (out or path) / Path(name).parent))
-        elif path.exists():
-            found.append((path, out or path.parent))
-        else:
-            raise cli.UserError(f"{path}: no such image or folder")
-    if not found:
-        raise cli.UserError(f"{inputs[0]}: no image in this folder, other than earlier results")
-    return found
+# --- names of results ---------------------------------------------------------------------------
 
 
 def plan_outputs(
@@ -124,128 +107,186 @@ def plan_outputs(
 ) -> dict[Path, Path]:
     """Return the output path of every input image.
 
-    Names are compared without regard to case, as many file systems do. If results would share a name, their images'
-    formats are added: `a_png_x4.png`, `a_jpg_x4.png`.
+    Names are compared without regard to case, as many file systems do. If results would share a
+    name, their images' formats are added: `a_png_x4.png`, `a_jpg_x4.png`.
 
     Raises:
-        UserError: an input does not exist, there is no image, an output is also an input, or two inputs share an output.
+        UserError: an input does not exist, there is no image, an output is also an input, or two
+            inputs share an output.
     """
     found = find_images(inputs, out, suffix, recursive)
+
+    # Name the results
+    plan: dict[Path, Path] = {}
     if out is not None and not out.is_dir() and out.suffix.lower() in images.SUFFIXES:
         images.check_output_path(out)  # refuses formats that cannot be written
         if len(found) > 1 or inputs[0].is_dir():
             raise cli.UserError(
-                f"--out {out}: one file cannot hold several results, or those of a folder; name a folder"
+                f"--out {out}: one file cannot hold several results, or those of a folder; "
+                "name a folder"
             )
-        plan = {found[0][0]: out}
+        plan[found[0][0]] = out
     else:
         ending = f"{suffix}_compare.png"
-        plan = {
-            path: folder / f"{images.fitting_name(path.stem, ending)}{suffix}.png"
-            for path, folder in found
-        }
-        shared = Counter(map(as_compared, plan.values()))
         for path, folder in found:
-            if shared[as_compared(plan[path])] > 1:
+            stem = images.fitting_name(path.stem, ending)
+            plan[path] = folder / f"{stem}{suffix}.png"
+        uses = Counter(_comparable(target) for target in plan.values())
+        for path, folder in found:
+            if uses[_comparable(plan[path])] > 1:
                 stem = images.fitting_name(f"{path.stem}_{path.suffix[1:].lower()}", ending)
                 plan[path] = folder / f"{stem}{suffix}.png"
+
+    # Check that no file would be overwritten
     taken: dict[str, Path] = {}
     for path, target in plan.items():
-        for result in results(target, compare):
-            other = taken.setdefault(as_compared(result), path)
+        for result in result_files(target, compare):
+            other = taken.setdefault(_comparable(result), path)
             if other != path:
                 raise cli.UserError(
                     f"{other} and {path} would both be written to {result}; enlarge them one by one"
                 )
     for path in plan:
-        if as_compared(path) in taken:
+        if _comparable(path) in taken:
             raise cli.UserError(
                 f"{path} is an input and would be overwritten; choose another --out or --suffix"
             )
     return plan
 
 
-def as_compared(path: Path) -> str:
-    """Return a path as text that is equal for any two paths that a file system may treat as the same."""
+def find_images(
+    inputs: list[Path], out: Path | None, suffix: str, recursive: bool
+) -> list[tuple[Path, Path]]:
+    """Return every input image with the folder for its result.
+
+    A folder's subfolders are repeated in `out`. Results of earlier runs, recognised by their names,
+    are left out, and so is what lies in an `out` inside an input folder.
+
+    Raises:
+        UserError: an input does not exist, or there is no image.
+    """
+    own_endings = [f"{suffix}_compare.png"]
+    if suffix:
+        own_endings.append(f"{suffix}.png")
+    found = []
+    for path in inputs:
+        if not path.exists():
+            raise cli.UserError(f"{path}: no such image or folder")
+        if not path.is_dir():
+            found.append((path, out or path.parent))
+            continue
+        out_inside = None
+        if out is not None and path.resolve() in out.resolve().parents:
+            out_inside = out.resolve()
+        for name in images.list_image_names(path, recursive):
+            image = path / name
+            if name.endswith(tuple(own_endings)):
+                continue
+            if out_inside is not None and out_inside in image.resolve().parents:
+                continue
+            found.append((image, (out or path) / Path(name).parent))
+    if not found:
+        raise cli.UserError(f"{inputs[0]}: no image in this folder, other than earlier results")
+    return found
+
+
+def result_files(target: Path, compare: bool) -> list[Path]:
+    """Return the files written for an image: the result and, with `compare`, the comparison."""
+    if not compare:
+        return [target]
+    return [target, target.with_name(f"{target.stem}_compare.png")]
+
+
+def _comparable(path: Path) -> str:
+    """Return text that is equal for any two paths that a file system may treat as the same."""
     return str(path.resolve()).casefold()
 
 
-def results(target: Path, compare: bool) -> list[Path]:
-    """Return the files written for an image: the result and, with `compare`, the comparison."""
-    return [target, target.with_name(f"{target.stem}_compare.png")] if compare else [target]
+# --- enlarging ----------------------------------------------------------------------------------
 
 
-def open_generators(args: argparse.Namespace, device: torch.device) -> dict[str, torch.nn.Module]:
+def open_generators(args: argparse.Namespace, device: torch.device) -> dict[str, GeneratorNetwork]:
     """Return the generators by their labels in a comparison; the last one makes the result.
 
     Raises:
         UserError: they have different scales, or as for `inference.open_generator`.
     """
     chosen = weights.chosen_weights(args)
+    ours = inference.open_generator(chosen.path, device, chosen.texture_path, chosen.texture)
     if not args.compare_with:
-        return {"SR": inference.open_generator(device=device, **vars(chosen))}
-    opened = [
-        inference.open_generator(args.compare_with, device),
-        inference.open_generator(device=device, **vars(chosen)),
-    ]
-    if opened[0].upscale != opened[1].upscale:
+        return {"SR": ours}
+    theirs = inference.open_generator(args.compare_with, device)
+    if theirs.upscale != ours.upscale:
         raise cli.UserError(
-            f"--compare-with {args.compare_with}: an x{opened[0].upscale} generator, but {chosen} is not"
+            f"--compare-with {args.compare_with}: an x{theirs.upscale} generator, "
+            f"but {chosen} is not"
         )
-    return dict(zip((args.compare_with.stem, f"{chosen.stem} (SR)"), opened, strict=True))
+    return {args.compare_with.stem: theirs, f"{chosen.stem} (SR)": ours}
 
 
 def enlarge(
-    generators, source: Path, target: Path, args: argparse.Namespace, precision: str
+    generators: dict[str, GeneratorNetwork],
+    source: Path,
+    target: Path,
+    args: argparse.Namespace,
+    precision: str,
 ) -> None:
     """Read, enlarge and write one image, and its comparison with `--compare`."""
+    # Read
     picture = images.read_picture(source, args.max_pixels)
     for note in picture.notes:
         print(f"{source}: {note}", file=sys.stderr)
     scale = next(iter(generators.values())).upscale
-    height, width = (side * scale for side in picture.rgb.shape[:2])
-    images.check_output_path(target, width, height, 1 if picture.gray else 3)
-    panels = (
-        [("bicubic", images.upscale_bicubic(images.on_white(picture), scale))]
-        if args.compare
-        else []
-    )
-    for label, generator in generators.items():
-        enlarged = inference.upscale_picture(
-            generator, picture, args.tile, precision, progress=True
-        )
-        if args.compare:
-            panels.append((label, images.on_white(enlarged)))
-    images.write_picture(target, enlarged)
+    height, width = picture.rgb.shape[:2]
+    channels = 1 if picture.gray else 3
+    images.check_output_path(target, width * scale, height * scale, channels)
+
+    # Enlarge
+    panels = []
     if args.compare:
-        comparison = images.Picture(images.side_by_side(panels), icc_profile=picture.icc_profile)
-        images.write_picture(results(target, True)[1], comparison)
-    print(*results(target, args.compare), sep="\n")
+        panels.append(("bicubic", images.upscale_bicubic(images.on_white(picture), scale)))
+    for label, generator in generators.items():
+        sr = inference.upscale_picture(generator, picture, args.tile, precision, progress=True)
+        if args.compare:
+            panels.append((label, images.on_white(sr)))
+
+    # Write
+    written = result_files(target, args.compare)
+    images.write_picture(target, sr)
+    if args.compare:
+        row = images.side_by_side(panels)
+        images.write_picture(written[1], images.Picture(row, icc_profile=picture.icc_profile))
+    print(*written, sep="\n")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Enlarge every input; report those that cannot be read or written and continue; return 2 if there were any."""
-    device, args.compare = resolve_device(args.device), args.compare or bool(args.compare_with)
+    """Enlarge every input; report those that fail and continue; return 2 if there were any."""
+    # Plan
+    args.compare = args.compare or args.compare_with is not None
+    device = resolve_device(args.device)
     generators = open_generators(args, device)
     generator = list(generators.values())[-1]
     precision = resolve_precision(args.precision, device, generator)
     suffix = f"_x{generator.upscale}" if args.suffix is None else args.suffix
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare)
+
+    # Existing results
     if args.skip_existing:
-        rest = {
-            path: target
-            for path, target in plan.items()
-            if not all(map(Path.exists, results(target, args.compare)))
-        }
-        print(f"{len(plan) - len(rest)} of {len(plan)} images skipped: their results exist")
-        plan = rest
+        count = len(plan)
+        for path, target in list(plan.items()):
+            if all(result.exists() for result in result_files(target, args.compare)):
+                del plan[path]
+        print(f"{count - len(plan)} of {count} images skipped: their results exist")
     for target in plan.values():
-        for path in results(target, args.compare):
+        for path in result_files(target, args.compare):
             if path.exists() and not args.overwrite and not args.skip_existing:
                 raise cli.UserError(
-                    f"{path}: already exists; pass --overwrite or --skip-existing, or choose another --out"
+                    f"{path}: already exists; pass --overwrite or --skip-existing, "
+                    "or choose another --out"
                 )
         images.prepare_output(target)
+
+    # Enlarge
     failed = 0
     for source, target in plan.items():
         try:
@@ -256,10 +297,8 @@ def main(args: argparse.Namespace) -> int:
             print(f"test_image.py: error: {cli.describe(error)}", file=sys.stderr)
             failed += 1
     if failed:
-        print(
-            f"test_image.py: error: {failed} of {len(plan)} images were not enlarged",
-            file=sys.stderr,
-        )
+        summary = f"{failed} of {len(plan)} images were not enlarged"
+        print(f"test_image.py: error: {summary}", file=sys.stderr)
     return 2 if failed else 0
 
 
