@@ -18,7 +18,8 @@ from video.frames import BT601, BT709, FULL, LIMITED, Colours  # noqa: E402
 def encode(path, clip, codec, pictures, crf=None, segment=7) -> encoding.VideoTrack:
     """Encode pictures in segments, and write them."""
     height, width = pictures[0].shape[:2]
-    track, packets = encoding.VideoTrack(path, clip, codec, crf, width, height), []
+    track = encoding.VideoTrack(path, clip, codec, crf, width, height)
+    packets = []
     for first in range(0, len(pictures), segment):
         track.start(first)
         for rgb in pictures[first : first + segment]:
@@ -42,27 +43,25 @@ def encode(path, clip, codec, pictures, crf=None, segment=7) -> encoding.VideoTr
     ],
 )
 def test_every_codec_gives_every_frame_at_its_time(tmp_path, codec, suffix, capfd):
-    clip = clips.read_clip(
-        footage.make_clip(tmp_path / "a.mp4", 10, (64, 64), times=footage.UNEVEN)
-    )
+    source = footage.make_clip(tmp_path / "a.mp4", 10, (64, 64), times=footage.UNEVEN)
     pictures = [footage.scene(index, 64, 64) for index in range(10)]
     path = tmp_path / f"b{suffix}"
-    encode(path, clip, codec, pictures)
+    encode(path, clips.read_clip(source), codec, pictures)
     shown, times = footage.decoded(path)
+
+    # Times of display: Matroska rounds to milliseconds
     true = [Fraction(ticks, 600) for ticks in footage.UNEVEN]
-    assert len(shown) == 10 and all(
-        abs(a - b) <= (Fraction(1, 2000) if suffix in (".mkv", ".webm") else 0)
-        for a, b in zip(times, true)
-    )
+    tolerance = Fraction(1, 2000) if suffix in (".mkv", ".webm") else 0
+    assert all(abs(a - b) <= tolerance for a, b in zip(times, true, strict=True))
+
+    # Times of decoding
     with av.open(str(path)) as container:
-        stamps = [
-            (packet.dts, packet.pts)
-            for packet in container.demux(video=0)
-            if packet.dts is not None
-        ]
-    assert all(dts <= pts for dts, pts in stamps) and all(
-        a[0] < b[0] for a, b in itertools.pairwise(stamps)
-    )
+        packets = [packet for packet in container.demux(video=0) if packet.dts is not None]
+    assert all(packet.dts <= packet.pts for packet in packets)
+    assert all(before.dts < after.dts for before, after in itertools.pairwise(packets))
+
+    # Pixels
+    assert len(shown) == 10
     for got, expected in zip(shown, pictures, strict=True):
         difference = np.abs(got.astype(int) - expected)
         assert difference.max() == 0 if codec == "ffv1" else difference.mean() < 8
@@ -74,117 +73,75 @@ def test_every_codec_gives_every_frame_at_its_time(tmp_path, codec, suffix, capf
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_ramps_and_bars_survive_and_are_tagged(tmp_path, matrix, value_range, suffix):
     true = np.kron(footage.bars(0, 128, 32), np.ones((2, 2, 1), np.uint8))
-    clip = clips.read_clip(
-        footage.make_clip(tmp_path / "a.mp4", 2, colours=Colours(matrix, value_range))
-    )
+    source = footage.make_clip(tmp_path / "a.mp4", 2, colours=Colours(matrix, value_range))
     path = tmp_path / f"b{suffix}"
-    encode(path, clip, "h264", [true, true], crf=1)
+    encode(path, clips.read_clip(source), "h264", [true, true], crf=1)
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
         assert (frame.colorspace, frame.color_range) == (matrix, value_range)
-        planes = [
-            np.asarray(plane).reshape(-1, plane.line_size)[:, : plane.width].astype(float)
-            for plane in frame.planes
-        ]
-    luma, blue, red = planes[0], *(np.kron(plane, np.ones((2, 2))) for plane in planes[1:])
+        planes = []
+        for plane in frame.planes:
+            rows = np.asarray(plane).reshape(-1, plane.line_size)
+            planes.append(rows[:, : plane.width].astype(float))
+
+    # Decode by the formulas of BT.601 and BT.709
     low, span, chroma = (0, 255, 255) if value_range == FULL else (16, 219, 224)
     kr, kb = (0.299, 0.114) if matrix == BT601 else (0.2126, 0.0722)
-    y, cb, cr = (luma - low) / span, (blue - 128) / chroma, (red - 128) / chroma
-    r, b = y + 2 * (1 - kr) * cr, y + 2 * (1 - kb) * cb
-    shown = (255 * np.stack([r, (y - kr * r - kb * b) / (1 - kr - kb), b], 2)).clip(0, 255)
-    for got, expected in zip(
-        footage.flat_parts(shown, 2), footage.flat_parts(true, 2), strict=True
-    ):
+    y = (planes[0] - low) / span
+    cb, cr = ((np.kron(plane, np.ones((2, 2))) - 128) / chroma for plane in planes[1:])
+    r = y + 2 * (1 - kr) * cr
+    b = y + 2 * (1 - kb) * cb
+    g = (y - kr * r - kb * b) / (1 - kr - kb)
+    shown = (255 * np.stack([r, g, b], 2)).clip(0, 255)
+    parts = zip(footage.flat_parts(shown, 2), footage.flat_parts(true, 2), strict=True)
+    for got, expected in parts:
         assert np.abs(got - expected).max() <= 2.6
 
 
 def test_ffmpeg_sees_the_same_colours_and_times(tmp_path):
     if not shutil.which("ffmpeg"):
-        pytest.skip("the second opinion of ffmpeg's command line is not here")
-    source = footage.make_clip(
-        tmp_path / "a.mp4",
-        9,
-        (64, 48),
-        rotation=90,
-        colours=Colours(BT709, FULL),
-        times=footage.UNEVEN[:9],
-    )
+        pytest.skip("ffmpeg's command line is not here")
+    options = {"colours": Colours(BT709, FULL), "times": footage.UNEVEN[:9]}
+    source = footage.make_clip(tmp_path / "a.mp4", 9, (64, 48), rotation=90, **options)
     clip = clips.read_clip(source)
     pictures = [picture.rgb for picture in clips.pictures(clip)]
     encode(tmp_path / "b.mp4", clip, "h264", pictures, crf=4)
-    command = [
-        "ffmpeg",
-        "-v",
-        "error",
-        "-i",
-        None,
-        "-fps_mode",
-        "passthrough",
-        "-pix_fmt",
-        "rgb24",
-        "-f",
-        "rawvideo",
-        "-",
-    ]
-    for name in ("a.mp4", "b.mp4"):
-        command[4] = str(tmp_path / name)
-        raw = subprocess.run(command, capture_output=True, check=True).stdout
-        shown = np.frombuffer(raw, np.uint8).reshape(
-            9, 64, 48, 3
-        )  # which ffmpeg has turned upright
-        assert np.abs(shown.astype(int) - np.stack(pictures)).mean() < 8
-        probe = [
-            "ffprobe",
-            "-v",
-            "error",
-            "-show_entries",
-            "frame=pts_time",
-            "-of",
-            "csv=p=0",
-            command[4],
-        ]
-        times = [
-            float(line.strip(","))
-            for line in subprocess.run(probe, capture_output=True, text=True).stdout.split()
-        ]
+    for path in (source, tmp_path / "b.mp4"):
+        ffmpeg = ["ffmpeg", "-v", "error", "-i", str(path)]
+        ffmpeg += ["-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+        raw = subprocess.run(ffmpeg, capture_output=True, check=True).stdout
+        upright = np.frombuffer(raw, np.uint8).reshape(9, 64, 48, 3)
+        assert np.abs(upright.astype(int) - np.stack(pictures)).mean() < 8
+        ffprobe = ["ffprobe", "-v", "error", "-show_entries", "frame=pts_time", "-of", "csv=p=0"]
+        done = subprocess.run([*ffprobe, str(path)], capture_output=True, text=True)
+        times = [float(line.strip(",")) for line in done.stdout.split()]
         assert np.allclose(times, [ticks / 600 for ticks in footage.UNEVEN[:9]], atol=1e-5)
 
 
 def test_chapters_and_titles_are_kept_and_a_cover_is_named(tmp_path):
     source = footage.make_clip(tmp_path / "a.mkv", 25, sound="libopus")
     with av.open(str(source)) as old, av.open(str(tmp_path / "b.mkv"), "w") as new:
-        streams = {
-            stream.index: new.add_stream_from_template(stream, opaque=True)
-            for stream in old.streams
-        }
+        streams = {}
+        for stream in old.streams:
+            streams[stream.index] = new.add_stream_from_template(stream, opaque=True)
         cover = new.add_stream("mjpeg", rate=1)
-        cover.width, cover.height, cover.pix_fmt = 16, 16, "yuvj420p"
+        cover.width = cover.height = 16
+        cover.pix_fmt = "yuvj420p"
         cover.disposition = av.stream.Disposition.attached_pic
         new.metadata["title"] = "A title"
-        new.set_chapters(
-            [
-                {
-                    "id": 1,
-                    "start": 0,
-                    "end": 500,
-                    "time_base": Fraction(1, 1000),
-                    "metadata": {"title": "One"},
-                }
-            ]
-        )
+        chapter = {"id": 1, "start": 0, "end": 500, "time_base": Fraction(1, 1000)}
+        new.set_chapters([chapter | {"metadata": {"title": "One"}}])
         for packet in old.demux():
             if packet.size:
                 packet.stream = streams[packet.stream_index]
                 new.mux(packet)
-        new.mux(
-            cover.encode(
-                frames.from_rgb(footage.scene(0, 16, 16), "yuvj420p", Colours(BT601, FULL))
-            )
-        )
+        picture = frames.from_rgb(footage.scene(0, 16, 16), "yuvj420p", Colours(BT601, FULL))
+        new.mux(cover.encode(picture))
     clip = clips.read_clip(tmp_path / "b.mkv")
     track = encode(tmp_path / "c.mkv", clip, "h264", [footage.scene(index) for index in range(25)])
     assert track.notes == [
-        f"{tmp_path / 'c.mkv'}: video stream 2 (mjpeg) is left out: only sound, subtitles and attached fonts are copied"
+        f"{tmp_path / 'c.mkv'}: video stream 2 (mjpeg) is left out: "
+        "only sound, subtitles and attached fonts are copied"
     ]
     with av.open(str(tmp_path / "c.mkv")) as container:
         assert container.metadata["title"] == "A title"
