@@ -4,7 +4,7 @@ Two more keep texture clean: a penalty on grids, and consistency with LR.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -162,7 +162,10 @@ class SqueezeNetFeatures(PerceptualNetwork):
         return total
 
 
-PERCEPTUAL_NETWORKS = {"vgg16": VGG16Features, "squeezenet": SqueezeNetFeatures}
+PERCEPTUAL_NETWORKS: dict[str, Callable[[dict[str, Tensor]], PerceptualNetwork]] = {
+    "vgg16": VGG16Features,
+    "squeezenet": SqueezeNetFeatures,
+}
 
 # --- regularisation -----------------------------------------------------------------------------
 

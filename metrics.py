@@ -155,13 +155,16 @@ class DistanceNetwork(nn.Module):
     least_side: int  # of the smallest image that it can take, in pixels
 
 
-def distance_networks(lpips: bool = False, squeezenet: str | None = None) -> nn.ModuleDict:
+def distance_networks(
+    lpips: bool = False, squeezenet: str | dict[str, Tensor] | None = None
+) -> nn.ModuleDict:
     """Return the networks that measure distances, by CSV column: Distance and LPIPS.
 
     Args:
         lpips: whether to measure LPIPS.
-        squeezenet: weights for Distance: `imagenet` (torchvision's, downloaded if missing) or a
-            file. None: torchvision's if they are in PyTorch's hub folder already, else no Distance.
+        squeezenet: weights for Distance: `imagenet` (torchvision's, downloaded if missing), a file,
+            or a state dict. None: torchvision's if they are in PyTorch's hub folder already, else
+            no Distance.
 
     Raises:
         UserError: weights cannot be read or downloaded, or the package of LPIPS is not installed.
@@ -170,8 +173,10 @@ def distance_networks(lpips: bool = False, squeezenet: str | None = None) -> nn.
     networks = nn.ModuleDict()
     if squeezenet is None and _has_squeezenet():
         squeezenet = "imagenet"
+    if isinstance(squeezenet, str):
+        squeezenet = pretrained.load("squeezenet", squeezenet).state_dict
     if squeezenet is not None:
-        networks["Distance"] = FeatureDistance(pretrained.state_dict("squeezenet", squeezenet))
+        networks["Distance"] = FeatureDistance(squeezenet)
     if lpips:
         networks["LPIPS"] = LPIPS()
     return networks

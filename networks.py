@@ -95,14 +95,33 @@ DISCRIMINATORS: dict[str, type[DiscriminatorNetwork]] = {
 }
 
 
+ARGUMENT_HELP = {
+    "blocks": "residual blocks",
+    "features": "channels between the blocks",
+    "growth": "channels that each convolution of a dense block adds",
+}
+
+
 def constructor_defaults(name: str) -> dict[str, int]:
     """Return the integer arguments of a generator's constructor but `upscale`, with defaults."""
     parameters = inspect.signature(GENERATORS[name]).parameters
     return {
         argument: parameter.default
         for argument, parameter in parameters.items()
-        if isinstance(parameter.default, int) and argument != "upscale"
+        if type(parameter.default) is int and argument != "upscale"
     }
+
+
+def constructor_arguments() -> dict[str, dict[str, int]]:
+    """Return the arguments of all generators' constructors, with each generator's default.
+
+    train.py has an option for each of them.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for name in GENERATORS:
+        for argument, default in constructor_defaults(name).items():
+            found.setdefault(argument, {})[name] = default
+    return found
 
 
 def new_generator(name: str, upscale: int, **arguments: int) -> GeneratorNetwork:

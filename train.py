@@ -5,154 +5,99 @@ python train.py --upscale 4 --crop 88
 
 import argparse
 import contextlib
+import inspect
 import math
 import time
-from collections.abc import Callable
-from inspect import signature
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from dataloader import ValDatasetFromFolder, new_loader, open_datasets, workers_of
+import metrics
+import options
+from dataloader import (
+    EpochSampler,
+    Stream,
+    TrainDatasetFromFolder,
+    ValDatasetFromFolder,
+    describe_left_out,
+    new_loader,
+    random_stream,
+    workers_of,
+)
+from degradations import DEGRADATIONS
 from generator_loss_functions import PERCEPTUAL_NETWORKS, PIXEL_LOSSES, GeneratorLoss
 from model import Logits, move_towards
-from networks import DISCRIMINATORS, GENERATORS
-from options import check_restart, get_args_parser, resolve
+from networks import DISCRIMINATORS, GeneratorNetwork, new_generator
 from utils import checkpoint, cli, distributed, files, generator_file, images, pretrained, run_log
 from utils.checkpoint import Progress
 from utils.device import autocast, compile_for, move_to, set_switches
-from validation import open_networks, validate, validate_epoch
+from utils.pixel_cache import cache_folder_for
+from validation import validate
+
+get_args_parser = options.get_args_parser
 
 # --- one update ---------------------------------------------------------------------------------
 
 
-class Models:
-    """A run's networks, optimisers and generator loss; `state` is what a checkpoint stores of them."""
+def adversarial_step(models: "Models", lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    """Update D and then G on a batch in [-1, 1]; return losses and scores by CSV column.
 
-    def __init__(self, args: argparse.Namespace, init: Path | None = None):
-        torch.manual_seed(args.seed)
-        self.device, self.precision = torch.device(args.device), args.precision
-        self.generator = GENERATORS[args.generator](args.upscale, args.blocks)
-        self.discriminator = DISCRIMINATORS[args.discriminator]()
-        if init:
-            generator_file.start_from(self.generator, init)
-        for network in (self.generator, self.discriminator):
-            network.to(device=self.device, memory_format=torch.channels_last).train()
-        self.ema, self.ema_decay = AveragedModel(self.generator) if args.ema else None, args.ema
-        self.optimizer_g, self.optimizer_d = (
-            new_adam(network) for network in (self.generator, self.discriminator)
-        )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.accumulate, self.grad_clip, self.pixel_loss = (
-            args.accumulate,
-            args.grad_clip,
-            PIXEL_LOSSES[args.pixel_loss],
-        )
-        self.loss: GeneratorLoss | None = None  # created when the adversarial epochs begin
-        size = (
-            -(-args.batch_size // distributed.world_size() // args.accumulate)
-            if args.compile
-            else None
-        )
-        self.generate = compile_for(distributed.wrap(self.generator), size)
-        self.discriminate = compile_for(distributed.wrap(Logits(self.discriminator)), size)
-        self.discriminate_frozen = compile_for(
-            self.discriminator.logits, size
-        )  # not wrapped: D has no gradients here
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """The objects that a checkpoint stores, by name; each has `state_dict` and `load_state_dict`."""
-        names = ("generator", "discriminator", "optimizer_g", "optimizer_d", "ema", "scaler")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    @property
-    def validated(self) -> nn.Module:
-        """The generator that is validated and saved: the averaged one with `--ema`."""
-        return self.ema.module if self.ema else self.generator
-
-    def parts_of(self, lr: Tensor, hr: Tensor) -> list[tuple[Tensor, Tensor, float]]:
-        """Split a batch into `--accumulate` parts, each with its fraction of the batch."""
-        pairs = zip(lr.chunk(self.accumulate), hr.chunk(self.accumulate), strict=True)
-        return [(lr_part, hr_part, len(lr_part) / len(lr)) for lr_part, hr_part in pairs]
-
-    def update(self, optimizer: torch.optim.Optimizer) -> None:
-        """Apply a network's gradients, clipped to `--grad-clip`."""
-        if self.grad_clip:
-            self.scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.grad_clip)
-        self.scaler.step(optimizer)
-
-    def update_average(self) -> None:
-        """Move the averaged weights and batch statistics towards the generator's."""
-        weight = (
-            1 - self.ema_decay if self.ema.n_averaged else 1.0
-        )  # the first update copies; the counter is on the CPU
-        move_towards(self.ema.module, self.generator, weight)
-        self.ema.n_averaged += 1
-
-
-def new_adam(network: nn.Module) -> torch.optim.Adam:
-    """Return Adam with betas (0.9, 0.999); the learning rate is set before every update."""
-    return torch.optim.Adam(network.parameters(), betas=(0.9, 0.999))
-
-
-def adversarial_step(models: Models, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-    """Update D and then G on a batch in [-1, 1]; return losses and scores by CSV column, on the device."""
-    scaler, parts, values = models.scaler, models.parts_of(lr, hr), {}
+    LR is (N, 3, H, W), HR (N, 3, upscale·H, upscale·W). The values stay on the device.
+    """
+    assert models.loss is not None
+    adversarial = models.loss.adversarial
+    parts = models.parts_of(lr, hr)
+    values: dict[str, Tensor] = {}
 
     # (1) Update D: minimise BCE(D(x), 1) + BCE(D(G(z)), 0)
     models.optimizer_d.zero_grad(set_to_none=True)
     for part_lr, part_hr, share in parts:
         with autocast(models.device, models.precision):
-            with torch.set_grad_enabled(
-                len(parts) == 1
-            ):  # otherwise G's step computes each part again
+            with torch.set_grad_enabled(len(parts) == 1):  # else G's step computes it again
                 fake = models.generate(part_lr)
-            real_logits, fake_logits = (
-                models.discriminate(part_hr),
-                models.discriminate(fake.detach()),
-            )
-        loss_d, scores = models.loss.adversarial.discriminator_loss(real_logits, fake_logits)
-        scaler.scale(share * loss_d).backward()
+            real_logits = models.discriminate(part_hr)
+            fake_logits = models.discriminate(fake.detach())
+        loss_d, scores = adversarial.discriminator_loss(real_logits, fake_logits)
+        models.scaler.scale(share * loss_d).backward()
         add_values(values, {"Loss_D": loss_d, **scores}, share)
     models.update(models.optimizer_d)
 
-    # (2) Update G: minimise pixel + 0.001 BCE(D(G(z)), 1) + 0.006 perceptual + 2e-8 TV (the weights are options)
+    # (2) Update G: minimise pixel + 0.001 BCE(D(G(z)), 1) + 0.006 perceptual + 2e-8 TV
+    #     (the weights are options; so are two more terms)
     models.optimizer_g.zero_grad(set_to_none=True)
     models.discriminator.requires_grad_(False)
     for part_lr, part_hr, share in parts:
         with autocast(models.device, models.precision):
-            if len(parts) > 1:  # computed again, to hold only one part's graph at a time
+            if len(parts) > 1:  # so that only one part's graph is held at a time
                 fake = models.generate(part_lr)
-            real_logits = (
-                models.discriminate_frozen(part_hr) if models.loss.adversarial.needs_real else None
-            )
-            sr, target = images.signed_to_unit(fake.float()), images.signed_to_unit(part_hr)
-            loss_g, terms = models.loss(sr, target, models.discriminate_frozen(fake), real_logits)
-        scaler.scale(share * loss_g).backward()
+            hr_logits = models.discriminate_frozen(part_hr) if adversarial.needs_real else None
+            sr_logits = models.discriminate_frozen(fake)
+            sr = images.signed_to_unit(fake.float())
+            target = images.signed_to_unit(part_hr)
+            loss_g, terms = models.loss(sr, target, sr_logits, hr_logits)
+        models.scaler.scale(share * loss_g).backward()
         add_values(values, {"Loss_G": loss_g, **terms}, share)
     models.discriminator.requires_grad_(True)
     models.update(models.optimizer_g)
-    scaler.update()
+    models.scaler.update()
     return values
 
 
-def pixel_step(models: Models, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-    """Update G on the pixel loss alone (the paper's SRResNet); return the loss by CSV column, on the device."""
+def pixel_step(models: "Models", lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    """Update G on the pixel loss alone (the paper's SRResNet); shapes as `adversarial_step`."""
     values: dict[str, Tensor] = {}
     models.optimizer_g.zero_grad(set_to_none=True)
     for part_lr, part_hr, share in models.parts_of(lr, hr):
         with autocast(models.device, models.precision):
             fake = models.generate(part_lr)
-        loss = models.pixel_loss(
-            images.signed_to_unit(fake.float()), images.signed_to_unit(part_hr)
-        )
+        sr = images.signed_to_unit(fake.float())
+        loss = models.pixel_loss(sr, images.signed_to_unit(part_hr))
         models.scaler.scale(share * loss).backward()
         add_values(values, {"Loss_G": loss, "Loss_Pixel": loss}, share)
     models.update(models.optimizer_g)
@@ -166,113 +111,245 @@ def add_values(values: dict[str, Tensor], more: dict[str, Tensor], share: float)
         values[name] = values.get(name, 0) + share * value.detach()
 
 
+class Models:
+    """A run's networks and optimisers, and the generator's loss.
+
+    Args:
+        args: the resolved options.
+        initial: the generator to start from, of `--init`.
+
+    Raises:
+        UserError: `initial` does not fit the options.
+    """
+
+    def __init__(self, args: argparse.Namespace, initial: GeneratorNetwork | None = None):
+        torch.manual_seed(args.seed)
+        self.device = torch.device(args.device)
+        self.precision: str = args.precision
+        self.accumulate: int = args.accumulate
+        self.grad_clip: float = args.grad_clip
+
+        # Networks
+        generator = new_generator(
+            args.generator, args.upscale, **options.architecture_options(args)
+        )
+        discriminator = DISCRIMINATORS[args.discriminator]()
+        if initial is not None:
+            generator_file.copy_weights(initial, generator, args.init)
+        generator = generator.to(self.device, memory_format=torch.channels_last).train()
+        discriminator = discriminator.to(self.device, memory_format=torch.channels_last).train()
+        assert isinstance(generator, nn.Module) and isinstance(discriminator, nn.Module)
+        self.generator = generator
+        self.discriminator = discriminator
+        self.ema = AveragedModel(self.generator) if args.ema else None
+        self.ema_decay: float = args.ema
+
+        # Losses and optimisers
+        self.pixel_loss = PIXEL_LOSSES[args.pixel_loss]
+        self.loss: GeneratorLoss | None = None  # created when the adversarial epochs begin
+        self.optimizer_g = new_adam(self.generator)
+        self.optimizer_d = new_adam(self.discriminator)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+        # The forward passes: wrapped to average gradients over processes, and compiled
+        size = None
+        if args.compile:
+            share_of_batch = math.ceil(args.batch_size / distributed.world_size())
+            size = math.ceil(share_of_batch / args.accumulate)
+        self.generate = compile_for(distributed.wrap(self.generator), size)
+        self.discriminate = compile_for(distributed.wrap(Logits(self.discriminator)), size)
+        # In G's step, D has no gradients to average
+        self.discriminate_frozen = compile_for(self.discriminator.logits, size)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint stores, by name; each has `state_dict` and `load_state_dict`."""
+        state = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "optimizer_g": self.optimizer_g,
+            "optimizer_d": self.optimizer_d,
+            "scaler": self.scaler,
+        }
+        if self.ema:
+            state["ema"] = self.ema
+        return state
+
+    @property
+    def validated(self) -> Any:
+        """The generator that is validated and saved: the averaged one with `--ema`."""
+        return self.ema.module if self.ema else self.generator
+
+    def parts_of(self, lr: Tensor, hr: Tensor) -> list[tuple[Tensor, Tensor, float]]:
+        """Split a batch into `--accumulate` parts, each with its share of the batch."""
+        pairs = zip(lr.chunk(self.accumulate), hr.chunk(self.accumulate), strict=True)
+        return [(lr_part, hr_part, len(lr_part) / len(lr)) for lr_part, hr_part in pairs]
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Apply a network's gradients, clipped to `--grad-clip`."""
+        if self.grad_clip:
+            self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.grad_clip)
+        self.scaler.step(optimizer)
+
+    def update_average(self) -> None:
+        """Move the averaged weights and batch statistics, if any, towards the generator's."""
+        if self.ema is None:
+            return
+        # The first update copies; the counter is on the CPU
+        weight = 1 - self.ema_decay if self.ema.n_averaged else 1.0
+        move_towards(self.ema.module, self.generator, weight)
+        self.ema.n_averaged += 1
+
+
+def new_adam(network: nn.Module) -> torch.optim.Adam:
+    """Return Adam with betas (0.9, 0.999); the learning rate is set before every update."""
+    return torch.optim.Adam(network.parameters(), betas=(0.9, 0.999))
+
+
 # --- an epoch -----------------------------------------------------------------------------------
+
+
+def train_epoch(
+    args: argparse.Namespace,
+    models: Models,
+    loader: DataLoader,
+    progress: Progress,
+    stop: cli.StopRequest,
+) -> int | None:
+    """Run the remaining updates of an epoch; return the signal that stops the run, or None."""
+    set_switches(same_sizes=True)
+    step = step_of(args, progress.epoch)
+    batches = len(loader)
+    sampler = sampler_of(loader)
+    sampler.epoch = progress.epoch
+    sampler.first_batch = progress.batch
+    seconds_before = progress.seconds
+    began = shown = time.monotonic()
+    title = epoch_title(args, progress.epoch)
+    bar: "tqdm[None]" = cli.progress_bar(
+        total=batches, initial=progress.batch, desc=title, unit="step"
+    )
+    with bar:
+        for lr, hr in loader:
+            # Update
+            begin_update(args, models, progress, batches)
+            lr = images.uint8_to_signed(move_to(models.device, lr))
+            hr = images.uint8_to_signed(move_to(models.device, hr))
+            values = step(models, lr, hr)
+            models.update_average()
+            progress.add(values, len(lr) * distributed.world_size())
+            is_last = progress.batch == batches
+
+            # Log
+            if time.monotonic() - shown > 0.5 or is_last:
+                means = progress.means()  # waits for the device
+                shown = time.monotonic()
+                speed = progress.samples / (seconds_before + shown - began)
+                text = f"{run_log.terms_text(means)}  {speed:.1f} images/s"
+                bar.set_postfix_str(text, refresh=False)
+            progress.seconds = seconds_before + time.monotonic() - began
+            bar.update()
+
+            # Stop, if a process was asked to
+            if is_last or progress.batch % agreement_interval(args.device) == 0:
+                stopped = distributed.agree(stop)
+                if stopped:
+                    return stopped
+    progress.check_weights(generator=models.validated, discriminator=models.discriminator)
+    return None
 
 
 def step_of(
     args: argparse.Namespace, epoch: int
 ) -> Callable[[Models, Tensor, Tensor], dict[str, Tensor]]:
-    """Return the training step for an epoch (counted from 1); the pixel-only epochs come first."""
+    """Return the training step of an epoch (counted from 1); pixel-only epochs come first."""
     return pixel_step if epoch <= args.pretrain_epochs else adversarial_step
 
 
-def learning_rate_at(
-    step: int, total_steps: int, peak: float, schedule: str, warmup_steps: int
-) -> float:
-    """Return the rate for update `step` (from 0) of a phase: linear warm-up, then constant or half a cosine towards 0."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    if schedule == "constant":
-        return peak
-    return (
-        peak
-        * 0.5
-        * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
-    )
+def epoch_title(args: argparse.Namespace, epoch: int) -> str:
+    """Return the title of an epoch's progress bar."""
+    title = f"epoch {epoch}/{args.pretrain_epochs + args.epochs}"
+    return f"{title} pixel-only" if epoch <= args.pretrain_epochs else title
+
+
+def agreement_interval(device: str) -> int:
+    """Return after how many updates the processes agree on stopping; it takes time."""
+    return 8 if distributed.world_size() > 1 and device == "cuda" else 1
+
+
+def sampler_of(loader: DataLoader) -> EpochSampler:
+    """Return the batches of an epoch behind a loader of `new_loader`."""
+    assert isinstance(loader.batch_sampler, EpochSampler)
+    return loader.batch_sampler
 
 
 def begin_update(
     args: argparse.Namespace, models: Models, progress: Progress, batches: int
 ) -> None:
-    """Set the learning rates, whose warm-up and cosine start again in each phase, and draw what is random in the loss."""
-    pixel_only = progress.epoch <= args.pretrain_epochs
-    first, epochs = (
-        (1, args.pretrain_epochs) if pixel_only else (args.pretrain_epochs + 1, args.epochs)
-    )
-    step, total = (progress.epoch - first) * batches + progress.batch, epochs * batches
-    peak_g, peak_d = (
-        (args.pretrain_learning_rate,) * 2
-        if pixel_only
-        else (args.learning_rate, args.learning_rate_d)
-    )
+    """Set the learning rates, and draw what is random in the generator's loss."""
+    # Warm-up and cosine start again in each phase
+    if progress.epoch <= args.pretrain_epochs:
+        peak_g = peak_d = args.pretrain_learning_rate
+        first_epoch = 1
+        epochs = args.pretrain_epochs
+    else:
+        peak_g = args.learning_rate
+        peak_d = args.learning_rate_d
+        first_epoch = args.pretrain_epochs + 1
+        epochs = args.epochs
+    step = (progress.epoch - first_epoch) * batches + progress.batch
     for optimizer, peak in ((models.optimizer_g, peak_g), (models.optimizer_d, peak_d)):
         optimizer.param_groups[0]["lr"] = learning_rate_at(
-            step, total, peak, args.lr_schedule, args.warmup_steps
+            step, epochs * batches, peak, args.lr_schedule, args.warmup_steps
         )
+
+    # The draw depends on the update alone, so resuming is exact
     if models.loss:
-        models.loss.draw_view(
-            np.random.default_rng([args.seed, progress.epoch, progress.batch, 2])
-        )  # so resume is exact
+        rng = random_stream(Stream.VIEW, args.seed, progress.epoch, progress.batch)
+        models.loss.draw_view(rng)
 
 
-def train_epoch(
-    args, models: Models, loader: DataLoader, progress: Progress, stop: cli.StopRequest
-) -> int | None:
-    """Run the remaining updates of an epoch; return the signal that stops the run, or None."""
-    set_switches(same_sizes=True)
-    step, batches = step_of(args, progress.epoch), len(loader)
-    loader.batch_sampler.epoch, loader.batch_sampler.first_batch = progress.epoch, progress.batch
-    stop_every = (
-        8 if distributed.world_size() > 1 and args.device == "cuda" else 1
-    )  # agreeing costs a fast step's time
-    began, shown, before = time.monotonic(), time.monotonic(), progress.seconds
-    title = f"epoch {progress.epoch}/{args.pretrain_epochs + args.epochs}{' pixel-only' if step is pixel_step else ''}"
-    with cli.progress_bar(total=batches, initial=progress.batch, desc=title, unit="step") as bar:
-        for lr, hr in loader:
-            begin_update(args, models, progress, batches)
-            lr, hr = (images.uint8_to_signed(move_to(models.device, batch)) for batch in (lr, hr))
-            progress.add(step(models, lr, hr), len(lr) * distributed.world_size())
-            if models.ema:
-                models.update_average()
-            if time.monotonic() - shown > 0.5 or progress.batch == batches:
-                shown, means = time.monotonic(), progress.means()  # waits for the device
-                speed = progress.samples / (before + time.monotonic() - began)
-                bar.set_postfix_str(
-                    f"{run_log.describe_terms(means)}  {speed:.1f} images/s", refresh=False
-                )
-            progress.seconds = before + time.monotonic() - began
-            bar.update()
-            if (progress.batch % stop_every == 0 or progress.batch == batches) and (
-                stopped := distributed.agree(stop)
-            ):
-                return stopped
-    progress.check_weights({"generator": models.validated, "discriminator": models.discriminator})
-    return None
+def learning_rate_at(
+    step: int, total_steps: int, peak: float, schedule: str, warmup_steps: int
+) -> float:
+    """Return the learning rate for update `step` (from 0) of a phase.
+
+    After a linear warm-up, it is constant or follows half a cosine towards 0.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
+    fraction = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 # --- a run --------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace, out: Path) -> int:
-    """Train to the last epoch, resuming if `out` holds a run; return the exit status."""
-    # Start or resume the run
-    saved, last_epoch = (
-        None if args.dry_run else checkpoint.open_run(out),
-        args.pretrain_epochs + args.epochs,
-    )
+def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
+    """Train to the last epoch, resuming if `--out` holds a run; return the exit status."""
+    last_epoch = args.pretrain_epochs + args.epochs
+
+    # Resume or start
+    saved = None if args.dry_run else checkpoint.open_run(args.out)
     if saved:
-        check_restart(args, saved)
+        options.check_restart(args, saved)
         if saved["progress"]["epoch"] > last_epoch:
             print(
-                f"{out}: finished after {len(saved['rows'])} epochs; nothing to do (pass a larger --epochs to continue)"
+                f"{args.out}: finished after {len(saved['rows'])} epochs; nothing to do "
+                "(pass a larger --epochs to continue)"
             )
             return 0
+    elif args.init and initial is None:
+        raise cli.UserError(f"--init {args.init}: no such file")
 
-    # Images
-    with distributed.one_after_another():  # the first process builds the caches and downloads
+    # Images and the perceptual network; the first process builds the caches and downloads
+    with distributed.one_after_another():
         train_set, val_set = open_datasets(args)
-        facts = run_log.describe_run(args, train_set, val_set)
-        networks = None if args.dry_run else open_networks(args)
+        perceptual = load_perceptual(args)
+        distances = None if args.dry_run else distance_networks(args, perceptual)
     loader = new_loader(
         train_set,
         args.batch_size,
@@ -283,115 +360,249 @@ def run(args: argparse.Namespace, out: Path) -> int:
     )
 
     # Networks
-    models = Models(args, None if saved else args.init)
-    progress, rows = (
-        checkpoint.restore(saved, models.state, facts, models.device) if saved else (Progress(), [])
+    models = Models(args, None if saved else initial)
+    record = options.run_record(args, train_set, val_set, perceptual)
+    if saved:
+        progress, rows = checkpoint.restore(saved, models.state, record, models.device)
+    else:
+        progress, rows = Progress(), []
+    plan = options.plan_text(
+        args,
+        count_parameters(models.generator),
+        count_parameters(models.discriminator),
+        train_set,
+        val_set,
+        sampler_of(loader),
     )
-    print(
-        run_log.describe_plan(
-            args, models.generator, models.discriminator, train_set, val_set, loader
-        ),
-        flush=True,
-    )
+    print(plan, flush=True)
     if args.dry_run:
-        return dry_run(args, models, loader, val_set)
+        return dry_run(args, models, perceptual, loader, val_set)
 
-    # Epochs
-    with cli.StopRequest() as stop, workers_of(loader), run_log.RunLog(out, facts, rows) as log:
+    # Epochs: train, validate, save
+    with (
+        cli.StopRequest() as stop,
+        workers_of(loader),
+        run_log.RunLog(args.out, record, rows) as log,
+    ):
         stopped = distributed.agree(stop)
         while progress.epoch <= last_epoch and not stopped:
-            begin_phase(args, models, progress)
+            begin_phase(args, models, perceptual, progress)
             if progress.batch < len(loader):
                 stopped = train_epoch(args, models, loader, progress, stop)
-            scores = (
-                None
-                if stopped
-                else validate_epoch(args, models.validated, val_set, progress, stop, networks)
-            )
+            scores = None
+            if not stopped:
+                scores = validate_if_due(args, models, val_set, distances, progress, stop)
             stopped = distributed.agree(stop)
             if scores is not None:
                 progress = finish_epoch(args, models, progress, scores, log)
-            checkpoint.save_run(out, models.state, progress, rows, facts)
+            checkpoint.save_run(args.out, models.state, progress, rows, record)
             if scores is not None:
-                print(run_log.describe_epoch(rows, last_epoch), flush=True)
+                print(run_log.epoch_text(rows, last_epoch), flush=True)
     return log.close(progress, stopped if progress.epoch <= last_epoch else None)
 
 
-def begin_phase(args: argparse.Namespace, models: Models, progress: Progress) -> None:
-    """At the start of a phase, reset G's optimiser and the best PSNR; create the generator's loss when first needed."""
+def count_parameters(network: nn.Module) -> int:
+    """Return how many parameters a network has."""
+    return sum(tensor.numel() for tensor in network.parameters())
+
+
+def open_datasets(
+    args: argparse.Namespace,
+) -> tuple[TrainDatasetFromFolder, ValDatasetFromFolder]:
+    """Open the training and validation images; print which of them are left out."""
+
+    def cache(folder: Path) -> Path | None:
+        unused = args.no_cache or args.dry_run
+        return None if unused else cache_folder_for(folder, args.cache, args.out)
+
+    train_set = TrainDatasetFromFolder(
+        args.train_dir,
+        args.crop,
+        args.upscale,
+        lr_folder=args.train_lr_dir,
+        degradation=DEGRADATIONS[args.degradation],
+        crops_per_image=args.crops_per_image,
+        seed=args.seed,
+        cache_folder=cache(args.train_dir),
+        skip_bad=args.skip_bad_images,
+        headers_only=args.dry_run,
+    )
+    val_set = ValDatasetFromFolder(
+        args.val_dir,
+        args.upscale,
+        lr_folder=args.val_lr_dir,
+        degradation=DEGRADATIONS[args.degradation],
+        count=args.val_images,
+        cache_folder=cache(args.val_dir),
+        skip_bad=args.skip_bad_images,
+        headers_only=args.dry_run,
+    )
+    print(describe_left_out(train_set) + describe_left_out(val_set), end="")
+    return train_set, val_set
+
+
+def load_perceptual(args: argparse.Namespace) -> pretrained.Pretrained | None:
+    """Load the weights of the perceptual network if the run needs it.
+
+    Raises:
+        UserError: they cannot be read or downloaded; it is better to know before the first epoch.
+    """
+    if not options.needs_perceptual(args):
+        return None
+    return pretrained.load(args.perceptual, args.perceptual_weights)
+
+
+def distance_networks(
+    args: argparse.Namespace, perceptual: pretrained.Pretrained | None
+) -> nn.ModuleDict:
+    """Return the networks with which validation measures distances, by CSV column.
+
+    Distance needs SqueezeNet: the run's own, or else one that was downloaded earlier.
+    """
+    own = None
+    if perceptual and perceptual.network == "squeezenet" and perceptual.fingerprint != "random":
+        own = perceptual.state_dict
+    return metrics.distance_networks(args.lpips, own)
+
+
+def begin_phase(
+    args: argparse.Namespace,
+    models: Models,
+    perceptual: pretrained.Pretrained | None,
+    progress: Progress,
+) -> None:
+    """Reset G's optimiser and the best PSNR as a phase starts; create G's loss when needed."""
     if progress.batch == 0 and progress.epoch in (1, args.pretrain_epochs + 1):
-        models.optimizer_g, progress.best_psnr = new_adam(models.generator), -math.inf
+        models.optimizer_g = new_adam(models.generator)
+        progress.best_psnr = -math.inf
     if progress.epoch > args.pretrain_epochs and models.loss is None:
-        models.loss = new_loss(args, models.device)
+        models.loss = new_loss(args, perceptual).to(models.device)
+
+
+def new_loss(args: argparse.Namespace, perceptual: pretrained.Pretrained | None) -> GeneratorLoss:
+    """Return the generator's loss; each of its keywords is the option of the same name."""
+    network = None
+    if perceptual:
+        network = PERCEPTUAL_NETWORKS[perceptual.network](perceptual.state_dict)
+        # PyTorch's stub lacks this overload
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    keywords = inspect.signature(GeneratorLoss).parameters
+    values = {name: value for name, value in vars(args).items() if name in keywords}
+    return GeneratorLoss(network=network, **values)
+
+
+def validate_if_due(
+    args: argparse.Namespace,
+    models: Models,
+    val_set: ValDatasetFromFolder,
+    distances: nn.ModuleDict | None,
+    progress: Progress,
+    stop: cli.StopRequest,
+) -> dict[str, float] | None:
+    """Validate every `--val-every` epochs and at the end of each phase.
+
+    Returns:
+        The scores by CSV column: {} if no validation is due, None if stopped.
+    """
+    ends_of_phases = (args.pretrain_epochs, args.pretrain_epochs + args.epochs)
+    if progress.epoch % args.val_every and progress.epoch not in ends_of_phases:
+        return {}
+    began = time.monotonic()
+    set_switches()
+    distributed.share_buffers(models.validated)
+    folder = args.out / "validation" / f"epoch_{progress.epoch:03d}"
+    scores = validate(
+        models.validated, val_set, args.precision, folder, args.val_triplets, stop, distances
+    )
+    progress.validation_seconds = time.monotonic() - began
+    return scores
 
 
 def finish_epoch(
-    args, models: Models, progress: Progress, scores: dict[str, float], log
+    args: argparse.Namespace,
+    models: Models,
+    progress: Progress,
+    scores: dict[str, float],
+    log: run_log.RunLog,
 ) -> Progress:
-    """Log a finished epoch and write its generator files; return the initial progress of the next epoch."""
+    """Log a finished epoch and write its generator files; return the next epoch's progress."""
+    epoch = progress.epoch
     log.add(progress, models.optimizer_g.param_groups[0]["lr"], scores)
-    best = scores.get("PSNR", -math.inf) > progress.best_psnr
-    kept = {"last": True, "best": best, "pretrained": progress.epoch == args.pretrain_epochs}
-    kept[f"epoch_{progress.epoch:03d}"] = (
-        bool(args.save_every) and progress.epoch % args.save_every == 0
-    )
-    about = {
-        "epoch": progress.epoch,
-        "validation_psnr_db": scores.get("PSNR"),
-        "degradation": log.recipe,
-    }
-    for name in [name for name, due in kept.items() if due and distributed.rank() == 0]:
-        generator_file.save(
-            args.out / "checkpoints" / f"generator_{name}.pth", models.validated, **about
-        )
-    return Progress(
-        epoch=progress.epoch + 1, best_psnr=scores["PSNR"] if best else progress.best_psnr
-    )
+
+    # Which files are due
+    names = ["last"]
+    best_psnr = progress.best_psnr
+    if scores.get("PSNR", -math.inf) > best_psnr:
+        best_psnr = scores["PSNR"]
+        names.append("best")
+    if epoch == args.pretrain_epochs:
+        names.append("pretrained")
+    if args.save_every and epoch % args.save_every == 0:
+        names.append(f"epoch_{epoch:03d}")
+
+    if distributed.rank() == 0:
+        for name in names:
+            generator_file.save(
+                args.out / "checkpoints" / f"generator_{name}.pth",
+                models.validated,
+                epoch=epoch,
+                validation_psnr_db=scores.get("PSNR"),
+                degradation=log.degradation,
+            )
+    return Progress(epoch=epoch + 1, best_psnr=best_psnr)
 
 
 def dry_run(
-    args: argparse.Namespace, models: Models, loader: DataLoader, val_set: ValDatasetFromFolder
+    args: argparse.Namespace,
+    models: Models,
+    perceptual: pretrained.Pretrained | None,
+    loader: DataLoader,
+    val_set: ValDatasetFromFolder,
 ) -> int:
-    """Run one step of each phase and validate one image; print shapes and values, and write nothing."""
-    lr, hr = (images.uint8_to_signed(batch.to(models.device)) for batch in next(iter(loader)))
-    print(
-        f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {tuple(models.generate(lr).shape)}"
-    )
-    for epoch in sorted({1, args.pretrain_epochs + 1} if args.epochs else {1}):
-        begin_phase(args, models, Progress(epoch))
+    """Run one step of each phase and validate one image; print shapes and values, write nothing."""
+    lr, hr = next(iter(loader))
+    lr = images.uint8_to_signed(lr.to(models.device))
+    hr = images.uint8_to_signed(hr.to(models.device))
+    sr = models.generate(lr)
+    print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {tuple(sr.shape)}")
+    first_epochs = {1, args.pretrain_epochs + 1} if args.epochs else {1}
+    for epoch in sorted(first_epochs):
+        begin_phase(args, models, perceptual, Progress(epoch))
         begin_update(args, models, Progress(epoch), len(loader))
         values = step_of(args, epoch)(models, lr, hr)
         print(f"step of epoch {epoch}:", {name: value.item() for name, value in values.items()})
     val_set.usable = val_set.usable[:1]
     scores = validate(models.validated, val_set, args.precision, None, 0, cli.StopRequest())
-    print(f"validation image: {scores}\ndry run: nothing was written")
+    print(f"validation image: {scores}")
+    print("dry run: nothing was written")
     return 0
 
 
-def new_loss(args: argparse.Namespace, device: torch.device) -> GeneratorLoss:
-    """Return the generator's loss; load the perceptual network if its weight is not 0."""
-    network = None
-    if args.perceptual_weight > 0:
-        network = PERCEPTUAL_NETWORKS[args.perceptual](
-            pretrained.state_dict(args.perceptual, args.perceptual_weights)
-        )
-    options = {
-        name: value
-        for name, value in vars(args).items()
-        if name in signature(GeneratorLoss).parameters
-    }
-    return GeneratorLoss(network=network, **options).to(
-        device=device, memory_format=torch.channels_last
-    )
+@contextlib.contextmanager
+def run_folder(out: Path) -> Iterator[None]:
+    """Make a run's folder and hold its lock; a start that fails leaves no empty folder."""
+    lock = files.make_folder(out) / ".lock"
+    with files.lock(lock):
+        try:
+            yield
+        finally:
+            if [path.name for path in out.iterdir()] == [lock.name]:
+                with contextlib.suppress(OSError):  # Windows keeps files that are open
+                    lock.unlink()
+                    out.rmdir()
 
 
 def main(args: argparse.Namespace) -> int:
     """Start the run in `--out`, or resume it."""
-    resolve(args)
+    initial = None
+    if args.init and args.init.exists():  # a run that resumes no longer needs it
+        initial = generator_file.load(args.init)
+    options.resolve(args, initial)
+    options.check_folders(args)
     with distributed.processes(torch.device(args.device)), contextlib.ExitStack() as held:
         if distributed.rank() == 0 and not args.dry_run:
-            held.enter_context(files.lock(files.make_folder(args.out) / ".lock"))
-        return run(args, args.out)
+            held.enter_context(run_folder(args.out))
+        return run(args, initial)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ args = train.get_args_parser().parse_args(["--perceptual-weight", "0", "--device
 args.blocks, args.perceptual_shift, args.precision = 1, 0, "fp32"
 with distributed.processes(torch.device("cpu")):
     models = train.Models(args)
-    models.loss = train.new_loss(args, torch.device("cpu"))
+    models.loss = train.new_loss(args, None)
     data = torch.Generator().manual_seed(distributed.rank())
     seen = set()
     for step in (

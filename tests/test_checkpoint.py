@@ -155,7 +155,7 @@ def test_a_new_constructor_argument_is_saved_and_older_files_get_its_default(tmp
 
 def test_a_bug_is_not_reported_as_a_bad_file(tmp_path, monkeypatch, generator):
     generator_file.save(tmp_path / "g.pth", generator)
-    monkeypatch.setattr(checkpoint, "_misfit", lambda *_: {}["typo"])
+    monkeypatch.setattr(generator_file, "_misfit", lambda *_: {}["typo"])
     with pytest.raises(KeyError, match="typo"):
         generator_file.load(tmp_path / "g.pth")
     monkeypatch.setattr(files, "load_tensors", lambda _path: torch.ones(2) @ torch.ones(3))
@@ -179,9 +179,13 @@ def test_a_bug_is_not_reported_as_a_bad_file(tmp_path, monkeypatch, generator):
         (
             RRDBGenerator(4, 1, 4, 4),
             RRDBGenerator(4, 1, 8, 4),
-            "features 8, growth 4; use another file",
+            "features 8, growth 4; pass --features 4",
         ),
-        (RRDBGenerator(4, 1, 4, 4), Generator(4, 2), "; pass --generator rrdb --blocks 1"),
+        (
+            RRDBGenerator(4, 1, 4, 4),
+            Generator(4, 2),
+            "; pass --generator rrdb --blocks 1 --features 4 --growth 4",
+        ),
         (Generator(4, 1), RRDBGenerator(4, 2, 4, 4), "; pass --generator srresnet --blocks 1"),
     ],
 )
@@ -191,7 +195,9 @@ def test_a_file_from_which_the_run_cannot_start_is_refused_with_a_way_on(
     generator_file.save(tmp_path / "g.pth", held)
     before = copy.deepcopy(trained.state_dict())
     with pytest.raises(cli.UserError, match=rf"g\.pth: holds .*, but this run trains .*{reason}$"):
-        generator_file.start_from(trained, tmp_path / "g.pth")
+        generator_file.copy_weights(
+            generator_file.load(tmp_path / "g.pth"), trained, tmp_path / "g.pth"
+        )
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
 
 
@@ -199,7 +205,9 @@ def test_a_file_from_which_the_run_cannot_start_is_refused_with_a_way_on(
 def test_a_run_starts_with_the_weights_of_the_file(tmp_path, make, capsys):
     held, trained = make(), make()
     generator_file.save(tmp_path / "g.pth", held)
-    generator_file.start_from(trained, tmp_path / "g.pth")
+    generator_file.copy_weights(
+        generator_file.load(tmp_path / "g.pth"), trained, tmp_path / "g.pth"
+    )
     assert all(
         torch.equal(tensor, held.state_dict()[name])
         for name, tensor in trained.state_dict().items()
@@ -220,7 +228,8 @@ def models_of(blocks: int, init: Path, *more: str) -> train.Models:
         "--precision",
         "fp32",
     ]
-    return train.Models(train.get_args_parser().parse_args([*fixed, *more]), init)
+    args = train.get_args_parser().parse_args([*fixed, "--init", str(init), *more])
+    return train.Models(args, generator_file.load(init))
 
 
 def test_added_blocks_start_as_the_identity_and_learn(capsys):

@@ -719,7 +719,7 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
         (["--val-dir", tmp_path / "empty"], "no image in this folder"),
         (["--crop", 88], "use a smaller --crop"),
         (
-            ["--degradation", "photo", "--train-lr-dir", photos[0]],
+            ["--degradation", "photo", "--train-lr-dir", photos[0], "--val-lr-dir", photos[1]],
             "with --degradation photo: LR is read or made, not both",
         ),
         (["--degradation", "fog"], "invalid choice: 'fog'"),

@@ -29,9 +29,9 @@ def models_of(*options: str) -> train.Models:
         "2",
     ]
     args = train.get_args_parser().parse_args([*words, *options])
-    train.resolve(args)
+    train.options.resolve(args)
     models = train.Models(args)
-    models.loss = train.new_loss(args, torch.device("cpu"))
+    models.loss = train.new_loss(args, train.load_perceptual(args))
     for optimizer in (models.optimizer_g, models.optimizer_d):
         optimizer.param_groups[0]["lr"] = RATE
     with torch.no_grad():  # zeros would hide errors

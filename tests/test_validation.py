@@ -6,11 +6,12 @@ from conftest import run
 
 import inference
 import metrics
+import train
 from dataloader import ValDatasetFromFolder
 from model import Generator
 from options import get_args_parser
 from utils import cli, images, pretrained, statistics
-from validation import open_networks, validate
+from validation import validate
 
 
 @pytest.fixture
@@ -56,23 +57,21 @@ def test_texture_is_measured_without_any_network(photos, generator):
 
 
 def test_distance_is_measured_with_the_runs_own_squeezenet_or_one_that_is_there_already(squeezenet):
-    own = ["--perceptual", "squeezenet", "--perceptual-weights"]
-    assert list(open_networks(options(*own, squeezenet))) == ["Distance"]
-    others = (
-        [],
-        [*own, "imagenet"],
-        [*own, "random"],
-        ["--perceptual-weights", squeezenet],
-    )  # the last one names VGG16's
-    assert not any(open_networks(options(*words)) for words in others)
+    own = options("--perceptual", "squeezenet", "--perceptual-weights", squeezenet)
+    loaded = pretrained.load("squeezenet", str(squeezenet))
+    assert list(train.distance_networks(own, loaded)) == ["Distance"]
+    untrained = pretrained.load("squeezenet", "random")
+    others = (None, untrained, pretrained.load("vgg16", "random"))
+    assert not any(train.distance_networks(options(), other) for other in others)
     torch_home = squeezenet.parent / "torch"
     assert not torch_home.exists()
     checkpoints = torch_home / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
     state = {name: tensor + 1 for name, tensor in torch.load(squeezenet).items()}
     torch.save(state, checkpoints / "squeezenet1_1-b8a52dc0.pth")
-    for words in others:
-        weights = open_networks(options(*words))["Distance"].network.features.state_dict()
+    for other in others:
+        distance = train.distance_networks(options(), other)["Distance"]
+        weights = distance.network.features.state_dict()
         assert torch.equal(weights["0.weight"], state["0.weight"])
 
 

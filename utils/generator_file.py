@@ -1,4 +1,8 @@
-"""Generator files, which describe themselves: read and written without being told the architecture."""
+"""Generator files: they describe themselves, so nothing that reads one is told the architecture.
+
+A file is a dict of plain data and tensors (format "srgan-generator-1"), or the same as
+`.safetensors` with the plain data as JSON strings. Released files of ESRGAN are read too.
+"""
 
 import inspect
 import json
@@ -7,50 +11,49 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esrgan import read_released
 from model import Generator
-from networks import GENERATORS
+from networks import GENERATORS, GeneratorNetwork, constructor_defaults
 from utils import cli, files
 
 GENERATOR_FORMAT = "srgan-generator-1"
 CHECKPOINT_FORMAT = "srgan-checkpoint-1"
 
 
-def save(path: str | Path, generator: nn.Module, **facts: Any) -> None:
-    """Write a generator file: the network's architecture and weights, and plain `facts` about its training.
+def save(path: str | Path, generator: GeneratorNetwork, **facts: Any) -> None:
+    """Write a generator file: the network's architecture and weights, and plain training `facts`.
 
-    A path that ends in `.safetensors` is written in that format, with the metadata as JSON strings.
+    A path that ends in `.safetensors` is written in that format.
 
     Raises:
         RunError: a weight is not finite; nothing is written.
         OSError: the file cannot be written.
     """
+    metadata = {"format": GENERATOR_FORMAT, **generator.architecture, **facts}
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()
     }
-    metadata = {"format": GENERATOR_FORMAT, **generator.architecture, **facts}
     if Path(path).suffix != ".safetensors":
         files.save_tensors(path, {**metadata, "state_dict": state})
         return
     from safetensors import torch as safetensors
 
     files.check_finite(state)
+    as_json = {name: json.dumps(value) for name, value in metadata.items()}
     with files.write_atomic(path) as file:
-        file.write(
-            safetensors.save(state, {name: json.dumps(value) for name, value in metadata.items()})
-        )
+        file.write(safetensors.save(state, as_json))
 
 
-def load(path: str | Path) -> nn.Module:
-    """Read a generator file, ours or ESRGAN's, and return the network that it describes, on the CPU and in evaluation mode.
+def load(path: str | Path) -> GeneratorNetwork:
+    """Read a generator file, ours or ESRGAN's; the network is on the CPU, in evaluation mode.
 
     Raises:
         OSError: the file cannot be opened.
-        UserError: the file is not a generator file, is damaged, or has weights that do not fit the network that it names.
+        UserError: the file is not a generator file, is damaged, or its weights do not fit.
     """
-    metadata, state = _read_generator_file(path)
+    metadata, state = _read(path)
     generator = _build_empty(path, metadata, len(state))
     wanted = generator.state_dict()
     if problem := _misfit(state, wanted):
@@ -70,46 +73,49 @@ def load(path: str | Path) -> nn.Module:
     return generator.requires_grad_(True).eval()
 
 
-def start_from(generator: nn.Module, path: str | Path) -> None:
-    """Copy a generator file's weights into a newly created generator, which may have more residual blocks if it is SRGAN's.
+def copy_weights(source: GeneratorNetwork, target: GeneratorNetwork, path: str | Path) -> None:
+    """Copy a loaded generator's weights into a new one, which may have more residual blocks.
 
-    The blocks that the file lacks stay as they are created, at the end of the trunk: their residuals are multiplied by zero.
-    The output is therefore exactly that of the file's generator, in training mode too. A line says that blocks were added.
+    SRGAN's generator may be deepened: blocks that the source lacks stay as they were created, at
+    the end of the trunk, where their residuals are multiplied by zero. The output is exactly that
+    of the source, in training mode too. A line says that blocks were added.
+
+    Args:
+        path: the source's file, for messages.
 
     Raises:
-        UserError: the file holds another kind of generator, another scale or more blocks, or as for `load`.
+        UserError: the source is another kind of generator, has another scale or more blocks.
     """
-    loaded = load(path)
-    holds, wanted = loaded.architecture, generator.architecture
+    holds = source.architecture
+    wanted = target.architecture
     differing = [name for name in holds if holds[name] != wanted.get(name)]
     deepened = (
         differing == ["blocks"]
-        and isinstance(generator, Generator)
-        and loaded.blocks < generator.blocks
+        and isinstance(target, Generator)
+        and holds["blocks"] < wanted["blocks"]
     )
     if differing and not deepened:
-        options = [
-            f"--{name} {holds[name]}"
-            for name in differing
-            if name in ("generator", "upscale", "blocks")
-        ]
+        settable = ("generator", "upscale", *constructor_defaults(holds["generator"]))
+        options = [f"--{name} {holds[name]}" for name in differing if name in settable]
         advice = f"pass {' '.join(options)}" if options else "use another file"
         raise cli.UserError(
-            f"{path}: holds {listed(holds)}, but this run trains {listed(wanted)}; {advice}"
+            f"{path}: holds {architecture_text(holds)}, but this run trains "
+            f"{architecture_text(wanted)}; {advice}"
         )
-    generator.load_state_dict({**generator.state_dict(), **loaded.state_dict()})
+    target.load_state_dict({**target.state_dict(), **source.state_dict()})
     if deepened:
         print(
-            f"--init {path} has {loaded.blocks} of the {generator.blocks} blocks; the rest start as the identity"
+            f"--init {path} has {holds['blocks']} of the {wanted['blocks']} blocks; "
+            "the rest start as the identity"
         )
 
 
-def listed(architecture: dict[str, Any]) -> str:
-    """Return a network's `architecture` as text, such as `generator srresnet, upscale 4, blocks 8`."""
+def architecture_text(architecture: dict[str, Any]) -> str:
+    """Return an architecture as text, such as `generator srresnet, upscale 4, blocks 8`."""
     return ", ".join(f"{name} {value}" for name, value in architecture.items())
 
 
-def _read_generator_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a generator file's metadata and its state dict, whose values are not yet checked."""
     loaded = files.load_tensors(path)
     if Path(path).suffix == ".safetensors":
@@ -125,53 +131,51 @@ def _read_generator_file(path: str | Path) -> tuple[dict[str, Any], dict[str, An
     released = read_released(loaded)
     if released is None:
         raise cli.UserError(
-            f"{path}: not a generator file of this project (format {GENERATOR_FORMAT}), nor one of ESRGAN's"
+            f"{path}: not a generator file of this project (format {GENERATOR_FORMAT}), "
+            "nor one of ESRGAN's"
         )
     return released
 
 
 def _from_json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
     try:
-        return json.loads(value) if isinstance(value, str) else value
-    except (
-        ValueError,
-        RecursionError,
-    ):  # plain text, or nested more deeply than our metadata ever is
+        return json.loads(value)
+    except (ValueError, RecursionError):  # plain text, or nested deeper than our metadata ever is
         return value
 
 
-def _build_empty(path: str | Path, metadata: dict[str, Any], tensors: int) -> nn.Module:
-    """Build the network that a file names without allocating its weights; refuse more blocks than the file has tensors."""
+def _build_empty(path: str | Path, metadata: dict[str, Any], tensors: int) -> GeneratorNetwork:
+    """Build the network that a file names without allocating its weights.
+
+    A file that asks for more blocks than it has tensors is refused: even empty blocks take time.
+    """
     name = metadata.get("generator")
     if not isinstance(name, str) or name not in GENERATORS:
         raise cli.UserError(f"{path}: unknown generator {reprlib.repr(name)}")
-    names = inspect.signature(
-        GENERATORS[name]
-    ).parameters  # everything else is a fact about the training
-    arguments = {name: metadata[name] for name in names if name in metadata}
-    for name, value in arguments.items():
+    # Everything in the metadata that is no argument of the constructor is a fact about training
+    parameters = inspect.signature(GENERATORS[name]).parameters
+    arguments = {argument: metadata[argument] for argument in parameters if argument in metadata}
+    for argument, value in arguments.items():
         if not isinstance(value, (int, float, str)):
             raise cli.UserError(
-                f"{path}: {name} is {reprlib.repr(value)}, which is neither a number nor text"
+                f"{path}: {argument} is {reprlib.repr(value)}, which is neither a number nor text"
             )
     blocks = arguments.get("blocks", 1)
     if not isinstance(blocks, int) or blocks > tensors:
         raise cli.UserError(f"{path}: {reprlib.repr(blocks)} blocks in a file of {tensors} tensors")
     try:
         with torch.device("meta"):
-            return GENERATORS[metadata["generator"]](**arguments)
-    except (
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # values that the network or PyTorch refuses
+            return GENERATORS[name](**arguments)
+    except (ValueError, TypeError, RuntimeError) as error:  # refused by the network or by PyTorch
         raise cli.UserError(
             f"{path}: no network can be built from it ({cli.describe(error)})"
         ) from error
 
 
 def _misfit(state: dict[str, Any], wanted: dict[str, Tensor]) -> str:
-    """Return what is wrong with a state dict; empty if its names and shapes are those of `wanted`."""
+    """Return what is wrong with a state dict; empty if its names and shapes are as `wanted`."""
     for name, tensor in wanted.items():
         if name not in state:
             return f"{name} is missing"
