@@ -284,7 +284,7 @@ def test_on_windows_a_lock_is_waited_for_as_long_as_it_is_held(tmp_path, monkeyp
         if len(calls) < 4:
             raise OSError(errno.EDEADLK if mode == 1 else errno.EACCES, "Resource deadlock avoided")
 
-    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setitem(
         sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_LOCK=1, LK_NBLCK=2)
     )

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, tensors loaded without executing code, checksums, locks, free-space checks."""
+"""Files written whole or not at all, locks, checksums, and tensors read without executing code."""
 
 import contextlib
 import errno
@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -14,17 +15,25 @@ from typing import IO, Any
 
 from utils import cli
 
-# PyTorch is imported where it is needed: plot_statistics.py uses this module without it.
+# PyTorch, which takes a second to import, is imported by the functions that need it:
+# plot_statistics.py uses this module without it.
 
-TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".srgan-", ".tmp"
+TEMPORARY_PREFIX = ".srgan-"
+TEMPORARY_SUFFIX = ".tmp"
+
+# --- writing ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def write_atomic(path: str | Path, backup: str | Path | None = None) -> Iterator[IO[bytes]]:
-    """Yield a temporary binary file that replaces `path` when the block succeeds and is removed when it fails.
+    """Yield a binary file that replaces `path` when the block succeeds.
 
-    It is in the same folder and is flushed to disk before it is renamed; the folder is flushed afterwards. With
-    `backup`, the replaced file is kept under that name.
+    It is a temporary file in the same folder. It is flushed to disk before it is renamed, and the
+    folder afterwards; when the block fails, it is removed.
+
+    Args:
+        path: the file to write.
+        backup: keep the replaced file under this name.
 
     Raises:
         OSError: no such folder, no permission, no space; the file at `path` is then untouched.
@@ -38,9 +47,8 @@ def write_atomic(path: str | Path, backup: str | Path | None = None) -> Iterator
         raise cannot_be_written(path, error) from error
     os.close(handle)
     try:
-        with open(
-            temporary, "w+b"
-        ) as file:  # opened by name, so that helper processes can open it too
+        # Opened by name, so that helper processes can open it too
+        with open(temporary, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -51,13 +59,11 @@ def write_atomic(path: str | Path, backup: str | Path | None = None) -> Iterator
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        if (
-            isinstance(error, OSError)
-            and error.errno is not None
-            and error.filename in (None, temporary)
-        ):
-            raise cannot_be_written(path, error) from error
-        raise
+        if not isinstance(error, OSError) or error.errno is None:
+            raise
+        if error.filename not in (None, temporary):  # about another file
+            raise
+        raise cannot_be_written(path, error) from error
 
 
 def cannot_be_written(path: str | Path, error: OSError) -> OSError:
@@ -72,7 +78,7 @@ def _umask() -> int:
 
 
 def put_in_place(source: str | Path, target: str | Path) -> None:
-    """Rename a file or folder whose content is already on disk; flush the new name too, if the system allows it."""
+    """Rename a file or folder whose content is on disk; flush the new name, if the system can."""
     os.replace(source, target)
     with contextlib.suppress(PermissionError, IsADirectoryError):
         descriptor = os.open(Path(target).parent, os.O_RDONLY)
@@ -83,14 +89,18 @@ def put_in_place(source: str | Path, target: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all; undecodable bytes of file names appear as backslash escapes."""
+    """Write UTF-8 text, whole or not at all; undecodable bytes of file names become escapes."""
     with write_atomic(path) as file:
         file.write(text.encode(errors="backslashreplace"))
 
 
 def keep_as(path: str | Path, backup: str | Path) -> None:
-    """Keep the file at `path`, if there is one, under the name `backup` too; at any moment, one of the two is intact."""
-    path, backup = Path(path), Path(backup)
+    """Keep the file at `path`, if there is one, under the name `backup` too.
+
+    At any moment, one of the two is intact.
+    """
+    path = Path(path)
+    backup = Path(backup)
     if not path.exists() or (backup.exists() and backup.samefile(path)):
         return
     link = backup.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}{TEMPORARY_SUFFIX}")
@@ -110,7 +120,7 @@ def keep_as(path: str | Path, backup: str | Path) -> None:
 
 
 def remove_leftovers(*folders: str | Path) -> None:
-    """Remove temporary files and folders that a killed process left behind; the caller must lock out other writers."""
+    """Remove what a killed process left in folders; the caller must lock out other writers."""
     for folder in folders:
         for leftover in Path(folder).glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
             if leftover.is_dir():
@@ -136,53 +146,63 @@ def make_folder(folder: str | Path) -> Path:
 
 
 def check_free_space(folder: str | Path, needed_bytes: int, advice: str) -> None:
-    """Raise OSError (ENOSPC) with `advice` if `folder`'s disk has less than `needed_bytes` plus 64 MiB free."""
+    """Check that a folder's disk has room for `needed_bytes` and 64 MiB more.
+
+    Raises:
+        OSError: it has not (ENOSPC); the message ends with `advice`.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed_bytes + 64 * 2**20:
-        text = f"needs {needed_bytes / 1e9:.2f} GB of disk space, but {free / 1e9:.2f} GB are free; {advice}"
-        raise OSError(errno.ENOSPC, text, str(folder))
+        raise OSError(
+            errno.ENOSPC,
+            f"needs {needed_bytes / 1e9:.2f} GB of disk space, but {free / 1e9:.2f} GB are free; "
+            f"{advice}",
+            str(folder),
+        )
+
+
+# --- locks and checksums ------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def lock(path: str | Path, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`; the system releases it when the process ends, however it ends.
+    """Hold an exclusive lock on the file `path`; the system releases it however the process ends.
 
     Raises:
         UserError: another process holds it and `wait` is False.
         OSError: the file system does not support locks.
     """
-    file = open(path, "a+b")  # noqa: SIM115 - stays open as long as the lock is held
-    try:
+    with open(path, "a+b") as file:
         try:
             _lock_file(file, wait)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
-                raise OSError(
-                    error.errno, f"cannot be locked ({error.strerror})", str(path)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+                raise cli.UserError(
+                    f"{path}: another process is using this folder; wait for it, or choose another "
+                    "folder"
                 ) from error
-            raise cli.UserError(
-                f"{path}: another process is using this folder; wait for it, or choose another folder"
-            ) from error
+            reason = f"cannot be locked ({error.strerror})"
+            raise OSError(error.errno, reason, str(path)) from error
         yield
-    finally:
-        file.close()
 
 
 def _lock_file(file: IO[bytes], wait: bool) -> None:
-    try:
+    if sys.platform != "win32":
         import fcntl
-    except ImportError:  # Windows
-        import msvcrt
 
-        file.seek(0)
-        while True:
-            try:
-                return msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-            except OSError as error:
-                if not wait or error.errno != errno.EDEADLK:  # LK_LOCK gives up after ten seconds
-                    raise
-    else:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return
+    import msvcrt
+
+    file.seek(0)
+    mode = msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK
+    while True:
+        try:
+            msvcrt.locking(file.fileno(), mode, 1)
+            return
+        except OSError as error:
+            if not wait or error.errno != errno.EDEADLK:  # LK_LOCK gives up after ten seconds
+                raise
 
 
 def sha256(path: str | Path) -> str:
@@ -191,11 +211,20 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# --- tensors ------------------------------------------------------------------------------------
+
+
 def save_tensors(path: str | Path, value: Any, backup: str | Path | None = None) -> None:
-    """Write nested plain data and tensors in PyTorch's format, whole or not at all; keep the older file as `backup`.
+    """Write nested plain data and tensors in PyTorch's format, whole or not at all.
+
+    Args:
+        path: the file to write.
+        value: the data.
+        backup: keep the replaced file under this name.
 
     Raises:
         RunError: a floating-point tensor is not finite; nothing is written.
+        OSError: as for `write_atomic`.
     """
     import torch
 
@@ -204,13 +233,16 @@ def save_tensors(path: str | Path, value: Any, backup: str | Path | None = None)
         try:
             torch.save(value, file)
         except RuntimeError as error:
-            raise (
-                error.__context__ or error
-            ) from None  # the cause (full disk, signal, dead worker), not the zip writer's
+            # The zip writer's error hides the cause: a full disk, a signal, a dead worker
+            raise (error.__context__ or error) from None
 
 
 def check_finite(value: Any, name: str = "") -> None:
-    """Raise RunError naming the first floating-point tensor in nested data that has a NaN or an infinity."""
+    """Check that no floating-point tensor in nested data has a NaN or an infinity.
+
+    Raises:
+        RunError: one has; the message names it.
+    """
     import torch
 
     if isinstance(value, dict):
@@ -219,33 +251,33 @@ def check_finite(value: Any, name: str = "") -> None:
     elif isinstance(value, (list, tuple)):
         for index, inner in enumerate(value):
             check_finite(inner, f"{name}[{index}]")
-    elif (
-        isinstance(value, torch.Tensor)
-        and value.is_floating_point()
-        and not torch.isfinite(value).all()
-    ):
-        raise cli.RunError(f"{name} has values that are not finite")
+    elif isinstance(value, torch.Tensor) and value.is_floating_point():
+        finite = bool(torch.isfinite(value).all())
+        if not finite:
+            raise cli.RunError(f"{name} has values that are not finite")
 
 
 def load_tensors(path: str | Path) -> Any:
     """Read nested plain data and tensors onto the CPU, without executing any code in the file.
 
-    A `.safetensors` file gives {"state_dict": tensors, **its metadata}. The checksums of a PyTorch file are verified first,
-    since `torch.load` does not notice a flipped bit.
+    A `.safetensors` file gives {"state_dict": tensors, **its metadata}. The checksums of a PyTorch
+    file are verified first, since `torch.load` does not notice a flipped bit.
 
     Raises:
         OSError: the file cannot be opened.
-        UserError: the file does not hold tensors, is damaged, would execute code, or needs more memory than its size.
+        UserError: the file does not hold tensors, is damaged, would execute code, or needs more
+            memory than its size.
     """
     path = Path(path)
     with open(path, "rb") as file:
-        magic, size = file.read(4), file.seek(0, os.SEEK_END)
-    if not size:
+        magic = file.read(4)
+        size = file.seek(0, os.SEEK_END)
+    if size == 0:
         raise cli.UserError(f"{path}: the file is empty")
     if path.suffix == ".safetensors":
         loaded = _load_safetensors(path)
     else:
-        if magic == b"PK\x03\x04":  # else PyTorch's format before 1.6
+        if magic == b"PK\x03\x04":  # else PyTorch's format before 1.6, which has no checksums
             _check_archive(path, size)
         loaded = _torch_load(path)
     _check_memory(path, loaded, size)
@@ -259,36 +291,38 @@ def _check_archive(path: Path, size: int) -> None:
             members = archive.infolist()
             stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
             if not stored or sum(member.file_size for member in members) > size:
-                damaged = "its parts are compressed or overlap, which PyTorch's never do"
-            elif name := archive.testzip():
-                damaged = f"checksum of {name!r} is wrong"
+                damage = "its parts are compressed or overlap, which PyTorch's never do"
             else:
-                return
+                name = archive.testzip()
+                if name is None:
+                    return
+                damage = f"checksum of {name!r} is wrong"
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError) as error:
-        if (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # a seek to a place that does not exist
+        if _is_system_error(error):
             raise
-        damaged = cli.describe(error)
-    raise cli.UserError(f"{path}: damaged ({damaged})")
+        damage = cli.describe(error)
+    raise cli.UserError(f"{path}: damaged ({damage})")
+
+
+def _is_system_error(error: BaseException) -> bool:
+    """Tell whether the system failed; EINVAL means that a damaged file has a wrong offset."""
+    return isinstance(error, OSError) and error.errno != errno.EINVAL
 
 
 def _torch_load(path: Path) -> Any:
     import torch
 
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if (
-            content.find(b"bytearray") >= 0
-        ):  # PyTorch's unpickler would make it as large as the file asks
-            raise cli.UserError(
-                f"{path}: refused, it holds a bytearray, which files of weights never do"
-            )
+    with open(path, "rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            holds_bytearray = content.find(b"bytearray") >= 0
+    if holds_bytearray:  # PyTorch's unpickler would make it as large as the file asks
+        raise cli.UserError(
+            f"{path}: refused, it holds a bytearray, which files of weights never do"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can make the unpickler raise anything
-        if cli.is_out_of_memory(error) or (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):
+        if cli.is_out_of_memory(error) or _is_system_error(error):
             raise
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = "it is not a file of tensors, or would run code when loaded"
@@ -298,11 +332,16 @@ def _torch_load(path: Path) -> Any:
 
 
 def _check_memory(path: Path, loaded: Any, size: int) -> None:
-    """Refuse tensors, such as expanded ones, that would take more memory than the file's size once they are copied."""
+    """Refuse tensors that would take more memory than the file's size once they are copied.
+
+    Expanded tensors would, for example. Sparse and quantized tensors, and tensors without values,
+    are refused too.
+    """
     import torch
 
-    needed: dict[int, int] = {}  # by storage, so that tied weights count once
-    seen, waiting = set(), [loaded]
+    largest_of: dict[int, int] = {}  # bytes by storage, so that tied weights count once
+    seen: set[int] = set()
+    waiting = [loaded]
     while waiting:
         value = waiting.pop()
         if id(value) in seen:
@@ -313,20 +352,19 @@ def _check_memory(path: Path, loaded: Any, size: int) -> None:
         elif isinstance(value, (list, tuple)):
             waiting += value
         elif isinstance(value, torch.Tensor):
-            if (
-                value.layout != torch.strided
-                or value.device.type != "cpu"
-                or value.is_quantized
-                or value.is_nested
-            ):
+            plain = value.layout == torch.strided and value.device.type == "cpu"
+            if not plain or value.is_quantized or value.is_nested:
                 raise cli.UserError(
-                    f"{path}: refused, it holds tensors that are sparse, quantized or without values"
+                    f"{path}: refused, it holds tensors that are sparse, quantized or without "
+                    "values"
                 )
             storage = value.untyped_storage().data_ptr()
-            needed[storage] = max(needed.get(storage, 0), value.numel() * value.element_size())
-    if sum(needed.values()) > size:
+            needed = value.numel() * value.element_size()
+            largest_of[storage] = max(needed, largest_of.get(storage, 0))
+    total = sum(largest_of.values())
+    if total > size:
         raise cli.UserError(
-            f"{path}: refused, {size:,} bytes cannot hold its {sum(needed.values()):,} bytes of tensors"
+            f"{path}: refused, {size:,} bytes cannot hold its {total:,} bytes of tensors"
         )
 
 
@@ -335,7 +373,9 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            return {"state_dict": tensors, **(file.metadata() or {})}
+            names = file.keys()  # file is not a dict: it cannot be iterated over
+            tensors = {name: file.get_tensor(name) for name in names}
+            metadata = file.metadata() or {}
     except SafetensorError as error:
         raise cli.UserError(f"{path}: not a safetensors file, or damaged ({error})") from error
+    return {"state_dict": tensors, **metadata}
