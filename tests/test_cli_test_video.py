@@ -46,10 +46,8 @@ def test_a_clip_keeps_its_times_sound_and_subtitles(tmp_path, weights):
     )
     done = video(clip, "--weights", weights / "x2.pth")
     result = tmp_path / "a_x2.mkv"
-    assert (
-        done.stdout.splitlines()[0] == str(result)
-        and "mean difference between consecutive frames" in done.stdout
-    )
+    assert done.stdout.splitlines()[0] == str(result)
+    assert "mean difference between consecutive frames" in done.stdout
     assert not said(done) and sorted(os.listdir(tmp_path)) == ["a.mkv", "a_x2.mkv"]
     shown, times = footage.decoded(result)
     assert len(shown) == 40 and shown[0].shape == (48, 64, 3) and times == footage.decoded(clip)[1]
@@ -66,46 +64,34 @@ def test_a_clip_keeps_its_times_sound_and_subtitles(tmp_path, weights):
 
 
 def test_a_variable_frame_rate_is_kept_exactly(tmp_path, weights):
-    clip = footage.make_clip(
-        tmp_path / "a.mp4", len(footage.UNEVEN), times=footage.UNEVEN, sound="aac"
-    )
-    video(clip, "--weights", weights / "x2.pth", "--out", tmp_path / "b.mp4")
+    count = len(footage.UNEVEN)
+    clip = footage.make_clip(tmp_path / "a.mp4", count, times=footage.UNEVEN, sound="aac")
+    result = tmp_path / "b.mp4"
+    video(clip, "--weights", weights / "x2.pth", "--out", result)
     expected = [Fraction(ticks, 600) for ticks in footage.UNEVEN]
-    assert footage.decoded(tmp_path / "b.mp4")[1] == expected
-    assert footage.packets(tmp_path / "b.mp4", "audio") == footage.packets(clip, "audio")
-    with av.open(str(clip)) as one, av.open(str(tmp_path / "b.mp4")) as other:
-        durations = [
-            container.streams.video[0].duration * container.streams.video[0].time_base
-            for container in (one, other)
-        ]
-        assert (
-            durations[0] == durations[1]
-            and one.streams.video[0].time_base == other.streams.video[0].time_base
-        )
-    data = (tmp_path / "b.mp4").read_bytes()
-    assert 0 < data.find(b"moov") < data.find(b"mdat")  # so that it plays while it is still loading
+    assert footage.decoded(result)[1] == expected
+    assert footage.packets(result, "audio") == footage.packets(clip, "audio")
+    with av.open(str(clip)) as one, av.open(str(result)) as other:
+        before, after = one.streams.video[0], other.streams.video[0]
+        assert before.time_base == after.time_base
+        assert before.duration == after.duration
+    data = result.read_bytes()
+    assert 0 < data.find(b"moov") < data.find(b"mdat")  # so that it plays while it is loading
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, weights):
-    """A command, what it prints, and the file that it writes, of a clip of 40 frames: two segments."""
+    """A command for a clip of two segments (40 frames), what it prints, and the file it writes."""
     folder = tmp_path_factory.mktemp("whole")
     times = [7 * index + index % 3 for index in range(40)]
     clip = footage.make_clip(folder / "a.mp4", 40, (16, 16), sound="aac", times=times)
-    command = [
-        "test_video.py",
-        clip,
-        "--weights",
-        weights / "x2.pth",
-        *FIXED,
-        "--codec",
-        "vp9",
-        "--out",
-    ]
+    command = ["test_video.py", clip, "--weights", weights / "x2.pth", *FIXED]
+    command += ["--codec", "vp9", "--out"]
     return command, run(*command, folder / "whole.mp4").stdout, folder / "whole.mp4"
 
 
-# Events: 4 to write the settings, 32 frames, 4 to write a segment, 8 frames, 4 to write the other one, 5 for the result.
+# Events: 4 to write the settings, 32 frames, 4 to write a segment, 8 frames, 4 to write the other
+# segment, 5 for the result.
 @pytest.mark.parametrize(
     ("fault", "status", "event", "kept"),
     [("interrupt", 130, 9, 0), ("stop", 143, 45, 32), ("kill", -9, 38, 0), ("kill", -9, 54, 40)],
@@ -118,20 +104,16 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(
     stopped = started_script(ROOT / "tests/faulty.py", fault, event, *command, out)()
     assert stopped.returncode == status and not out.exists()
     if fault == "interrupt":
-        assert said(stopped) == [
-            "stopped: 0 of 40 frames are kept; nothing is written"
-        ] and not leftovers(tmp_path)
+        assert said(stopped) == ["stopped: 0 of 40 frames are kept; nothing is written"]
+        assert not leftovers(tmp_path)
     else:
         assert leftovers(tmp_path) == [".parts.mp4.unfinished"]
     if fault == "stop":
-        assert said(stopped) == [
-            "stopped: 32 of 40 frames are kept; run the same command again to continue"
-        ]
+        advice = "run the same command again to continue"
+        assert said(stopped) == [f"stopped: 32 of 40 frames are kept; {advice}"]
         error = the_error(run(*command, out, "--crf", 40, status=None))
-        assert (
-            "an unfinished run with another crf; finish it with its own command, or drop it with --overwrite"
-            in error
-        )
+        assert "holds an unfinished run with a different crf; finish it with its own comm" in error
+        assert "or discard it with --overwrite" in error
     again = run(*command, out)
     assert said(again) == ([f"{kept} of 40 frames are kept from an unfinished run"] if kept else [])
     assert out.read_bytes() == expected.read_bytes() and not leftovers(tmp_path)
@@ -140,22 +122,28 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(
     assert len(shown) == 40 and times == footage.decoded(command[1])[1]
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_an_interrupted_animation_ends_with_the_same_file_too(tmp_path, whole, weights, suffix):
+    clip = whole[0][1]
+    command = ["test_video.py", clip, "--weights", weights / "x2.pth", *FIXED, "--out"]
+    expected = tmp_path / f"whole{suffix}"
+    run(*command, expected)
+    out = tmp_path / f"parts{suffix}"
+    stopped = started_script(ROOT / "tests/faulty.py", "stop", 45, *command, out)()
+    assert stopped.returncode == 143 and not out.exists()
+    assert "32 of 40 frames are kept from an unfinished run" in run(*command, out).stderr
+    assert out.read_bytes() == expected.read_bytes() and not leftovers(tmp_path)
+
+
 def test_a_full_disk_is_one_line_and_the_kept_segments_survive(tmp_path, whole):
     command, _, expected = whole
     out = tmp_path / "a.mp4"
-    for event, kept in (
-        (1, 0),
-        (6, 0),
-        (9, 32),
-        (10, 40),
-        (5, 40),
-        (9, 40),
-    ):  # the segments that are kept need no event
+    # Segments that are kept need no event, so later runs have fewer
+    for event, kept in ((1, 0), (6, 0), (9, 32), (10, 40), (5, 40), (9, 40)):
         done = started_script(ROOT / "tests/faulty.py", "full", event, *command, out)()
         error = said(done)[-1]
-        assert (
-            done.returncode == 2 and "No space left on device" in error and str(tmp_path) in error
-        )
+        assert done.returncode == 2
+        assert "No space left on device" in error and str(tmp_path) in error
         assert len(said(done)) == 1 or "of 40 frames are kept" in said(done)[0]
         assert not out.exists() and leftovers(tmp_path) == ([".a.mp4.unfinished"] if kept else [])
     assert "40 of 40 frames are kept" in run(*command, out).stderr
@@ -163,71 +151,48 @@ def test_a_full_disk_is_one_line_and_the_kept_segments_survive(tmp_path, whole):
 
 
 def test_a_run_stopped_while_its_files_are_moved_goes_on_too(tmp_path, weights):
-    """Of the 23 events, the last 12 are: to join the comparison, 4; to join the result, 4; to move them, 2 each."""
+    """Of 23 events, the last 12 join the comparison (4), join the result (4) and move each (2)."""
     clip = footage.make_clip(tmp_path / "a.mp4", 3, (16, 16))
-    command = [
-        "test_video.py",
-        clip,
-        "--weights",
-        weights / "x2.pth",
-        *FIXED,
-        "--codec",
-        "vp9",
-        "--compare",
-        "--out",
-    ]
-    run(*command, tmp_path / "whole.mp4")
+    command = ["test_video.py", clip, "--weights", weights / "x2.pth", *FIXED]
+    command += ["--codec", "vp9", "--compare", "--out"]
+    expected = tmp_path / "whole.mp4"
+    expected_comparison = tmp_path / "whole_compare.mp4"
+    run(*command, expected)
     for event in (17, 21, 22):
         out = tmp_path / f"{event}.mp4"
-        assert (
-            started_script(ROOT / "tests/faulty.py", "kill", event, *command, out)().returncode
-            == -9
-        )
-        assert not out.exists() and (tmp_path / f"{event}_compare.mp4").exists() == (event > 20)
-        assert run(*command, out).stdout.splitlines()[:2] == [
-            str(out),
-            str(tmp_path / f"{event}_compare.mp4"),
-        ]
-        for suffix in (".mp4", "_compare.mp4"):
-            assert (tmp_path / f"{event}{suffix}").read_bytes() == (
-                tmp_path / f"whole{suffix}"
-            ).read_bytes()
+        comparison = tmp_path / f"{event}_compare.mp4"
+        killed = started_script(ROOT / "tests/faulty.py", "kill", event, *command, out)()
+        assert killed.returncode == -9
+        assert not out.exists() and comparison.exists() == (event > 20)
+        assert run(*command, out).stdout.splitlines()[:2] == [str(out), str(comparison)]
+        assert out.read_bytes() == expected.read_bytes()
+        assert comparison.read_bytes() == expected_comparison.read_bytes()
         assert not leftovers(tmp_path)
 
 
 def test_a_part_of_a_clip_with_its_sound_and_a_comparison(tmp_path, weights):
     clip = footage.make_clip(tmp_path / "a.mp4", 50, sound="aac", g="10")
-    done = video(
-        clip,
-        "--weights",
-        weights / "x4.pth",
-        "--start",
-        "0:00.9",
-        "--end",
-        1.5,
-        "--compare",
-        "--codec",
-        "hevc",
-    )
+    part = ["--start", "0:00.9", "--end", 1.5]
+    done = video(clip, "--weights", weights / "x4.pth", *part, "--compare", "--codec", "hevc")
     result, comparison = tmp_path / "a_x4.mp4", tmp_path / "a_x4_compare.mp4"
     assert done.stdout.splitlines()[:2] == [str(result), str(comparison)]
+
+    # Frames: number 23, at 0.92 seconds, is the first
     shown, times = footage.decoded(result)
-    assert times == [Fraction(index, 25) for index in range(15)]  # from 0.92 seconds on
-    source, sound = footage.decoded(clip)[0], footage.packets(result, "audio")
-    assert (
-        np.abs(shown[0][::4, ::4].astype(int) - source[23]).mean()
-        < np.abs(shown[0][::4, ::4].astype(int) - source[22]).mean()
-    )
-    inside = [
-        packet
-        for packet in footage.packets(clip, "audio")
-        if Fraction(23, 25) <= packet[0] < Fraction(38, 25)
-    ]
-    assert [data for _, data in sound] == [data for _, data in inside]
-    assert all(
-        abs(new - old + Fraction(23, 25)) < 1e-4
-        for (new, _), (old, _) in zip(sound, inside, strict=True)
-    )
+    assert times == [Fraction(index, 25) for index in range(15)]
+    source = footage.decoded(clip)[0]
+    small = shown[0][::4, ::4].astype(int)
+    assert np.abs(small - source[23]).mean() < np.abs(small - source[22]).mean()
+
+    # Sound
+    begin, end = Fraction(23, 25), Fraction(38, 25)
+    inside = [packet for packet in footage.packets(clip, "audio") if begin <= packet[0] < end]
+    sound = footage.packets(result, "audio")
+    for (new_time, new_data), (old_time, old_data) in zip(sound, inside, strict=True):
+        assert new_data == old_data
+        assert abs(new_time - (old_time - begin)) < 1e-4
+
+    # Comparison
     pair = footage.decoded(comparison)[0]
     assert len(pair) == 15 and pair[0].shape == (96 + 20, 2 * 128 + 4, 3)
     bicubic = images.upscale_bicubic(source[23], 4)
@@ -242,7 +207,7 @@ def test_odd_sides_rotation_and_other_containers(tmp_path, weights):
     done = video(clip, "--weights", weights / "x3.pth", "--out", tmp_path / "b.webm")
     assert said(done) == [
         f"{tmp_path / 'b.webm'}: audio stream 1 (aac) is left out: .webm cannot hold it",
-        f"{tmp_path / 'b.webm'}: 75x99 becomes 76x100, as the codec needs even sides",
+        f"{tmp_path / 'b.webm'}: 75x99 is padded to 76x100, as the codec needs even sides",
     ]
     shown = footage.decoded(tmp_path / "b.webm")[0]
     assert shown[0].shape == (100, 76, 3)
@@ -267,9 +232,8 @@ def test_animations_keep_their_durations_and_transparency(tmp_path, weights):
                 assert np.abs(rgba[..., :3] - expected)[rgba[..., 3] > 245].mean() < 15
     video(gif, *option, "--out", tmp_path / "c.mp4", "--start", 0.05)
     shown, times = footage.decoded(tmp_path / "c.mp4")
-    assert (
-        times == [0, Fraction(1, 10), Fraction(13, 100)] and shown[0][48, 48].min() > 240
-    )  # on white
+    assert times == [0, Fraction(1, 10), Fraction(13, 100)]
+    assert shown[0][48, 48].min() > 240  # on white
     clip = footage.make_clip(tmp_path / "d.mp4", 8)
     assert "left out" in video(clip, *option, "--out", tmp_path / "d.gif").stderr
     with Image.open(tmp_path / "d.gif") as image:
@@ -277,9 +241,8 @@ def test_animations_keep_their_durations_and_transparency(tmp_path, weights):
 
 
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights):
-    clip = footage.make_clip(
-        tmp_path / "a.mp4", 50, sound="aac", container={"movflags": "faststart"}
-    )
+    container = {"movflags": "faststart"}
+    clip = footage.make_clip(tmp_path / "a.mp4", 50, sound="aac", container=container)
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[: clip.stat().st_size * 5 // 10])
     (tmp_path / "none.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video")
@@ -290,47 +253,38 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights):
     with av.open(str(tmp_path / "sound.mp4"), "w") as out:
         stream = out.add_stream("aac", rate=48000, layout="mono")
         out.mux([*stream.encode(footage.sine(0, stream)), *stream.encode(None)])
+    still = "still.png: a still picture; enlarge it with python test_image.py"
+    clips = {
+        "missing.mp4": "missing.mp4: no such clip",
+        ".": "not a file",
+        "none.mp4": "none.mp4: the file is empty",
+        "text.mp4": "text.mp4: not a video, or cut short or damaged",
+        "cut.mp4": "cut.mp4: cut short or damaged after",
+        "list.m3u8": "list.m3u8: refers to another file",
+        "sound.mp4": "sound.mp4: no video stream",
+        "still.png": still,
+    }
+    options = {
+        "--start 7": "no frame between --start and --end; the clip lasts 2.0",
+        "--start 1 --end 0:01": "--end 1 is not after --start 1",
+        "--end soon": "'soon' is not a time such as 7.5 or 1:05",
+        "--out a.mp4": "is the clip itself",
+        "--out sound.mp4": "sound.mp4: already exists; pass --overwrite",
+        "--out text.mp4/x.mp4": "cannot be written",
+        "--out x.avi": "cannot write .avi; use one of .mp4",
+        "--out x.mp4 --codec h266": "not available; use one of h264, hevc, vp9, av1",
+        "--out x.webm --codec h264": ".webm cannot hold it; use one of vp9, av1",
+        "--out x.mp4 --crf 52": "--crf 52: h264 takes 0 to 51",
+        "--out x.gif --crf 9": "--codec and --crf are for videos",
+        "--weights w.pth": "w.pth: no such generator file",
+    }
     good = ["--weights", weights / "x2.pth"]
-    cases = [
-        ([tmp_path / "missing.mp4", *good], "missing.mp4: no such clip"),
-        ([tmp_path, *good], "not a file"),
-        ([tmp_path / "none.mp4", *good], "none.mp4: the file is empty"),
-        ([tmp_path / "text.mp4", *good], "text.mp4: not a video, cut short or damaged"),
-        ([tmp_path / "cut.mp4", *good], "cut.mp4: cut short or damaged after"),
-        ([tmp_path / "list.m3u8", *good], "list.m3u8: refers to another file"),
-        ([tmp_path / "sound.mp4", *good], "sound.mp4: no video stream"),
-        (
-            [tmp_path / "still.png", *good],
-            "still.png: a still picture; enlarge it with python test_image.py",
-        ),
-        ([clip, *good, "--start", 7], "no frame between --start and --end; it lasts 2.0"),
-        ([clip, *good, "--start", 1, "--end", "0:01"], "--end 1 is not after --start 1"),
-        ([clip, *good, "--end", "soon"], "'soon' is not a time such as 7.5 or 1:05"),
-        ([clip, *good, "--out", clip], "is the clip itself"),
-        (
-            [clip, *good, "--out", tmp_path / "sound.mp4"],
-            "sound.mp4: already exists; pass --overwrite",
-        ),
-        ([clip, *good, "--out", tmp_path / "text.mp4" / "x.mp4"], "cannot be written"),
-        ([clip, *good, "--out", tmp_path / "x.avi"], "cannot write .avi; use one of .mp4"),
-        (
-            [clip, *good, "--out", tmp_path / "x.mp4", "--codec", "h266"],
-            "not available; use one of h264, hevc, vp9, av1",
-        ),
-        (
-            [clip, *good, "--out", tmp_path / "x.webm", "--codec", "h264"],
-            ".webm cannot hold it; use one of vp9, av1",
-        ),
-        ([clip, *good, "--out", tmp_path / "x.mp4", "--crf", 52], "--crf 52: h264 takes 0 to 51"),
-        (
-            [clip, *good, "--out", tmp_path / "x.gif", "--crf", 9],
-            "--codec and --crf are for videos",
-        ),
-        ([clip, "--weights", tmp_path / "w.pth"], "w.pth: no such generator file"),
-    ]
+    cases = [([tmp_path / name, *good], reason) for name, reason in clips.items()]
+    cases += [([clip, *good, *words.split()], reason) for words, reason in options.items()]
     before = sorted(tmp_path.rglob("*"))
     for arguments, reason in cases:
-        assert reason in the_error(run("test_video.py", *arguments, status=None))
+        done = run("test_video.py", *arguments, status=None, cwd=tmp_path)
+        assert reason in the_error(done), arguments
     assert sorted(tmp_path.rglob("*")) == before
     video(tmp_path / "cut.mp4", *good, "--end", 0.2)  # what the message advises
     assert len(footage.decoded(tmp_path / "cut_x2.mp4")[0]) == 5
