@@ -1,12 +1,18 @@
-"""Draw a run's statistics.csv as one PNG: losses, scores, speed, and PSNR and SSIM compared with bicubic.
+"""Draw a run's statistics.csv as one PNG: PSNR and SSIM beside bicubic, losses, scores and speed.
 
 python plot_statistics.py results/srgan_x4/statistics.csv
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas
 
 from utils import cli, files, statistics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LOSSES = {
     "Loss_G": "total",
@@ -24,69 +30,64 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def plot(table, path: Path) -> None:
-    """Draw the columns of a statistics table (see `statistics.COLUMNS`) against its epochs and write the picture as PNG."""
+def plot(table: pandas.DataFrame, path: Path) -> None:
+    """Draw a statistics table (see `statistics.COLUMNS`) against its epochs as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
-    panels = dict(zip(("psnr", "ssim", "scores", "generator", "discriminator", "speed"), axes.flat))
+    psnr, ssim, scores, generator, discriminator, speed = axes.flat
+    epochs = table["Epoch"]
     marker = "." if len(table) <= 60 else None
 
-    def line(panel: str, column: str, label: str, **style) -> None:
+    def draw(panel: "Axes", column: str, label: str, **style: Any) -> None:
         there = table[column].notna()
         if there.any():
-            panels[panel].plot(
-                table["Epoch"][there], table[column][there], label=label, marker=marker, **style
-            )
+            panel.plot(epochs[there], table[column][there], label=label, marker=marker, **style)
 
-    for panel, column, title in (
-        ("psnr", "PSNR", "PSNR, dB (RGB)"),
-        ("ssim", "SSIM", "SSIM (RGB)"),
-    ):
-        line(panel, column, "SR")
-        line(panel, f"Bicubic_{column}", "bicubic", color="0.4", linestyle="--")
-        panels[panel].set_title(title)
-    line("scores", "Score_D", "D(x), real")
-    line("scores", "Score_G", "D(G(z)), fake")
-    panels["scores"].set(title="discriminator's mean probability", ylim=(-0.02, 1.02))
+    # Image quality
+    draw(psnr, "PSNR", "SR")
+    draw(psnr, "Bicubic_PSNR", "bicubic", color="0.4", linestyle="--")
+    psnr.set_title("PSNR, dB (RGB)")
+    draw(ssim, "SSIM", "SR")
+    draw(ssim, "Bicubic_SSIM", "bicubic", color="0.4", linestyle="--")
+    ssim.set_title("SSIM (RGB)")
+
+    # Training
+    draw(scores, "Score_D", "D(x), real")
+    draw(scores, "Score_G", "D(G(z)), fake")
+    scores.set(title="discriminator's mean probability", ylim=(-0.02, 1.02))
     for column, label in LOSSES.items():
         if (table[column] > 0).any():
-            line("generator", column, label)
-            panels["generator"].set_yscale("log")
-    panels["generator"].set_title("generator's losses (terms unweighted)")
-    line("discriminator", "Loss_D", "Loss_D")
-    panels["discriminator"].set_title("discriminator's loss")
-    line("speed", "Images_Per_Second", "images/s", color="tab:green")
-    panels["speed"].set(title="training speed, images/s", ylim=(0, None))
-    for axis in axes.flat:
-        _finish(axis, table)
+            draw(generator, column, label)
+            generator.set_yscale("log")
+    generator.set_title("generator's losses (terms unweighted)")
+    draw(discriminator, "Loss_D", "Loss_D")
+    discriminator.set_title("discriminator's loss")
+    draw(speed, "Images_Per_Second", "images/s", color="tab:green")
+    speed.set(title="training speed, images/s", ylim=(0, None))
+
+    # Epoch axes, with a shade over the pixel-only epochs
+    first = epochs.min() - 0.5
+    pixel_only = table["Loss_D"].isna()
+    for panel in axes.flat:
+        panel.set_xlabel("epoch")
+        panel.grid(alpha=0.3)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.set_xlim(first, epochs.max() + 0.5)
+        if pixel_only.any():
+            last = epochs[pixel_only].max() + 0.5
+            panel.axvspan(first, last, color="tab:blue", alpha=0.07, label="pixel-only")
+        if panel.has_data() and panel.lines:
+            panel.legend()
+        else:
+            panel.text(0.5, 0.5, "no adversarial epoch", transform=panel.transAxes, ha="center")
+
     with files.write_atomic(path) as file:
         figure.savefig(file, format="png", dpi=100)
     plt.close(figure)
-
-
-def _finish(axis, table) -> None:
-    """Add the epoch axis, a shade over the pixel-only epochs and a legend to a panel."""
-    epochs, pixel_only = table["Epoch"], table["Loss_D"].isna()
-    axis.set_xlabel("epoch")
-    axis.grid(alpha=0.3)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
-    if pixel_only.any():
-        axis.axvspan(
-            epochs.min() - 0.5,
-            epochs[pixel_only].max() + 0.5,
-            color="tab:blue",
-            alpha=0.07,
-            label="pixel-only",
-        )
-    if axis.has_data() and axis.lines:
-        axis.legend()
-    else:
-        axis.text(0.5, 0.5, "no adversarial epoch", transform=axis.transAxes, ha="center")
 
 
 def main(args: argparse.Namespace) -> None:

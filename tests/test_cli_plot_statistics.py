@@ -1,5 +1,8 @@
+import subprocess
+import sys
+
 import pytest
-from conftest import run, the_error
+from conftest import ROOT, run, the_error
 from PIL import Image
 
 from utils import run_log, statistics
@@ -25,6 +28,23 @@ def test_the_picture_is_drawn(tmp_path, phases):
         assert picture.format == "PNG" and picture.size[0] >= 1000
         assert len(picture.convert("RGB").getcolors(2**24)) > 50
     assert f"best PSNR {24 + len(phases):.2f} dB" in done.stdout
+
+
+def test_curves_are_drawn_without_importing_pytorch(tmp_path):
+    statistics.write_statistics(tmp_path / "s.csv", [row(1, False), row(2, False)])
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try:\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n"
+        "    print(*sys.modules)\n"
+    )
+    words = [sys.executable, "-c", code, ROOT / "plot_statistics.py", tmp_path / "s.csv"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and (tmp_path / "s.png").exists(), done.stderr
+    modules = done.stdout.splitlines()[-1].split()
+    assert "pandas" in modules and "torch" not in modules
 
 
 def test_bad_files_are_one_line(tmp_path):

@@ -1,6 +1,6 @@
-"""Training in several processes started by torchrun: one per GPU, or each on a share of the CPU's cores.
+"""Training in several processes started by torchrun: one per GPU, or on shares of a CPU's cores.
 
-In a process that torchrun did not start, every function here does what is right for a single process.
+In a process that torchrun did not start, every function does what is right for a single process.
 """
 
 import contextlib
@@ -39,46 +39,48 @@ def world_size() -> int:
 
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[None]:
-    """Context manager that connects the processes of a run, and silences stdout in all but the first.
+    """Context manager that connects a run's processes; only the first keeps its stdout.
 
     Raises:
-        UserError: this machine has fewer GPUs than processes, or the launcher does not set all that torchrun sets.
+        UserError: this machine has fewer GPUs than processes, or the launcher does not set all
+            variables that torchrun sets.
     """
     if not launched():
         yield
         return
+
+    # Check what the launcher gave us
     missing = [
         name for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
     ]
     if missing:
         raise cli.UserError(
-            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start the processes with torchrun, "
-            "or export these too, such as LOCAL_RANK=$SLURM_LOCALID under srun"
+            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start the processes with "
+            "torchrun, or export these too, such as LOCAL_RANK=$SLURM_LOCALID under srun"
         )
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            raise cli.UserError(
-                f"--nproc_per_node is larger than this machine's {torch.cuda.device_count()} GPUs"
-            )
+        gpus = torch.cuda.device_count()
+        if local >= gpus:
+            raise cli.UserError(f"--nproc_per_node is larger than this machine's {gpus} GPUs")
         torch.cuda.set_device(local)
     if device.type == "mps":
         raise cli.UserError(
-            "several processes cannot share an MPS device; run train.py without torchrun, or with --device cpu"
+            "several processes cannot share an MPS device; run train.py without torchrun, or with "
+            "--device cpu"
         )
+
+    # Connect
     store, number, count = next(rendezvous("env://", timeout=_PATIENCE))
-    if (
-        os.environ.get("GROUP_WORLD_SIZE") == "1"
-    ):  # torchrun keeps one store across restarts, with dead addresses
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun keeps one store across restarts, which still holds addresses of dead processes
         store = dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_PATIENCE)
     try:
-        with (
-            open(os.devnull, "w") as nowhere,
-            contextlib.redirect_stdout(nowhere if rank() else sys.stdout),
-        ):
-            yield
+        with open(os.devnull, "w") as nowhere:
+            with contextlib.redirect_stdout(sys.stdout if rank() == 0 else nowhere):
+                yield
     finally:
         dist.destroy_process_group()
 
@@ -86,15 +88,15 @@ def processes(device: torch.device) -> Iterator[None]:
 def wrap(network: nn.Module) -> nn.Module:
     """Return a network whose backward pass averages the gradients over all processes.
 
-    Each process keeps its own batch statistics: broadcasting them in every forward pass would change them between the
-    discriminator's two forward passes, for real and fake images, and its single backward pass.
+    Each process keeps its own batch statistics: broadcasting them in every forward pass would
+    change them between the discriminator's two forward passes, for real and fake images, and its
+    single backward pass.
     """
     if not dist.is_initialized():
         return network
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # PyTorch 2.13 has a new name for the option, which 2.11 does not know
+        # PyTorch 2.13 has a new name for the option, which 2.11 does not know
+        warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(network, broadcast_buffers=False)
 
 
@@ -105,7 +107,10 @@ def first_on_machine() -> bool:
 
 @contextlib.contextmanager
 def one_after_another() -> Iterator[None]:
-    """Context manager that the others on a machine enter only after its first process, for work that is then done already."""
+    """Context manager that the first process on a machine enters alone, and the others after it.
+
+    It is for work that only the first has to do, such as filling a cache.
+    """
     if not first_on_machine():
         dist.barrier()
     yield
@@ -129,29 +134,28 @@ def gather(value: Any) -> list[Any]:
 
 
 def agree(stop: cli.StopRequest) -> int | None:
-    """Return the signal that any process has received, or None; the result is the same in all of them."""
+    """Return the signal that any process has received, or None: the same result in all of them."""
     if not dist.is_initialized():
         return stop.number
     number = torch.tensor(stop.number or 0)
     dist.all_reduce(number, dist.ReduceOp.MAX)
-    return number.item() or None
+    return int(number) or None
 
 
 def mean(values: Tensor) -> Tensor:
     """Return the mean over the processes, summed in order of rank."""
-    return (
-        torch.stack(gather(values.cpu())).mean(0).to(values.device)
-        if dist.is_initialized()
-        else values
-    )
+    if not dist.is_initialized():
+        return values
+    return torch.stack(gather(values.cpu())).mean(0).to(values.device)
 
 
 def share_buffers(*networks: nn.Module) -> None:
     """Give every process the first one's batch statistics."""
-    if dist.is_initialized():
-        for network in networks:
-            for buffer in network.buffers():
-                dist.broadcast(buffer, 0)
+    if not dist.is_initialized():
+        return
+    for network in networks:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def place() -> tuple[int, int]:

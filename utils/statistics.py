@@ -8,9 +8,9 @@ import pandas
 
 from utils import cli, files
 
-# The CSV's columns in order, and the TensorBoard group that charts each. Losses, scores and metrics have these names
-# everywhere. Add new columns at the end.
-COLUMNS = {
+# The CSV's columns in order, and the TensorBoard group that charts each. Losses, scores and metrics
+# have these names everywhere. Add new columns at the end.
+COLUMNS: dict[str, str | None] = {
     "Epoch": None,
     "Loss_D": "loss",
     "Loss_G": "loss",
@@ -39,7 +39,11 @@ _FIRST_VERSION = list(COLUMNS)[:16]  # the columns of every CSV, however old
 
 
 def write_statistics(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the CSV, whole or not at all; values that do not apply to an epoch are None and stay empty.
+    """Write the CSV, whole or not at all.
+
+    Args:
+        path: the CSV.
+        rows: the values of each epoch by column; those that do not apply to it are None.
 
     Raises:
         KeyError: a value has no column in `COLUMNS`.
@@ -47,9 +51,8 @@ def write_statistics(path: Path, rows: list[dict[str, Any]]) -> None:
     unknown = {name for row in rows for name in row} - COLUMNS.keys()
     if unknown:
         raise KeyError(f"no column for {', '.join(sorted(unknown))} in statistics.COLUMNS")
-    files.write_text(
-        path, pandas.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, float_format="%.7g")
-    )
+    table = pandas.DataFrame(rows, columns=list(COLUMNS))
+    files.write_text(path, table.to_csv(index=False, float_format="%.7g"))
 
 
 def read_statistics(path: Path) -> pandas.DataFrame:
@@ -57,7 +60,7 @@ def read_statistics(path: Path) -> pandas.DataFrame:
 
     Raises:
         OSError: the file cannot be opened.
-        UserError: the file is not such a CSV, or has no epoch.
+        UserError: the file is not a run's CSV, or has no epoch.
     """
     try:
         table = pandas.read_csv(path)
@@ -75,13 +78,14 @@ def read_statistics(path: Path) -> pandas.DataFrame:
     return table
 
 
-def describe_result(rows: list[dict[str, Any]]) -> str:
+def describe_result(rows: list[dict[Any, Any]]) -> str:
     """Return the best epoch of a run as text, compared with bicubic."""
     validated = [row for row in rows if row["PSNR"] is not None and not math.isnan(row["PSNR"])]
-    best = max(validated, key=lambda row: row["PSNR"], default=None)
-    if best is None:
+    if not validated:
         return "no epoch was validated"
+    best = max(validated, key=lambda row: row["PSNR"])
+    gain = best["PSNR"] - best["Bicubic_PSNR"]
     return (
         f"best PSNR {best['PSNR']:.2f} dB, SSIM {best['SSIM']:.4f} in epoch {best['Epoch']}; "
-        f"bicubic {best['Bicubic_PSNR']:.2f} dB, {best['Bicubic_SSIM']:.4f}: {best['PSNR'] - best['Bicubic_PSNR']:+.2f} dB"
+        f"bicubic {best['Bicubic_PSNR']:.2f} dB, {best['Bicubic_SSIM']:.4f}: {gain:+.2f} dB"
     )
