@@ -67,9 +67,9 @@ def test_bad_files_are_one_line(tmp_path):
 
 def test_the_log_explains_a_discriminator_that_has_won_or_collapsed():
     won = [row(epoch, False, Score_D=0.999, Score_G=0.001) for epoch in (1, 2, 3)]
-    assert "always tells real from fake" in run_log.describe_epoch(won, 9)
-    assert "note" not in run_log.describe_epoch(won[:2], 9)
+    assert "always tells real from fake" in run_log.epoch_text(won, 9)
+    assert "note" not in run_log.epoch_text(won[:2], 9)
     collapsed = [row(epoch, False, Score_D=0.5, Score_G=0.499) for epoch in (1, 2, 3)]
-    assert "collapsed" in run_log.describe_epoch(collapsed, 9)
+    assert "collapsed" in run_log.epoch_text(collapsed, 9)
     healthy = [row(epoch, False, Score_D=0.96, Score_G=0.09) for epoch in (1, 2, 3)]
-    assert "note" not in run_log.describe_epoch([*healthy, row(4, True)], 9)
+    assert "note" not in run_log.epoch_text([*healthy, row(4, True)], 9)
