@@ -143,6 +143,12 @@ def test_readme_installs_the_pinned_pytorch():
         assert dict(word.split("==") for word in words if "==" in word) == pinned
 
 
+def test_readme_is_short():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 250
+    assert max(map(len, lines)) <= 100
+
+
 # --- what is named ------------------------------------------------------------------------------
 
 
