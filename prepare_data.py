@@ -1,4 +1,6 @@
-"""Get images to train on (DIV2K, scikit-image's photographs, smaller copies of your own), and degraded ones to test on.
+"""Get images to train on: DIV2K, a few photographs, or smaller copies of your own.
+
+Also make degraded LR images to test on, and download the weights of a perceptual network.
 
 python prepare_data.py div2k
 python prepare_data.py demo
@@ -13,19 +15,17 @@ import importlib.util
 import math
 import os
 import shutil
-import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-import degradations
+from degradations import DEGRADATIONS, FILE_BYTES_PER_PIXEL, Degradation
 from model import UPSCALES
 from utils import cli, downloads, files, images, pretrained
 from utils.device import free_system_memory
 
 DIV2K_URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
-
-
 DIV2K = {
     "train_HR": downloads.Archive(
         3530603713, "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"
@@ -53,6 +53,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.ArgumentParser(prog="prepare_data.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+
+    # Images to train on
     div2k = commands.add_parser("div2k", help="download, check and unpack DIV2K")
     div2k.add_argument(
         "--parts",
@@ -69,9 +71,12 @@ def get_args_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--data", type=Path, default=Path("data"), help="folder for the images"
         )
+
+    # Perceptual weights
     perceptual = commands.add_parser(
         "perceptual",
-        help="download the ImageNet weights of a perceptual network, once; print the value of --perceptual-weights",
+        help="download the ImageNet weights of a perceptual network, once; "
+        "print the value of --perceptual-weights",
     )
     perceptual.add_argument(
         "--network",
@@ -79,12 +84,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         default="squeezenet",
         help="as train.py's --perceptual",
     )
-    perceptual.add_argument(
-        "--within",
-        type=cli.non_negative_float,
-        metavar="SECONDS",
-        help="give up after this time, and print `random`",
-    )
+
+    # Copies
     smaller = commands.add_parser("smaller", help="write smaller copies of a folder of images")
     smaller.add_argument("folder", type=Path, help="folder of images; subfolders are included")
     smaller.add_argument(
@@ -99,7 +100,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     degraded = commands.add_parser(
         "degraded",
-        help="write LR files of a folder of HR images as train.py --degradation photo makes them, to measure on",
+        help="write LR images for a folder of HR images, as train.py --degradation photo makes "
+        "them, to measure on",
     )
     degraded.add_argument("folder", type=Path, help="folder of HR images; subfolders are included")
     degraded.add_argument(
@@ -109,7 +111,10 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="folder for the LR images, PNG files of the same names",
     )
     degraded.add_argument(
-        "--seed", type=cli.non_negative_int, default=0, help="another seed gives other degradations"
+        "--degradation", choices=DEGRADATIONS, default="photo", help="how LR is made of HR"
+    )
+    degraded.add_argument(
+        "--seed", type=cli.non_negative_int, default=0, help="another seed gives other LR images"
     )
     degraded.add_argument(
         "--upscale", type=int, choices=UPSCALES, default=4, help="how many times smaller LR is"
@@ -117,7 +122,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     degraded.add_argument(
         "--sheet",
         type=Path,
-        help="also draw some degradations of the first images, to look at, as this file",
+        help="also draw several LR images of each of the first HR images, to look at, as this file",
     )
     return parser
 
@@ -130,78 +135,62 @@ def factor(text: str) -> float:
     return value
 
 
-# --- DIV2K --------------------------------------------------------------------------------------------------------
+# --- DIV2K --------------------------------------------------------------------------------------
 
 
 def prepare_div2k(data: Path, part: str, url: str) -> None:
-    """Download, check and unpack one archive of DIV2K into `data`, unless it is there already.
+    """Download, check and unpack an archive of DIV2K into `data`, unless it is there already.
 
     Raises:
         UserError: the server does not answer, or sends something other than the archive.
         OSError: the disk is full or cannot be written.
     """
     name = f"DIV2K_{part}"
-    folder, archive = data / name, DIV2K[part]
+    archive = DIV2K[part]
+    folder = data / name
     if folder.exists():
         print(f"{folder}: already there")
         return
     zip_path = data / f"{name}.zip"
+    advice = "name a folder on another disk with --data DIR"
     if zip_path.exists():
         downloads.check_archive(zip_path, archive, f"delete {zip_path} and run this again")
     else:
-        files.check_free_space(
-            data, 2 * archive.size, "name a folder on another disk with --data DIR"
-        )
+        files.check_free_space(data, 2 * archive.size, advice)
         downloads.download(url.rstrip("/") + f"/{name}.zip", zip_path, archive)
-    files.check_free_space(data, archive.size, "name a folder on another disk with --data DIR")
+    files.check_free_space(data, archive.size, advice)
     downloads.unpack(zip_path, folder)
     zip_path.unlink()
     print(f"{folder}: {len(images.list_images(folder))} images")
 
 
-# --- the demo's photographs ---------------------------------------------------------------------------------------
+# --- the demo -----------------------------------------------------------------------------------
 
 
 def prepare_demo(data: Path) -> None:
     """Copy scikit-image's photographs to `data`/demo/train and `data`/demo/valid (held out)."""
-    source = importlib.util.find_spec("skimage")
-    if source is None:
+    skimage = importlib.util.find_spec("skimage")
+    if skimage is None or skimage.origin is None:
         raise cli.UserError("scikit-image is not installed: pip install -r requirements.txt")
+    photographs = Path(skimage.origin).parent / "data"
     for part, names in DEMO_PHOTOGRAPHS.items():
         folder = files.make_folder(data / "demo" / part)
         for name in names:
-            with (
-                open(Path(source.origin).parent / "data" / name, "rb") as photograph,
-                files.write_atomic(folder / name) as copy,
-            ):
-                shutil.copyfileobj(photograph, copy)
+            with open(photographs / name, "rb") as photograph:
+                with files.write_atomic(folder / name) as copy:
+                    shutil.copyfileobj(photograph, copy)
         print(f"{folder}: {len(names)} photographs")
 
 
-def prepare_perceptual(network: str, seconds: float | None) -> None:
-    """Download a perceptual network's weights if they are missing; print the source that train.py is to use."""
-    if seconds is None:
-        pretrained.weights_file(network, "imagenet")
-    elif not pretrained.download_within(network, seconds):
-        missing = pretrained.missing_download(network, "imagenet")
-        print(
-            f"could not download {missing} within {seconds:g} seconds: using untrained features",
-            file=sys.stderr,
-        )
-        print("random")
-        return
-    print("imagenet")
+# --- copies -------------------------------------------------------------------------------------
 
 
 def check_outside(out: Path, folder: Path) -> None:
-    """Raise UserError if the copies of a folder's images would be written into the folder itself."""
+    """Raise UserError if the copies of a folder's images would be written into the folder."""
     if out.resolve().is_relative_to(folder.resolve()):
         raise cli.UserError(
             f"--out {out} lies inside {folder}, whose images are copied; name another folder"
         )
-
-
-# --- copies at several sizes --------------------------------------------------------------------------------------
 
 
 def prepare_smaller(folder: Path, out: Path, factors: list[float]) -> None:
@@ -210,129 +199,136 @@ def prepare_smaller(folder: Path, out: Path, factors: list[float]) -> None:
     A smaller copy has more detail per pixel, and less of the camera's blur, noise and compression.
 
     Raises:
-        UserError: the folder does not exist, has no image or one that cannot be read, or `out` lies inside it.
+        UserError: the folder does not exist, has no image or one that cannot be read, or `out` lies
+            inside it.
         OSError: the disk is full or cannot be written.
     """
-    labels = [
-        f"{size:.2%}".replace(".00%", "").replace(".", "_").replace("%", "") for size in factors
-    ]
     check_outside(out, folder)
+    sizes = {_percent(factor): factor for factor in factors}
     names = images.list_image_names(folder)
     files.make_folder(out)
-    jobs = list(zip((folder / name for name in names), images.result_names(names), strict=True))
-    cli.map_in_processes(
-        functools.partial(_write_smaller, out, dict(zip(labels, factors))),
-        jobs,
-        None,
-        f"copying {folder.name}",
-    )
-    print(f"{out}: {len(jobs) * len(set(labels))} images")
+    jobs = list(zip(names, images.result_names(names), strict=True))
+    write = functools.partial(_write_smaller, folder, out, sizes)
+    cli.map_in_processes(write, jobs, None, f"copying {folder.name}")
+    print(f"{out}: {len(jobs) * len(sizes)} images")
 
 
-def _write_smaller(out: Path, sizes: dict[str, float], job: tuple[Path, str]) -> None:
-    source, name = job
-    rgb = images.read_picture(source).rgb
-    for label, size in sizes.items():
+def _percent(factor: float) -> str:
+    """Return a relative size in percent, for a file name: `70`, `33_33`."""
+    return f"{factor:.2%}".removesuffix("%").removesuffix(".00").replace(".", "_")
+
+
+def _write_smaller(folder: Path, out: Path, sizes: dict[str, float], job: tuple[str, str]) -> None:
+    name, result_name = job
+    rgb = images.read_picture(folder / name).rgb
+    for percent, size in sizes.items():
         height, width = (max(1, round(side * size)) for side in rgb.shape[:2])
         smaller = images.resize_bicubic(rgb, height, width)
-        images.write_picture(out / f"{name}_{label}.png", images.Picture(smaller))
+        images.write_picture(out / f"{result_name}_{percent}.png", images.Picture(smaller))
 
 
-# --- degraded copies ----------------------------------------------------------------------------------------------
-
-
-def prepare_degraded(folder: Path, out: Path, seed: int, upscale: int) -> None:
-    """Write the degraded LR image of every HR image of a folder, the same on every machine, as `<name>.png`.
+def prepare_degraded(
+    folder: Path, out: Path, degradation: Degradation, seed: int, upscale: int
+) -> None:
+    """Write the LR image of every HR image of a folder, the same on every machine, as `<name>.png`.
 
     Raises:
-        UserError: the folder does not exist, has no image, one that cannot be read or two of one name, or `out` lies inside
-            it.
+        UserError: the folder does not exist, has no image, one that cannot be read or two of one
+            name, or `out` lies inside it.
         OSError: the disk is full or cannot be written.
     """
     check_outside(out, folder)
     names = images.list_image_names(folder)
     targets = [Path(name).with_suffix(".png") for name in names]
-    if len(set(targets)) < len(names):
-        twice = next(str(target.with_suffix("")) for target in targets if targets.count(target) > 1)
-        raise cli.UserError(
-            f"{folder}: several images are named {twice}, and LR is found by its name; rename them"
-        )
+    for target, uses in Counter(targets).items():
+        if uses > 1:
+            raise cli.UserError(
+                f"{folder}: several images are named {target.with_suffix('')}, and LR is found by "
+                "its name; rename them"
+            )
     for place in {target.parent for target in targets}:
         files.make_folder(out / place)
-    job = functools.partial(_write_degraded, folder, out, seed, upscale)
-    written = sum(
-        cli.map_in_processes(
-            job, names, _processes_for_memory(folder, names), f"degrading {folder.name}"
-        )
-    )
-    print(
-        f"{out}: {written} images"
-        + (f", {len(names) - written} left out (too small)" if written < len(names) else "")
-    )
+    write = functools.partial(_write_degraded, folder, out, degradation, seed, upscale)
+    processes = _processes_for_memory(folder, names)
+    done = cli.map_in_processes(write, names, processes, f"degrading {folder.name}")
+    written = sum(done)
+    left_out = len(names) - written
+    print(f"{out}: {written} images" + (f", {left_out} left out (too small)" if left_out else ""))
 
 
 def _processes_for_memory(folder: Path, names: list[str]) -> int | None:
-    """Return how many processes can degrade a folder's largest image at once in the free memory; None if that is unknown."""
-    free, largest = (
-        free_system_memory(),
-        max(math.prod(images.read_size(folder / name)) for name in names),
-    )
+    """Return how many processes can degrade a folder's largest image at once in the free memory.
+
+    None if the free memory is not known.
+    """
+    free = free_system_memory()
     if free is None:
         return None
-    return min(
-        os.cpu_count() or 1, max(1, int(free // (degradations.FILE_BYTES_PER_PIXEL * largest)))
-    )
+    largest = max(math.prod(images.read_size(folder / name)) for name in names)
+    fitting = int(free // (FILE_BYTES_PER_PIXEL * largest))
+    return min(os.cpu_count() or 1, max(1, fitting))
 
 
-def _write_degraded(folder: Path, out: Path, seed: int, upscale: int, name: str) -> bool:
+def _write_degraded(
+    folder: Path, out: Path, degradation: Degradation, seed: int, upscale: int, name: str
+) -> bool:
+    """Write one LR image; return False if the HR image is too small."""
     hr = images.crop_to_multiple(images.read_picture(folder / name).rgb, upscale)
-    if hr.size:
-        lr = degradations.degrade_file(hr, upscale, name, seed)
-        images.write_picture((out / name).with_suffix(".png"), images.Picture(lr))
-    return bool(hr.size)
+    if not hr.size:
+        return False
+    lr = degradation.degrade_image(hr, upscale, name, seed)
+    images.write_picture((out / name).with_suffix(".png"), images.Picture(lr))
+    return True
 
 
 def draw_sheet(
-    folder: Path, path: Path, seed: int, upscale: int, rows: int = 6, side: int = 48
+    folder: Path,
+    path: Path,
+    degradation: Degradation,
+    seed: int,
+    upscale: int,
+    rows: int = 6,
+    side: int = 48,
 ) -> None:
-    """Draw the LR of the first images' centres, three times as large: bicubic, three light and three full degradations."""
-    panels = []
+    """Draw the LR of the first images' centres, three times as large: bicubic, then examples.
+
+    Raises:
+        UserError: no image is large enough.
+    """
+    panels: list[np.ndarray] = []
     for name in images.list_image_names(folder):
         hr = images.crop_to_multiple(images.read_picture(folder / name).rgb, upscale)
         if min(hr.shape[:2]) < side * upscale or len(panels) == rows:
             continue
         hr = np.ascontiguousarray(images.crop_centre(hr, side * upscale))
         rng = np.random.default_rng([seed, len(panels)])
-        kinds = ["clean", *3 * ["light"], *3 * ["full"]]
-        panels.append(
-            np.concatenate([degradations.degrade(hr, upscale, rng, kind=kind) for kind in kinds], 1)
-        )
+        examples = degradation.examples(hr, upscale, rng)
+        panels.append(np.concatenate([images.downscale(hr, upscale), *examples], axis=1))
     if not panels:
-        raise cli.UserError(
-            f"{folder}: no image is as large as {side * upscale}x{side * upscale}, which --sheet needs"
-        )
-    images.write_picture(path, images.Picture(np.concatenate(panels).repeat(3, 0).repeat(3, 1)))
-    print(f"{path}: in each row, bicubic, three light and three full degradations")
+        size = f"{side * upscale}x{side * upscale}"
+        raise cli.UserError(f"{folder}: no image is as large as {size}, which --sheet needs")
+    sheet = np.concatenate(panels).repeat(3, axis=0).repeat(3, axis=1)
+    images.write_picture(path, images.Picture(sheet))
+    print(f"{path}: in each row, bicubic and then six LR images of {degradation.version}")
 
 
 def main(args: argparse.Namespace) -> None:
     """Run the chosen command."""
-    if args.command == "degraded":
+    if args.command == "perceptual":
+        pretrained.weights_file(args.network, "imagenet")
+        print("imagenet")
+    elif args.command == "smaller":
+        prepare_smaller(args.folder, args.out, args.factors)
+    elif args.command == "degraded":
+        degradation = DEGRADATIONS[args.degradation]
         if args.sheet:
             images.prepare_output(args.sheet)
-            draw_sheet(args.folder, args.sheet, args.seed, args.upscale)
-        prepare_degraded(args.folder, args.out, args.seed, args.upscale)
-        return
-    if args.command == "smaller":
-        prepare_smaller(args.folder, args.out, args.factors)
-        return
-    if args.command == "perceptual":
-        prepare_perceptual(args.network, args.within)
-        return
-    data = files.make_folder(args.data)
-    if args.command == "demo":
-        prepare_demo(data)
+            draw_sheet(args.folder, args.sheet, degradation, args.seed, args.upscale)
+        prepare_degraded(args.folder, args.out, degradation, args.seed, args.upscale)
+    elif args.command == "demo":
+        prepare_demo(files.make_folder(args.data))
     else:
+        data = files.make_folder(args.data)
         with files.lock(data / ".lock"):
             files.remove_leftovers(data)
             for part in args.parts:

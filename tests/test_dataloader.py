@@ -11,10 +11,12 @@ from torch.utils.data import DataLoader
 
 from dataloader import (
     EpochSampler,
+    Stream,
     TestDatasetFromFolder,
     TrainDatasetFromFolder,
     ValDatasetFromFolder,
     new_loader,
+    random_stream,
 )
 from utils import images
 
@@ -199,12 +201,30 @@ def test_names_are_unique_even_if_case_is_ignored(photos):
     for name in ("A.png", "a.jpg", "Sub/B.png", "sub_b.png"):
         (photos[1] / name).parent.mkdir(exist_ok=True)
         image.save(photos[1] / name)
-    for dataset in (ValDatasetFromFolder(photos[1], 4), TestDatasetFromFolder(photos[1])):
+    for dataset in (ValDatasetFromFolder(photos[1], 4), TestDatasetFromFolder(None, photos[1])):
         assert len(dataset) == 6 and len({name.lower() for name in dataset.names}) == 6
 
 
-def test_the_test_dataset_takes_either_folder(photos):
-    name, lr, hr = TestDatasetFromFolder(photos[1])[0]
-    assert name == "image_0" and lr.shape == (1, 3, 75, 102) and hr is None
+def test_the_test_dataset_makes_or_reads_lr(photos, tmp_path):
     name, lr, hr = TestDatasetFromFolder(None, photos[1], 3)[0]
-    assert lr.shape == (1, 3, 25, 34) and hr.shape == (1, 3, 75, 102)
+    assert name == "image_0" and lr.shape == (1, 3, 25, 34) and hr.shape == (1, 3, 75, 102)
+    for index in range(2):
+        Image.new("RGB", (34, 25), "red").save(tmp_path / f"image_{index}x3.png")
+    name, lr, hr = TestDatasetFromFolder(tmp_path, photos[1], 3)[0]
+    assert name == "image_0" and lr.shape == (1, 3, 25, 34) and hr.shape == (1, 3, 75, 102)
+    assert lr[0, :, 0, 0].tolist() == [255, 0, 0]
+    Image.new("RGB", (2, 2)).save(photos[1] / "tiny.png")
+    with pytest.raises(ValueError, match=r"tiny\.png: smaller than 3 pixels"):
+        list(TestDatasetFromFolder(None, photos[1], 3))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 + 5, 2**63 - 1])
+def test_random_streams_are_those_that_saved_runs_rely_on(seed):
+    for stream, index, expected in [
+        (Stream.CROPS, [], [seed, 7]),
+        (Stream.ORDER, [], [seed, 7, 1]),
+        (Stream.VIEW, [12], [seed, 7, 12, 2]),
+        (Stream.DEGRADATION, [34], [seed, 7, 34, 3]),
+    ]:
+        found = random_stream(stream, seed, 7, *index).bit_generator.state
+        assert found == np.random.default_rng(expected).bit_generator.state

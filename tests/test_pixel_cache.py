@@ -1,13 +1,16 @@
 import functools
+import hashlib
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import dataloader
 from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder
+from degradations import BICUBIC, DEGRADATIONS, Bicubic
 from utils import distributed, pixel_cache
 
 
@@ -130,7 +133,7 @@ def test_several_processes_build_what_one_builds(tmp_path, astronaut):
     folder.mkdir()
     for index in range(24):
         Image.fromarray(astronaut[index : index + 50, :60]).save(folder / f"{index}.png")
-    layout = pixel_cache.Layout(folder, 4)
+    layout = pixel_cache.Layout(folder, 4, BICUBIC)
     stores = [
         pixel_cache.ImageStore.open(layout, tmp_path / f"cache{n}", processes=n) for n in (1, 3)
     ]
@@ -167,28 +170,57 @@ def test_a_cache_that_another_run_replaces_stays_open(photos, tmp_path):
     assert len(list(dataset)) == 2
 
 
-def black_lr(hr, upscale, _name):
-    return np.zeros_like(hr[::upscale, ::upscale])
+@dataclass(frozen=True)
+class Black(Bicubic):
+    def degrade(self, hr, upscale, rng, precision=np.float32):
+        return np.zeros_like(hr[::upscale, ::upscale])
 
 
-def test_another_recipe_for_lr_makes_another_cache_and_removes_the_old_one(
-    photos, tmp_path, monkeypatch
+def test_another_version_of_a_degradation_makes_another_cache_and_removes_the_old_one(
+    photos, tmp_path
 ):
-    old = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
+    options = {"cache_folder": tmp_path / "cache"}
+    old = TrainDatasetFromFolder(photos[0], 32, 4, **options)
     (first,) = (tmp_path / "cache").glob("x4-*")
-    monkeypatch.setattr(
-        dataloader,
-        "Layout",
-        functools.partial(pixel_cache.Layout, recipe="bicubic-2", make_lr=black_lr),
-    )
-    new = TrainDatasetFromFolder(photos[0], 32, 4, cache_folder=tmp_path / "cache")
+    new = TrainDatasetFromFolder(photos[0], 32, 4, degradation=Black("bicubic-2"), **options)
     (second,) = (tmp_path / "cache").glob("x4-*")
     assert second != first
-    assert (
-        old[(0, 0)][0].max() > 0
-        and new[(0, 0)][0].max() == 0
-        and (old[(0, 0)][1] == new[(0, 0)][1]).all()
-    )
+    assert old[(0, 0)][0].max() > 0
+    assert new[(0, 0)][0].max() == 0
+    assert (old[(0, 0)][1] == new[(0, 0)][1]).all()
+
+
+def test_caches_have_the_names_that_earlier_versions_gave_them(photos, tmp_path):
+    def digest(value):
+        return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+    hr, lr = photos[0], tmp_path / "lr"
+    lr.mkdir()
+    states = {None: [], lr: []}
+    for index in range(4):
+        name = f"image_{index}.png"
+        Image.new("RGB", (25, 18)).save(lr / name)
+        first, second = (hr / name).stat(), (lr / name).stat()
+        states[None].append([name, None, first.st_size, first.st_mtime_ns])
+        size, time = first.st_size + second.st_size, max(first.st_mtime_ns, second.st_mtime_ns)
+        states[lr].append([name, name, size, time])
+    photo = {"degradation": DEGRADATIONS["photo"]}
+    files = {"lr_folder": lr}
+    train, validation = "x4", "x4-validation"
+    train_set = functools.partial(TrainDatasetFromFolder, crop_size=32)
+    cases = [
+        (train_set, {}, train, "bicubic-1"),
+        (train_set, photo, train, "bicubic-1"),
+        (train_set, files, train, "bicubic-1"),
+        (ValDatasetFromFolder, {}, validation, "bicubic-1"),
+        (ValDatasetFromFolder, photo, f"{validation}-photo", "photo-1"),
+        (ValDatasetFromFolder, files | photo, validation, "bicubic-1"),
+    ]
+    for dataset, options, kind, version in cases:
+        store = dataset(hr, upscale=4, cache_folder=tmp_path / "cache", **options).store
+        lr_folder = options.get("lr_folder")
+        place = digest([str(hr.resolve()), str(lr_folder and lr_folder.resolve())])
+        assert store.cache_file.name == f"{kind}-{place}-{digest([version, states[lr_folder]])}"
 
 
 @pytest.mark.parametrize("damage", ["pixel", "cut", "index", "a hole"])

@@ -1,12 +1,14 @@
 """Images decoded once into a memory-mapped file, so that reading a crop means slicing an array.
 
-A cache file holds the pixels of every image of a folder, then an index as JSON, then the index's length, its CRC-32 and a
-magic word. Its name is a digest of everything that determines its content: the folders, the scale, the names, sizes and
-times of the image files, and the recipe for LR.
+A cache file holds the pixels of every image of a folder, then an index as JSON, then the index's
+length, its CRC-32 and a magic word. Its name is a digest of everything that determines its content:
+the folders, the scale, the names, sizes and times of the image files, and the version of the
+degradation.
 
-At every start, each process checks the index and the size of the file, which takes no time. The first process on a machine
-also verifies the checksums of all pixels, while the others wait (`distributed.one_after_another`). For DIV2K this reads
-9 GB, but once per machine rather than once per GPU.
+At every start, each process checks the index and the size of the file, which takes no time. The
+first process on a machine also verifies the checksums of all pixels, while the others wait
+(`distributed.one_after_another`). For DIV2K this reads 9 GB, but once per machine rather than once
+per GPU.
 """
 
 import contextlib
@@ -18,11 +20,11 @@ import struct
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -35,81 +37,94 @@ _TAIL = struct.Struct("<QI16s")  # of a file: the index's length, its CRC-32 and
 
 @dataclass
 class Entry:
-    """One image: its path in the folder, the size and time of its files, and where its pixels are in the cache."""
+    """One image: its path in the folder, its files' size and time, its pixels in the cache."""
 
     name: str
     file_bytes: int = 0  # of HR and, if it is read from a file, LR together
     mtime_ns: int = 0  # of the newer one
     lr_name: str | None = None
-    height: int = 0  # of the HR image, a multiple of the scale; 0 if it is smaller than the scale or cannot be read
+    height: int = 0  # of HR, a multiple of the scale; 0 if it is smaller or cannot be read
     width: int = 0
     offset: int = 0
     checksum: int = 0  # CRC-32 of its pixels in the cache; 0 without a cache
     error: str | None = None
 
 
-def bicubic_lr(hr: np.ndarray, upscale: int, _name: str) -> np.ndarray:
-    """Make the LR image of an HR image (H, W, 3) uint8 with bicubic."""
-    return images.downscale(hr, upscale)
+class LrMaker(Protocol):
+    """What the cache needs of a degradation (see degradations.py)."""
+
+    @property
+    def version(self) -> str:
+        """The name and a number, such as "photo-1"."""
+
+    @property
+    def name(self) -> str:
+        """The version without its number."""
+
+    def degrade_image(self, hr: np.ndarray, upscale: int, name: str) -> np.ndarray:
+        """Return the LR image of an HR image (H, W, 3) uint8, always the same."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layout:
     """What is decoded for every image: HR, LR and, for validation, LR enlarged by bicubic."""
 
     folder: Path
     upscale: int
-    lr_folder: Path | None = None  # None: LR is made from HR
-    bicubic: bool = False  # whether the enlarged LR is kept too
-    make_lr: Callable[[np.ndarray, int, str], np.ndarray] = (
-        bicubic_lr  # of HR, the scale and the image's name
-    )
-    recipe: str = "bicubic-1"  # name and version of what `make_lr` does
+    lr: Path | LrMaker  # a folder of LR files, or what makes LR of HR
+    enlarged: bool = False  # whether the enlarged LR is kept too
 
-    def __post_init__(self):
-        self.folder = Path(self.folder)
-        self.lr_folder = None if self.lr_folder is None else Path(self.lr_folder)
+    @property
+    def lr_folder(self) -> Path | None:
+        """The folder of LR files, if there is one."""
+        return self.lr if isinstance(self.lr, Path) else None
 
     def shapes(self, entry: Entry) -> list[tuple[int, int, int]]:
-        """Return the shapes (H, W, 3) of an image's arrays: HR, LR and, with `bicubic`, the enlarged LR."""
-        hr, lr = (
-            (entry.height, entry.width, 3),
-            (entry.height // self.upscale, entry.width // self.upscale, 3),
-        )
-        return [hr, lr, hr] if self.bicubic else [hr, lr]
+        """Return the shapes (H, W, 3) of an image's arrays: HR, LR and, if kept, enlarged LR."""
+        hr = (entry.height, entry.width, 3)
+        lr = (entry.height // self.upscale, entry.width // self.upscale, 3)
+        return [hr, lr, hr] if self.enlarged else [hr, lr]
 
     def size(self, entry: Entry) -> int:
         """Return the bytes of an image's arrays."""
         return sum(map(math.prod, self.shapes(entry)))
 
     def decode(self, entry: Entry) -> list[np.ndarray]:
-        """Return an image's uint8 arrays (H, W, 3) in the order of `shapes`; none if it is smaller than the scale.
+        """Return an image's uint8 arrays (H, W, 3) in the order of `shapes`.
+
+        There are none if the image is smaller than the scale.
 
         Raises:
             OSError: a file cannot be opened.
             UserError: a file is damaged, or LR does not fit HR.
         """
-        hr = images.crop_to_multiple(
-            images.read_picture(self.folder / entry.name).rgb, self.upscale
-        )
+        hr = images.read_picture(self.folder / entry.name).rgb
+        hr = images.crop_to_multiple(hr, self.upscale)
         if not hr.size:
             return []
-        if self.lr_folder is None:
-            lr = self.make_lr(hr, self.upscale, entry.name)
+        if isinstance(self.lr, Path):
+            assert entry.lr_name is not None  # `_pair` has found it
+            lr = self._read_lr(self.lr / entry.lr_name, hr)
         else:
-            lr = images.read_picture(self.lr_folder / entry.lr_name).rgb
-            height, width = (side // self.upscale for side in hr.shape[:2])
-            lr = lr[:height, :width]
-            if lr.shape[:2] != (height, width):
-                raise cli.UserError(
-                    f"{self.lr_folder / entry.lr_name}: {lr.shape[1]}x{lr.shape[0]} pixels do not fit the HR image of "
-                    f"{hr.shape[1]}x{hr.shape[0]} at x{self.upscale}"
-                )
-        return [hr, lr, images.upscale_bicubic(lr, self.upscale)] if self.bicubic else [hr, lr]
+            lr = self.lr.degrade_image(hr, self.upscale, entry.name)
+        return [hr, lr, images.upscale_bicubic(lr, self.upscale)] if self.enlarged else [hr, lr]
+
+    def _read_lr(self, path: Path, hr: np.ndarray) -> np.ndarray:
+        height, width = (side // self.upscale for side in hr.shape[:2])
+        lr = images.read_picture(path).rgb[:height, :width]
+        if lr.shape[:2] != (height, width):
+            raise cli.UserError(
+                f"{path}: {lr.shape[1]}x{lr.shape[0]} pixels do not fit the HR image of "
+                f"{hr.shape[1]}x{hr.shape[0]} at x{self.upscale}"
+            )
+        return lr
 
 
 class ImageStore:
-    """The arrays of every image of a folder, from a cache file or decoded at each access; made by `ImageStore.open`."""
+    """The arrays of every image of a folder; made by `ImageStore.open`.
+
+    They are read from a cache file or, without one, decoded at each access.
+    """
 
     def __init__(
         self, layout: Layout, entries: list[Entry], cache_file: Path | None, skip_bad: bool
@@ -118,10 +133,10 @@ class ImageStore:
         self.cache_file = cache_file
         self.bad = [entry for entry in entries if entry.error]
         if self.bad and not skip_bad:
-            named = cli.listed([f"{entry.name}: {entry.error}" for entry in self.bad], "; ")
+            reasons = cli.listed([f"{entry.name}: {entry.error}" for entry in self.bad], "; ")
             raise cli.UserError(
-                f"{layout.folder}: {len(self.bad)} image(s) cannot be read: {named}. Fix or remove them, or pass "
-                "--skip-bad-images"
+                f"{layout.folder}: {len(self.bad)} image(s) cannot be read: {reasons}. "
+                "Fix or remove them, or pass --skip-bad-images"
             )
         self.entries = [entry for entry in entries if not entry.error]
         self._arrays: list[list[np.ndarray]] | None = None
@@ -130,41 +145,53 @@ class ImageStore:
     def open(
         cls,
         layout: Layout,
-        cache_folder: Path | None,
-        skip_bad=False,
+        cache_folder: str | Path | None,
+        skip_bad: bool = False,
         processes: int | None = None,
-        headers_only=False,
-    ) -> "ImageStore":
-        """Open a folder of images through its cache in `cache_folder`; build the cache if it is missing or damaged.
+        headers_only: bool = False,
+    ) -> Self:
+        """Open a folder of images through its cache; build the cache if it is missing or damaged.
 
-        Without `cache_folder`, images are decoded at each access, and once now to find damaged ones unless `headers_only`.
+        Args:
+            layout: what is decoded.
+            cache_folder: where the cache is; None to decode images at each access, and once now to
+                find damaged ones.
+            skip_bad: leave out images that cannot be read.
+            processes: how many decode; None for one per core.
+            headers_only: without a cache, read only the images' headers now.
 
         Raises:
-            UserError: no such folder, no image in it, or images that cannot be read or have no fitting LR image, unless
-                `skip_bad`.
+            UserError: no such folder, no image in it, or images that cannot be read or have no
+                fitting LR image, unless `skip_bad`.
             OSError: the cache cannot be written, or there is too little space on the disk.
         """
         entries = _list_entries(layout)
+
+        # Without a cache
         if cache_folder is None:
-            measured = [_measure_one(layout, entry) for entry in entries] if headers_only else None
-            return cls(
-                layout, measured or _decode_all(layout, entries, None, processes), None, skip_bad
-            )
+            if headers_only:
+                entries = [_measure_one(layout, entry) for entry in entries]
+            else:
+                entries = _decode_all(layout, entries, None, processes)
+            return cls(layout, entries, None, skip_bad)
+
+        # Read the cache, or build it
         cache_folder = Path(cache_folder)
         path = cache_folder / _cache_name(layout, entries)
         cached = _read_entries(layout, path)
         if cached is None:
             with files.lock(files.make_folder(cache_folder) / "lock", wait=True):
-                cached = _read_entries(
-                    layout, path, tell=True
-                )  # another process may have built it by now
+                # Another process may have built it by now
+                cached = _read_entries(layout, path, tell=True)
                 if cached is None:
                     files.remove_leftovers(cache_folder)
                     for superseded in cache_folder.glob(path.name.rsplit("-", 1)[0] + "-*"):
                         superseded.unlink()
                     cached = _build_cache(layout, entries, path, processes)
+
+        # Map it now: a later start with other images may delete the file, but not the mapping
         store = cls(layout, cached, path, skip_bad)
-        store._map()  # now, since a later start with other images may delete the file; a mapping survives that
+        store._arrays = store._map(path)
         return store
 
     def __len__(self) -> int:
@@ -175,116 +202,137 @@ class ImageStore:
         if self.cache_file is None:
             return self.layout.decode(self.entries[index])
         if self._arrays is None:
-            self._map()
+            self._arrays = self._map(self.cache_file)
         return self._arrays[index]
 
-    def _map(self) -> None:
+    def _map(self, cache_file: Path) -> list[list[np.ndarray]]:
         """Map the cache file, and slice it into the arrays of all images."""
-        pixels, self._arrays = np.asarray(np.memmap(self.cache_file, mode="r")), []
+        pixels = np.asarray(np.memmap(cache_file, mode="r"))
+        all_arrays = []
         for entry in self.entries:
-            arrays, offset = [], entry.offset
+            arrays = []
+            offset = entry.offset
             for shape in self.layout.shapes(entry):
                 size = math.prod(shape)
                 arrays.append(pixels[offset : offset + size].reshape(shape))
                 offset += size
-            self._arrays.append(arrays)
+            all_arrays.append(arrays)
+        return all_arrays
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": None}  # a worker process maps the file itself
 
     def fingerprint(self) -> list[tuple[str, int, int]]:
-        """Return (name, file bytes, pixel checksum or 0) of every image, for a resumed run to compare."""
+        """Return (name, file bytes, pixel checksum or 0) of every image.
+
+        A resumed run compares them with those it was started with.
+        """
         return [(entry.name, entry.file_bytes, entry.checksum) for entry in self.entries]
 
 
 def cache_folder_for(folder: str | Path, chosen: Path | None, fallback: Path) -> Path:
-    """Return the cache folder of an image folder: the chosen one, else one inside it if writable, else one in `fallback`."""
+    """Return where the cache of an image folder goes.
+
+    It is the chosen folder, or else one inside the image folder, or one in `fallback` if the image
+    folder cannot be written.
+    """
     if chosen is not None:
         return chosen
     own = Path(folder, CACHE_FOLDER)
-    return own if os.access(own if own.exists() else folder, os.W_OK) else fallback / CACHE_FOLDER
+    writable = os.access(own if own.exists() else folder, os.W_OK)
+    return own if writable else fallback / CACHE_FOLDER
 
 
-# --- what lies in the folders -------------------------------------------------------------------------------------
+# --- what lies in the folders -------------------------------------------------------------------
 
 
 def _list_entries(layout: Layout) -> list[Entry]:
     entries = [Entry(name) for name in images.list_image_names(layout.folder)]
     if layout.lr_folder is not None:
-        _pair(layout, entries)
+        _pair(entries, layout.lr_folder, layout.upscale)
     for entry in entries:
         paths = [os.path.join(layout.folder, entry.name)]
-        if entry.lr_name is not None:
+        if layout.lr_folder is not None and entry.lr_name is not None:
             paths.append(os.path.join(layout.lr_folder, entry.lr_name))
         with contextlib.suppress(OSError):  # a dangling link: decoding will report it
             states = [os.stat(path) for path in paths]
-            entry.file_bytes, entry.mtime_ns = (
-                sum(s.st_size for s in states),
-                max(s.st_mtime_ns for s in states),
-            )
+            entry.file_bytes = sum(state.st_size for state in states)
+            entry.mtime_ns = max(state.st_mtime_ns for state in states)
     return entries
 
 
-def _pair(layout: Layout, entries: list[Entry]) -> None:
-    """Find the LR image of every HR image: `0801.png` has `0801.png` or `0801x4.png`, with any suffix.
+def _pair(entries: list[Entry], lr_folder: Path, upscale: int) -> None:
+    """Find the LR image of every HR image: `0801.png` or `0801x4.png`, with any suffix.
 
     One in the same subfolder is preferred. An image without an LR image of its own gets an error.
     """
-    named: dict[Path | str, list[Path]] = {}  # by path and by name alone, both without suffix
-    for path in map(Path, images.list_image_names(layout.lr_folder)):
+    # LR images by path and by name alone, both without suffix
+    named: dict[Path | str, list[Path]] = {}
+    for path in map(Path, images.list_image_names(lr_folder)):
         place = path.with_suffix("")
         for key in (place, place.name):
             named.setdefault(key, []).append(path)
-    candidates = []
+
+    # Candidates of every HR image
+    candidates: list[list[Path]] = []
     for entry in entries:
         place = Path(entry.name).with_suffix("")
-        ends = ("", f"x{layout.upscale}")
-        keys = [
-            *(place.with_name(place.name + end) for end in ends),
-            *(place.name + end for end in ends),
-        ]
+        names = (place.name, f"{place.name}x{upscale}")
+        keys = [*(place.with_name(name) for name in names), *names]
         candidates.append(next((named[key] for key in keys if key in named), []))
+
+    # One for one
     uses = Counter(paths[0] for paths in candidates if len(paths) == 1)
     for entry, paths in zip(entries, candidates, strict=True):
-        if len(paths) != 1:
-            listed = ", ".join(str(layout.lr_folder / path) for path in paths[:3])
-            found, stem = (
-                f"several LR images ({listed})" if paths else "no LR image",
-                Path(entry.name).stem,
-            )
-            entry.error = f"{found} named {stem} or {stem}x{layout.upscale} (with any suffix) in {layout.lr_folder}"
-        elif uses[paths[0]] > 1:
-            entry.error = (
-                f"{layout.lr_folder / paths[0]} is the LR image of {uses[paths[0]]} HR images"
-            )
-        else:
+        if len(paths) == 1 and uses[paths[0]] == 1:
             entry.lr_name = paths[0].as_posix()
+        elif len(paths) == 1:
+            count = uses[paths[0]]
+            entry.error = f"{lr_folder / paths[0]} is the LR image of {count} HR images"
+        else:
+            found = "no LR image"
+            if paths:
+                listed = ", ".join(str(lr_folder / path) for path in paths[:3])
+                found = f"several LR images ({listed})"
+            stem = Path(entry.name).stem
+            named_so = f"named {stem} or {stem}x{upscale} (with any suffix)"
+            entry.error = f"{found} {named_so} in {lr_folder}"
 
 
-# --- the cache file -----------------------------------------------------------------------------------------------
+# --- the cache file -----------------------------------------------------------------------------
 
 
 def _cache_name(layout: Layout, entries: list[Entry]) -> str:
-    """Name the cache file: the part before the last hyphen stays the same when the images or the recipe change."""
-    method = layout.recipe.rsplit("-", 1)[0]
-    kind = (
-        f"x{layout.upscale}"
-        + ("-validation" if layout.bicubic else "")
-        + ("" if method == "bicubic" else f"-{method}")
-    )
-    place = _digest(
-        [str(layout.folder.resolve()), str(layout.lr_folder and layout.lr_folder.resolve())]
-    )
+    """Name the cache file by all that determines its content.
+
+    The part before the last hyphen stays the same if the images or the number of the degradation's
+    version change.
+    """
+    if isinstance(layout.lr, Path):
+        name = "bicubic"
+        version = "bicubic-1"  # which all caches of LR files have in their names
+    else:
+        name = layout.lr.name
+        version = layout.lr.version
+    kind = f"x{layout.upscale}"
+    if layout.enlarged:
+        kind += "-validation"
+    kind += f"-{name}".removesuffix("-bicubic")
+    lr_folder = layout.lr_folder and layout.lr_folder.resolve()
+    place = _digest([str(layout.folder.resolve()), str(lr_folder)])
     states = [[entry.name, entry.lr_name, entry.file_bytes, entry.mtime_ns] for entry in entries]
-    return f"{kind}-{place}-{_digest([layout.recipe, states])}"
+    return f"{kind}-{place}-{_digest([version, states])}"
 
 
-def _digest(value) -> str:
+def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _read_entries(layout: Layout, path: Path, tell: bool = False) -> list[Entry] | None:
-    """Return the entries of a usable cache file, or None if it has to be built; with `tell`, print why it is built again."""
+    """Return the entries of a usable cache file, or None if it has to be built.
+
+    With `tell`, print why it is built again.
+    """
     if not path.exists():
         return None
     try:
@@ -299,7 +347,11 @@ def _read_entries(layout: Layout, path: Path, tell: bool = False) -> list[Entry]
 
 
 def _read_index(layout: Layout, path: Path) -> list[Entry]:
-    """Return the entries at the end of a cache file; ValueError if it is damaged or of another version."""
+    """Return the entries at the end of a cache file.
+
+    Raises:
+        ValueError: it is damaged or of another version.
+    """
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END) - _TAIL.size
         file.seek(max(0, end))
@@ -318,23 +370,20 @@ def _read_index(layout: Layout, path: Path) -> list[Entry]:
 
 
 def _check_pixels(layout: Layout, entries: list[Entry], path: Path) -> None:
-    """Raise ValueError if a pixel of a cache file has changed, or if an image that it lacks can be read now."""
+    """Raise ValueError if a pixel has changed, or if an image left out can be read now."""
     for entry in entries:
-        paired = entry.lr_name or not layout.lr_folder
-        if (
-            entry.error
-            and paired
-            and not _decode_one(layout, None, replace(entry, error=None)).error
-        ):
-            raise ValueError(
-                f"{entry.name} could not be read when the cache was built, and now can"
-            )
+        paired = layout.lr_folder is None or entry.lr_name is not None
+        if entry.error and paired:
+            again = _decode_one(layout, None, replace(entry, error=None))
+            if not again.error:
+                raise ValueError(
+                    f"{entry.name} could not be read when the cache was built, and now can"
+                )
     pixels = np.asarray(np.memmap(path, mode="r"))
 
     def is_whole(entry: Entry) -> bool:
-        return (
-            zlib.crc32(pixels[entry.offset : entry.offset + layout.size(entry)]) == entry.checksum
-        )
+        end = entry.offset + layout.size(entry)
+        return zlib.crc32(pixels[entry.offset : end].data) == entry.checksum
 
     good = [entry for entry in entries if not entry.error]
     with ThreadPoolExecutor() as pool:  # zlib lets other threads run
@@ -371,15 +420,17 @@ def _build_cache(
 
 def _measure_one(layout: Layout, entry: Entry) -> Entry:
     """Fill in the size of an image from its header alone, before any rotation by EXIF."""
-    if not entry.error:
-        try:
-            height, width = (
-                side - side % layout.upscale
-                for side in images.read_size(layout.folder / entry.name)
-            )
-            entry.height, entry.width = (height, width) if height and width else (0, 0)
-        except (OSError, ValueError) as error:
-            entry.error = _reason(layout, entry, error)
+    if entry.error:
+        return entry
+    try:
+        sides = images.read_size(layout.folder / entry.name)
+    except (OSError, ValueError) as error:
+        entry.error = _reason(layout, entry, error)
+        return entry
+    height, width = (side - side % layout.upscale for side in sides)
+    if height and width:
+        entry.height = height
+        entry.width = width
     return entry
 
 
