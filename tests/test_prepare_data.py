@@ -2,7 +2,9 @@ import contextlib
 import errno
 import http.client
 import re
+import shutil
 import socket
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import archives
 import numpy as np
 import pytest
 from archives import archive_of, picture, zipped
-from conftest import run, the_error
+from conftest import ROOT, run, the_error
 from PIL import Image
 
 import prepare_data
@@ -159,6 +161,33 @@ def test_the_command_line_lays_out_the_demo(tmp_path):
     run("prepare_data.py", "demo", "--data", tmp_path / "data")
     demo = tmp_path / "data" / "demo"
     assert len(list((demo / "train").iterdir())) >= 6 and len(list((demo / "valid").iterdir())) == 2
+
+
+@pytest.mark.skipif(not (shutil.which("make") and shutil.which("timeout")), reason="needs both")
+@pytest.mark.parametrize(
+    ("download", "source"),
+    [
+        ("echo imagenet", "imagenet"),
+        ("echo 'no network' >&2; exit 2", "random"),
+        ("exec sleep 60", "random"),
+    ],
+)
+def test_the_demo_trains_without_weights_that_cannot_be_downloaded_quickly(
+    tmp_path, download, source
+):
+    """With a stand-in for Python that only records how it is called."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n'
+        f'if [ "$*" = "prepare_data.py perceptual" ]; then {download}; fi\n'
+    )
+    python.chmod(0o755)
+    words = ["make", "--old-file=.venv/installed", "demo", f"BIN={tmp_path}", "DOWNLOAD_SECONDS=1"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    (training,) = [call for call in calls if call.startswith("train.py ")]
+    assert training.endswith(f" --perceptual-weights {source}") and training in done.stdout
+    assert ("within 1 seconds: using untrained features" in done.stderr) == (source == "random")
 
 
 def test_copies_at_several_sizes(photos, tmp_path):

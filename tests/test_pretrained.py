@@ -1,7 +1,6 @@
 """Where the perceptual networks' ImageNet weights come from."""
 
 import hashlib
-import time
 
 import archives
 import pytest
@@ -19,7 +18,7 @@ NETWORKS = pytest.mark.parametrize("network", FEATURES)
 @NETWORKS
 def test_layers_are_those_of_torchvision(network):
     models = import_torchvision().models
-    ours = {n: t.shape for n, t in pretrained.state_dict(network, "random").items()}
+    ours = {n: t.shape for n, t in pretrained.load(network, "random").state_dict.items()}
     with torch.device("meta"):
         theirs = (models.vgg16 if network == "vgg16" else models.squeezenet1_1)(
             weights=None
@@ -37,23 +36,27 @@ def test_layers_are_those_of_torchvision(network):
 def test_random_features_are_always_the_same_and_leave_the_global_generator_alone(network):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = FEATURES[network](pretrained.state_dict(network, "random")).state_dict()
+    first = FEATURES[network](pretrained.load(network, "random").state_dict).state_dict()
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(6)
-    second = FEATURES[network](pretrained.state_dict(network, "random")).state_dict()
+    second = FEATURES[network](pretrained.load(network, "random").state_dict).state_dict()
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
 
 
 @NETWORKS
 @pytest.mark.parametrize("prefix", ["features.", ""])
 def test_weights_come_from_a_state_dict_file(tmp_path, network, prefix):
-    state = pretrained.state_dict(network, "random")
+    state = pretrained.load(network, "random").state_dict
     path = tmp_path / "weights.pth"
     files.save_tensors(path, {f"{prefix}{name}": tensor for name, tensor in state.items()})
-    read = pretrained.state_dict(network, str(path))
+    loaded = pretrained.load(network, str(path))
+    read = loaded.state_dict
     assert read.keys() == state.keys() and all(
         torch.equal(read[name], tensor) for name, tensor in state.items()
     )
+    assert loaded.network == network
+    assert loaded.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert pretrained.load(network, "random").fingerprint == "random"
 
 
 def test_either_version_of_squeezenet_is_recognised(tmp_path):
@@ -62,14 +65,14 @@ def test_either_version_of_squeezenet_is_recognised(tmp_path):
         network = getattr(import_torchvision().models, f"squeezenet{version}")(weights=None)
         files.save_tensors(tmp_path / "whole.pth", network.state_dict())
         features = SqueezeNetFeatures(
-            pretrained.state_dict("squeezenet", str(tmp_path / "whole.pth"))
+            pretrained.load("squeezenet", str(tmp_path / "whole.pth")).state_dict
         )
         assert features.stages == stages
         assert torch.equal(features.features[0].weight, network.features[0].weight)
 
 
 def test_files_of_other_weights_are_refused(tmp_path):
-    vgg, squeezenet = (pretrained.state_dict(network, "random") for network in FEATURES)
+    vgg, squeezenet = (pretrained.load(network, "random").state_dict for network in FEATURES)
     missing = {name: tensor for name, tensor in squeezenet.items() if name != "12.squeeze.bias"}
     misshapen = squeezenet | {"12.squeeze.bias": torch.zeros(3)}
     cases = [
@@ -87,7 +90,7 @@ def test_files_of_other_weights_are_refused(tmp_path):
         with pytest.raises(
             ValueError, match=rf"other\.pth: not a state dict of torchvision's {reason}"
         ):
-            pretrained.state_dict(network, str(path))
+            pretrained.load(network, str(path))
 
 
 @NETWORKS
@@ -100,7 +103,7 @@ def test_without_network_the_error_names_the_ways_on(tmp_path, monkeypatch, netw
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     ways = r"no route to host.*--perceptual-weights FILE.*--perceptual-weight 0.*--perceptual-weights random"
     with pytest.raises(ValueError, match=ways):
-        pretrained.state_dict(network, "imagenet")
+        pretrained.load(network, "imagenet")
 
 
 @NETWORKS
@@ -116,7 +119,7 @@ def test_a_damaged_file_in_the_hub_folder_is_found_at_the_start(tmp_path, monkey
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(1000))
     with pytest.raises(ValueError, match=rf"{path.name}: .*; delete it to download it again"):
-        pretrained.state_dict(network, "imagenet")
+        pretrained.load(network, "imagenet")
     assert pretrained.missing_download(network, "imagenet") is None
 
 
@@ -131,42 +134,29 @@ def hub(tmp_path, monkeypatch):
         yield server, pretrained.hub_path(url)
 
 
-def test_a_quick_download_reaches_the_hub_folder_whole(hub):
+def test_a_download_reaches_the_hub_folder_whole_and_once(hub):
     server, path = hub
-    assert pretrained.download_within("squeezenet", 20)
+    assert pretrained.weights_file("squeezenet", "imagenet") == path
     assert path.read_bytes() == server.body and list(path.parent.iterdir()) == [path]
     server.body = b""
-    assert pretrained.download_within("squeezenet", 0)  # it is there
+    assert pretrained.weights_file("squeezenet", "imagenet") == path
 
 
-def test_a_download_that_is_slow_or_wrong_is_given_up_and_leaves_nothing(hub, monkeypatch):
+def test_a_wrong_download_is_refused_and_leaves_nothing(hub):
     server, path = hub
-    right, server.body = server.body, b"wrong"
-    assert not pretrained.download_within("squeezenet", 20)
-    server.body = right
-    download = torch.hub.download_url_to_file
-
-    def slowly(*args, **options):
-        time.sleep(1)
-        download(*args, **options)
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", slowly)
-    before = time.monotonic()
-    assert not pretrained.download_within("squeezenet", 0.1)
-    assert time.monotonic() - before < 1  # not the download's second
-    time.sleep(1.2)
-    assert not list(path.parent.parent.rglob("*.pth*"))
+    server.body = b"wrong"
+    with pytest.raises(ValueError, match="could not be downloaded"):
+        pretrained.weights_file("squeezenet", "imagenet")
+    assert not list(path.parent.iterdir())
 
 
-def test_without_network_prepare_data_names_untrained_features(tmp_path, monkeypatch):
-    """Through a proxy that refuses every connection."""
+def test_prepare_data_prints_the_source_once_the_weights_are_there(tmp_path, monkeypatch):
+    """First through a proxy that refuses every connection."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    done = run("prepare_data.py", "perceptual", "--within", 5)
-    assert done.stdout == "random\n" and "within 5 seconds: using untrained features" in done.stderr
     failed = run("prepare_data.py", "perceptual", status=2)
     assert "--perceptual-weights FILE" in failed.stderr and failed.stdout == ""
     path = tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    assert run("prepare_data.py", "perceptual", "--within", 0).stdout == "imagenet\n"
+    assert run("prepare_data.py", "perceptual").stdout == "imagenet\n"

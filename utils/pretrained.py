@@ -1,13 +1,12 @@
-"""Networks trained on ImageNet: from torchvision's file in PyTorch's hub folder, or from a file that the user names."""
+"""Networks trained on ImageNet, from torchvision's file in PyTorch's hub folder or another file."""
 
 import contextlib
 import http.client
 import importlib
 import socket
 import sys
-import tempfile
-import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -19,31 +18,26 @@ from utils import cli, files
 _TITLES = {"vgg16": "VGG16", "squeezenet": "SqueezeNet"}
 _DOWNLOADS = {"vgg16": "528 MB", "squeezenet": "5 MB"}
 LEAST_SIDES = {"vgg16": 32, "squeezenet": 21}  # pixels; SqueezeNet 1.1 could do with 17
-_DOWNLOAD_ERRORS = (OSError, http.client.HTTPException, RuntimeError)  # RuntimeError: wrong SHA-256
 _VGG_LAYERS = 31  # features[:31]: all of VGG16's convolutions, up to the last pooling
 
 
-def vgg16_layers() -> nn.Sequential:
-    """Build torchvision's `vgg16.features[:31]` without weights (on the meta device); ReLU in place."""
-    vgg = import_torchvision().models.vgg
-    with torch.device("meta"):
-        return vgg.make_layers(vgg.cfgs["D"], batch_norm=False)[:_VGG_LAYERS]
+@dataclass(frozen=True)
+class Pretrained:
+    """The weights of a perceptual network.
 
-
-def squeezenet_layers(first: Tensor | None = None) -> nn.Sequential:
-    """Build torchvision's `squeezenet.features` without weights (on the meta device): version 1.1, or what `first` tells.
-
-    Args:
-        first: the weight of the first convolution, which is (96, 3, 7, 7) in version 1.0.
+    Attributes:
+        network: `vgg16` or `squeezenet`.
+        state_dict: of its feature layers.
+        fingerprint: identifies the weights: the SHA-256 of their file, or `random`.
     """
-    models = import_torchvision().models
-    old = first is not None and first.shape == (96, 3, 7, 7)
-    with torch.device("meta"):
-        return (models.squeezenet1_0 if old else models.squeezenet1_1)(weights=None).features
+
+    network: str
+    state_dict: dict[str, Tensor]
+    fingerprint: str
 
 
-def state_dict(network: str, source: str) -> dict[str, Tensor]:
-    """Return the state dict of a perceptual network's layers.
+def load(network: str, source: str) -> Pretrained:
+    """Load a perceptual network's weights.
 
     Args:
         network: `vgg16` or `squeezenet`.
@@ -54,64 +48,58 @@ def state_dict(network: str, source: str) -> dict[str, Tensor]:
         OSError: the file cannot be opened.
     """
     if source == "random":
-        return _random_state_dict(network)
+        return Pretrained(network, _random_state_dict(network), "random")
     path = weights_file(network, source)
     try:
-        return _read_state_dict(network, path)
+        state = _read_state_dict(network, path)
     except cli.UserError as error:
         advice = "; delete it to download it again" if source == "imagenet" else ""
         raise cli.UserError(f"{error}{advice}") from error
+    return Pretrained(network, state, files.sha256(path))
+
+
+def state_dict(network: str, source: str) -> dict[str, Tensor]:
+    """Load a perceptual network's weights alone; see `load`."""
+    return load(network, source).state_dict
+
+
+# --- downloads ----------------------------------------------------------------------------------
 
 
 def weights_file(network: str, source: str) -> Path:
-    """Return the file of a source other than `random`; download torchvision's to PyTorch's hub folder if it is missing."""
+    """Return the file of a source other than `random`; download torchvision's if it is missing.
+
+    Raises:
+        UserError: it cannot be downloaded.
+    """
     if source != "imagenet":
         return Path(source)
-    path = hub_path(url := _url(network))
+    url = _url(network)
+    path = hub_path(url)
     if path.exists():
         return path
+    digest = path.stem.rsplit("-", 1)[-1]  # the name ends in the first digits of the SHA-256
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with network_timeout(30):
-            _download(url, path)
-    except _DOWNLOAD_ERRORS as error:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
+    except (OSError, http.client.HTTPException, RuntimeError) as error:  # the last: a wrong SHA-256
         raise cli.UserError(
-            f"the ImageNet weights of {_TITLES[network]} could not be downloaded from {url} ({error}): download them elsewhere "
-            "and pass --perceptual-weights FILE; train.py can also do without the loss (--perceptual-weight 0) or use "
-            "untrained features (--perceptual-weights random)"
+            f"the ImageNet weights of {_TITLES[network]} could not be downloaded from {url} "
+            f"({error}): download them elsewhere and pass --perceptual-weights FILE; train.py can "
+            "also do without the loss (--perceptual-weight 0) or use untrained features "
+            "(--perceptual-weights random)"
         ) from error
     return path
 
 
-def download_within(network: str, seconds: float) -> bool:
-    """Tell whether torchvision's file is in the hub folder, or can be downloaded to it within `seconds`."""
-    path = hub_path(url := _url(network))
-    if path.exists():
-        return True
-    with (
-        contextlib.suppress(OSError),
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-    ):
-        part = Path(folder, path.name)
-        # In a thread, because neither a slow server nor a name server that does not answer heeds a socket's timeout
-        thread = threading.Thread(target=_download_or_not, args=(url, part), daemon=True)
-        thread.start()
-        thread.join(seconds)
-        if part.exists():  # whole and checked
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with files.write_atomic(path) as file:
-                file.write(part.read_bytes())
-    return path.exists()
-
-
-def _download_or_not(url: str, path: Path) -> None:
-    with contextlib.suppress(*_DOWNLOAD_ERRORS):
-        _download(url, path, progress=False)
-
-
-def _download(url: str, path: Path, progress: bool = True) -> None:
-    digest = path.stem.rsplit("-", 1)[-1]  # the file name ends in the first digits of its SHA-256
-    torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=progress)
+def missing_download(network: str, source: str) -> str | None:
+    """Return the URL, size and path of what `weights_file` would download; None if nothing."""
+    if source != "imagenet":
+        return None
+    url = _url(network)
+    path = hub_path(url)
+    return None if path.exists() else f"{url} ({_DOWNLOADS[network]}) to {path}"
 
 
 def _url(network: str) -> str:
@@ -125,13 +113,38 @@ def hub_path(url: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
 
 
+# --- layers and state dicts ---------------------------------------------------------------------
+
+
+def vgg16_layers() -> nn.Sequential:
+    """Build torchvision's `vgg16.features[:31]` without weights (on the meta device)."""
+    vgg = import_torchvision().models.vgg
+    with torch.device("meta"):
+        return vgg.make_layers(vgg.cfgs["D"], batch_norm=False)[:_VGG_LAYERS]
+
+
+def squeezenet_layers(first: Tensor | None = None) -> nn.Sequential:
+    """Build torchvision's `squeezenet.features` without weights (on the meta device).
+
+    Args:
+        first: the weight of the first convolution, which is (96, 3, 7, 7) in version 1.0; None
+            for version 1.1.
+    """
+    models = import_torchvision().models
+    old = first is not None and first.shape == (96, 3, 7, 7)
+    build = models.squeezenet1_0 if old else models.squeezenet1_1
+    with torch.device("meta"):
+        return build(weights=None).features
+
+
 def _layers(network: str, first: Tensor | None = None) -> nn.Sequential:
     return vgg16_layers() if network == "vgg16" else squeezenet_layers(first)
 
 
 def _random_state_dict(network: str) -> dict[str, Tensor]:
-    """Initialise as He et al. (2015), always the same and without using the global random state."""
-    generator, state = torch.Generator().manual_seed(0), {}
+    """Initialise as He et al. (2015), always the same and without the global generator."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
     for name, tensor in _layers(network).state_dict().items():
         state[name] = torch.zeros(tensor.shape)
         if name.endswith("weight"):
@@ -142,51 +155,36 @@ def _random_state_dict(network: str) -> dict[str, Tensor]:
 
 
 def _read_state_dict(network: str, path: Path) -> dict[str, Tensor]:
-    """Read the feature layers out of a state dict of the network (`features.0.weight`) or of its features (`0.weight`)."""
+    """Read the feature layers from a state dict of a network or of its features alone.
+
+    A network's names start with `features.`; a whole checkpoint has it under `state_dict`.
+    """
     loaded = files.load_tensors(path)
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
-    loaded = loaded if isinstance(loaded, dict) else {}
-    loaded = {
-        name.removeprefix("features."): tensor
-        for name, tensor in loaded.items()
-        if isinstance(name, str)
-    }
-    first, state = loaded.get("0.weight"), {}
-    for name, wanted in (
-        _layers(network, first if isinstance(first, Tensor) else None).state_dict().items()
-    ):
-        tensor = loaded.get(name)
-        if not isinstance(tensor, Tensor) or tensor.shape != wanted.shape:
+    found = {}
+    if isinstance(loaded, dict):
+        for name, value in loaded.items():
+            if isinstance(name, str) and isinstance(value, Tensor):
+                found[name.removeprefix("features.")] = value
+    state = {}
+    for name, wanted in _layers(network, found.get("0.weight")).state_dict().items():
+        if name not in found or found[name].shape != wanted.shape:
             raise cli.UserError(
-                f"{path}: not a state dict of torchvision's {_TITLES[network]} (features.{name} of shape "
-                f"{tuple(wanted.shape)} is missing)"
+                f"{path}: not a state dict of torchvision's {_TITLES[network]} (features.{name} of "
+                f"shape {tuple(wanted.shape)} is missing)"
             )
-        state[name] = tensor.float()
+        state[name] = found[name].float()
     return state
 
 
-def fingerprint(network: str, source: str) -> str:
-    """Return what identifies the weights: the SHA-256 of their file, or the name `random`."""
-    return source if source == "random" else files.sha256(weights_file(network, source))
+# --- torchvision beside a CPU-only torch --------------------------------------------------------
 
-
-def missing_download(network: str, source: str) -> str | None:
-    """Return the URL and the path of what `weights_file` would download, or None if nothing is missing."""
-    path = hub_path(url := _url(network))
-    return (
-        None
-        if source != "imagenet" or path.exists()
-        else f"{url} ({_DOWNLOADS[network]}) to {path}"
-    )
-
-
-# --- torchvision beside a CPU-only torch ---
-
-# PyPI's torchvision is a CUDA build. Its compiled operators do not load with a CPU build of torch, and importing it
-# fails with "operator torchvision::nms does not exist" (pytorch/vision issues 9077 and 9085). It suffices to declare the
-# two operators that torchvision uses without checking for them.
-_declared = None  # keeps the library object alive, and with it the schemas
+# PyPI's torchvision is a CUDA build. Its compiled operators do not load with a CPU build of torch,
+# and importing it fails with "operator torchvision::nms does not exist" (pytorch/vision issues 9077
+# and 9085). It suffices to declare the two operators that torchvision uses without checking for
+# them.
+_declared: torch.library.Library | None = None  # kept alive, and with it the schemas
 
 
 def import_torchvision() -> ModuleType:
@@ -207,7 +205,7 @@ def import_torchvision() -> ModuleType:
 
 @contextlib.contextmanager
 def network_timeout(seconds: float) -> Iterator[None]:
-    """Set a timeout for each response of the server in PyTorch hub downloads, which have none by default."""
+    """Limit the time of each response in PyTorch hub downloads, which is unlimited by default."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
