@@ -1,1 +1,1 @@
-"""The page of app.py: its controls, its visitors, and a server for nothing else."""
+"""The page of app.py: its controls, what they do, its visitors, and the server."""

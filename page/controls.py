@@ -1,289 +1,311 @@
 """The page of app.py: its controls, what they do, and its looks.
 
-Gradio is optional, so it is imported only when a page is built.
+Gradio reads its settings when it is imported: call `server.prepare_gradio` before importing this.
 """
 
-import functools
-import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import gradio as gr
 
 from page import visitors
+from page.enlarger import FORMATS, Enlarger, Result
 from utils import cli
 
-if TYPE_CHECKING:
-    import gradio
-
-SCRIPT, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".js", ".css"))
+FOLDER = Path(__file__).parent
 TITLE = "Enlarge a picture"
 INTRODUCTION = (
-    "Pictures stay on the computer that serves this page, and are removed from it after an hour."
+    "Pictures stay on the computer that serves this page, which deletes them after an hour."
 )
-NO_PICTURE = "PNG, JPEG, WebP, TIFF, GIF and other formats, up to {:g} million pixels"
-NO_RESULT = "The result will be shown here."
-HINT = "Drag the line, or press the arrow keys on it. Zoom with the mouse wheel, two fingers, or + and −."
-FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp"}  # of downloads
+HINT = (
+    "Drag the divider, or select it and press the arrow keys. "
+    "Zoom with the mouse wheel, two fingers, or + and −."
+)
 TEXTURE = 1.0  # where the slider from faithful (0) to detailed (1) starts
-PRIVATE = {"api_visibility": "private"}  # options of events: no documented addresses,
-AT_ONCE = {
-    "queue": False,
-    "show_progress": "hidden",
-    **PRIVATE,
-}  # and without waiting for other visitors
 
-# --- Gradio -------------------------------------------------------------------------------------------------------
+# Options of events: without documented addresses; AT_ONCE also without waiting for other visitors
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
+
+Update = dict[str, Any]  # a change of a control
 
 
-def import_gradio(folder: Path) -> ModuleType:
-    """Import Gradio with its statistics, downloads and caches turned off; `folder` holds what is uploaded and made.
-
-    Raises:
-        UserError: the package is missing.
-    """
-    os.environ |= {
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_OFFLINE": "1",
-        "GRADIO_TEMP_DIR": str(folder),
-        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),
-    }
-    try:
-        import gradio
-    except ImportError as error:
-        raise cli.UserError(
-            f"package {error.name or 'gradio'} is missing; pip install gradio"
-        ) from error
-    return gradio
-
-
-def looks(gr: ModuleType) -> dict[str, Any]:
-    """Return the options of `serve` for how a page looks: the fonts of the user's system, so that none is fetched."""
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    names = ("body_text_color_subdued", "block_info_text_color")  # too pale in Gradio's own theme
-    readable = {name: "*neutral_600" for name in names} | {
-        f"{name}_dark": "*neutral_300" for name in names
-    }
-    script = f"<script>{SCRIPT.read_text('utf-8')}</script>"
-    return {
-        "theme": gr.themes.Base(**fonts).set(**readable),
-        "css": STYLE.read_text("utf-8"),
-        "head": script,
-    }
-
-
-# --- controls -----------------------------------------------------------------------------------------------------
-
-
-def build_page(gr: ModuleType, enlarger, stops: visitors.Stops) -> "gradio.Blocks":
-    """Return the page: its controls and what they do."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.HTML(f"<h1>{TITLE}</h1><p>{INTRODUCTION}</p>", elem_id="heading")
-        state = functools.partial(gr.State, time_to_live=visitors.KEPT_SECONDS)
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=2, min_width=300):
-                inputs = input_controls(gr, enlarger)
-            with gr.Column(scale=3, min_width=300):
-                outputs = output_controls(gr)
-        connect(
-            gr,
-            enlarger,
-            stops,
-            SimpleNamespace(page=page, source=state(), result=state(), **inputs, **outputs),
-        )
-    return page.queue(
-        max_size=32, default_concurrency_limit=4, api_open=False
-    )  # else a call could pass the queue by
-
-
-def input_controls(gr: ModuleType, enlarger) -> dict[str, "gradio.components.Component"]:
-    """Add the left half of the page: the picture and how to enlarge it."""
-    picture = gr.Image(
-        label="Picture", sources=["upload"], type="filepath", buttons=[], height=260, elem_id="picture",
-        placeholder="Drop or paste a picture\nor click to choose one",
-    )  # fmt: skip
-    about = gr.HTML(no_picture(enlarger), elem_id="about")
-    examples = gr.Dataset(
-        label="Or take an example", components=["image"], samples=[[path] for path in enlarger.examples()],
-        type="index", layout="gallery", elem_id="examples",
-    )  # fmt: skip
-    choices = [(purpose.label, index) for index, purpose in enumerate(enlarger.purposes)]
-    purpose = gr.Radio(choices, value=0, label="What the picture needs", elem_id="purpose")
-    texture = gr.Slider(
-        0, 1, TEXTURE, step=0.05, label="Faithful – detailed", visible=enlarger.purposes[0].texture_path is not None,
-        info="0 is faithful and a little soft; 1 has the most detail, but invents it", elem_id="texture",
-    )  # fmt: skip
-    with gr.Row():
-        go = gr.Button("Enlarge", variant="primary", interactive=False, elem_id="go", min_width=100)
-        cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", min_width=100)
-    return dict(
-        picture=picture,
-        about=about,
-        examples=examples,
-        purpose=purpose,
-        texture=texture,
-        go=go,
-        cancel=cancel,
+def looks() -> dict[str, Any]:
+    """Return Gradio's options for the looks of the page: no font is fetched, and text is darker."""
+    theme = gr.themes.Base(
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
-
-
-def no_picture(enlarger) -> str:
-    """Return what is said while there is no picture: what can be added."""
-    return visitors.message(NO_PICTURE.format(enlarger.args.max_pixels / 1e6))
-
-
-def output_controls(gr: ModuleType) -> dict[str, "gradio.components.Component"]:
-    """Add the right half of the page: the result and its download."""
-    note = gr.HTML(visitors.message(NO_RESULT), elem_id="note")
-    comparison = gr.ImageSlider(
-        label="Bicubic (left) and enlarged (right)", type="filepath", interactive=False, max_height=640,
-        buttons=["fullscreen"], elem_id="comparison",
-    )  # fmt: skip
-    gr.HTML(f"<p>{HINT}</p>", elem_id="hint")
-    with gr.Row(equal_height=True):
-        kind = gr.Radio(
-            list(FORMATS), value="PNG", label="File format", elem_id="kind", min_width=300
-        )
-        download = gr.DownloadButton(
-            "Download", interactive=False, elem_id="download", min_width=200
-        )
-    return dict(note=note, comparison=comparison, kind=kind, download=download)
-
-
-# --- what they do -------------------------------------------------------------------------------------------------
-
-
-def connect(gr: ModuleType, enlarger, stops: visitors.Stops, on: SimpleNamespace) -> None:
-    """Say what happens when the controls `on` the page are used."""
-
-    def buttons(path: Path | None, session: str):
-        """Enlarge can be pressed with a picture and without work, Cancel with work."""
-        busy = stops.busy(session)
-        return gr.update(interactive=path is not None and not busy), gr.update(interactive=busy)
-
-    connect_picture(gr, enlarger, buttons, on)
-    connect_work(gr, enlarger, stops, buttons, on)
-    connect_download(gr, enlarger, on)
-
-
-def connect_picture(gr: ModuleType, enlarger, buttons: Callable, on: SimpleNamespace) -> None:
-    """Take pictures, and show what can be chosen for them."""
-
-    def take(path, session):
-        try:
-            copy, text = enlarger.preview(path)
-        except Exception as error:
-            return (
-                None,
-                None,
-                *buttons(None, session),
-                visitors.message(visitors.explained(error), alert=True),
-            )
-        return copy, path, *buttons(path, session), visitors.message(text)
-
-    def upload(file, request: gr.Request):
-        return take(
-            Path(file["path"]), request.session_hash
-        )  # in the temporary folder, or Gradio would have refused it
-
-    def take_example(index, request: gr.Request):
-        return take(enlarger.example_file(index), request.session_hash)
-
-    def remove(request: gr.Request):
-        return None, *buttons(None, request.session_hash), no_picture(enlarger)
-
-    def blends(index):
-        return gr.update(visible=enlarger.purposes[index].texture_path is not None)
-
-    known = [on.source, on.go, on.cancel, on.about]
-    taken = {
-        "outputs": [on.picture, *known],
-        "show_progress": "minimal",
-        "show_progress_on": on.picture,
-        **PRIVATE,
+    theme.set(  # these are too pale in Gradio's own theme
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+    )
+    script = (FOLDER / "page.js").read_text("utf-8")
+    return {
+        "theme": theme,
+        "css": (FOLDER / "page.css").read_text("utf-8"),
+        "head": f"<script>{script}</script>",
     }
-    on.picture.upload(upload, on.picture, preprocess=False, **taken)
-    on.examples.click(take_example, on.examples, **taken)
-    on.picture.clear(remove, None, known, **AT_ONCE)
-    on.purpose.change(blends, on.purpose, on.texture, **AT_ONCE)
 
 
-def connect_work(
-    gr: ModuleType, enlarger, stops: visitors.Stops, buttons: Callable, on: SimpleNamespace
-) -> None:
-    """Enlarge the picture, one for each visitor at a time, until it is done, cancelled or left."""
+class Page:
+    """The controls of the page and what they do.
 
-    def start(path, request: gr.Request):
-        stops.start(request.session_hash, path)
-        return *buttons(path, request.session_hash), visitors.message("Working …")
+    The names of visitors' sessions are Gradio's: it passes a `gr.Request` to methods that have an
+    argument annotated so. Methods that are called for a control return the new values of other
+    controls, in the order given where the method is connected.
+    """
 
-    def enlarge(index, texture, kind, old, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+    def __init__(self, enlarger: Enlarger, sessions: visitors.Sessions):
+        self.enlarger = enlarger
+        self.sessions = sessions
+
+    # --- controls -------------------------------------------------------------------------------
+
+    def build(self) -> gr.Blocks:
+        """Return the page."""
+        with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+            gr.HTML(f"<h1>{TITLE}</h1><p>{INTRODUCTION}</p>", elem_id="heading")
+            self.source = gr.State(time_to_live=visitors.KEPT_SECONDS)  # path of the picture
+            self.result = gr.State(time_to_live=visitors.KEPT_SECONDS)
+            with gr.Row(equal_height=False):
+                with gr.Column(scale=2, min_width=300):
+                    self.add_inputs()
+                with gr.Column(scale=3, min_width=300):
+                    self.add_outputs()
+            self.connect_picture()
+            self.connect_work(page)
+            self.connect_download()
+        # With an open API, calls could bypass the queue
+        return page.queue(max_size=32, default_concurrency_limit=4, api_open=False)
+
+    def add_inputs(self) -> None:
+        """Add the left half of the page: the picture and how to enlarge it."""
+        purposes = self.enlarger.purposes
+        self.picture = gr.Image(
+            label="Picture",
+            sources=["upload"],
+            type="filepath",
+            buttons=[],
+            height=260,
+            elem_id="picture",
+            placeholder="Drop or paste a picture\nor click to choose one",
+        )
+        self.about = gr.HTML(self.no_picture(), elem_id="about")
+        self.examples = gr.Dataset(
+            label="Or try an example",
+            components=["image"],
+            samples=[[path] for path in self.enlarger.examples()],
+            type="index",
+            layout="gallery",
+            elem_id="examples",
+        )
+        self.purpose = gr.Radio(
+            [(purpose.label, index) for index, purpose in enumerate(purposes)],
+            value=0,
+            label="What the picture needs",
+            elem_id="purpose",
+        )
+        self.texture = gr.Slider(
+            0,
+            1,
+            TEXTURE,
+            step=0.05,
+            label="Faithful – detailed",
+            info="0 is faithful and a little soft; 1 has the most detail, some of it invented",
+            visible=purposes[0].texture_path is not None,
+            elem_id="texture",
+        )
+        with gr.Row():
+            self.go = gr.Button(
+                "Enlarge", variant="primary", interactive=False, elem_id="go", min_width=100
+            )
+            self.cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", min_width=100)
+
+    def add_outputs(self) -> None:
+        """Add the right half of the page: the result and its download."""
+        self.note = gr.HTML(visitors.message("The result will appear here."), elem_id="note")
+        self.comparison = gr.ImageSlider(
+            label="Bicubic (left) and enlarged (right)",
+            type="filepath",
+            interactive=False,
+            max_height=640,
+            buttons=["fullscreen"],
+            elem_id="comparison",
+        )
+        gr.HTML(f"<p>{HINT}</p>", elem_id="hint")
+        with gr.Row(equal_height=True):
+            self.file_format = gr.Radio(
+                list(FORMATS), value="PNG", label="File format", elem_id="kind", min_width=300
+            )
+            self.download = gr.DownloadButton(
+                "Download", interactive=False, elem_id="download", min_width=200
+            )
+
+    def no_picture(self) -> str:
+        """Return what is shown while there is no picture: what can be added."""
+        limit = f"up to {self.enlarger.max_pixels / 1e6:g} million pixels"
+        return visitors.message(f"PNG, JPEG, WebP, TIFF, GIF and other formats, {limit}")
+
+    def buttons(self, path: Path | None, session: str) -> tuple[Update, Update]:
+        """Return updates of Enlarge, which needs a picture and no work, and Cancel."""
+        busy = self.sessions.busy(session)
+        return (
+            gr.update(interactive=path is not None and not busy),
+            gr.update(interactive=busy),
+        )
+
+    # --- the picture ----------------------------------------------------------------------------
+
+    def connect_picture(self) -> None:
+        """Take pictures, and show what can be chosen for them."""
+        known = [self.source, self.go, self.cancel, self.about]
+        taken: dict[str, Any] = {
+            "outputs": [self.picture, *known],
+            "show_progress": "minimal",
+            "show_progress_on": self.picture,
+            **PRIVATE,
+        }
+        self.picture.upload(self.on_upload, self.picture, preprocess=False, **taken)
+        self.examples.click(self.on_example, self.examples, **taken)
+        self.picture.clear(self.on_remove, None, known, **AT_ONCE)
+        self.purpose.change(self.on_purpose, self.purpose, self.texture, **AT_ONCE)
+
+    def on_upload(self, file: dict[str, Any], request: gr.Request) -> tuple[Any, ...]:
+        """Take an uploaded picture."""
+        # It is in the temporary folder, or Gradio would have refused it
+        return self.take(Path(file["path"]), session_of(request))
+
+    def on_example(self, index: int, request: gr.Request) -> tuple[Any, ...]:
+        """Take an example."""
+        return self.take(self.enlarger.example_file(index), session_of(request))
+
+    def take(self, path: Path, session: str) -> tuple[Any, ...]:
+        """Show a picture and what is known about it, or why it cannot be enlarged."""
+        try:
+            copy, text = self.enlarger.preview(path)
+        except Exception as error:
+            alert = visitors.message(visitors.explain(error), alert=True)
+            return None, None, *self.buttons(None, session), alert
+        return copy, path, *self.buttons(path, session), visitors.message(text)
+
+    def on_remove(self, request: gr.Request) -> tuple[Any, ...]:
+        """Forget the picture."""
+        return None, *self.buttons(None, session_of(request)), self.no_picture()
+
+    def on_purpose(self, index: int) -> Update:
+        """Show the slider if the purpose blends two generators."""
+        return gr.update(visible=self.enlarger.purposes[index].texture_path is not None)
+
+    # --- the work -------------------------------------------------------------------------------
+
+    def connect_work(self, page: gr.Blocks) -> None:
+        """Enlarge, one picture at a time, until it is done, cancelled or left."""
+        buttons = [self.go, self.cancel]
+        run = self.go.click(self.on_start, self.source, [*buttons, self.note], **AT_ONCE).then(
+            self.on_enlarge,
+            [self.purpose, self.texture, self.file_format, self.result],
+            [self.result, self.comparison, self.download, self.note],
+            show_progress_on=self.comparison,
+            scroll_to_output=True,
+            concurrency_limit=1,
+            **PRIVATE,
+        )
+        run.then(self.on_end, self.source, buttons, **AT_ONCE)
+        self.cancel.click(
+            self.on_cancel, self.source, [*buttons, self.note], cancels=run, **AT_ONCE
+        )
+        page.unload(self.on_leave)
+
+    def on_start(self, path: Path | None, request: gr.Request) -> tuple[Any, ...]:
+        """Start the work before it waits in the queue, so that it can be cancelled there."""
+        session = session_of(request)
+        self.sessions.start(session, path)
+        return *self.buttons(path, session), visitors.message("Working …")
+
+    def on_enlarge(
+        self,
+        purpose_index: int,
+        texture: float,
+        file_format: str,
+        old: Result | None,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio finds it by this default
+    ) -> tuple[Any, ...]:
+        """Enlarge the picture that was there when the work started."""
         unchanged = (gr.skip(), gr.skip(), gr.skip())
-        work, begin = stops.work(request.session_hash), time.monotonic()
+        work = self.sessions.work(session_of(request))
+        began = time.monotonic()
 
-        def on_tile(done, total):
+        def on_tile(done: int, total: int) -> None:
             work.check()
-            left = (time.monotonic() - begin) / done * (total - done)
+            left = (time.monotonic() - began) / done * (total - done)
             progress((done, total), desc=f"Enlarging, about {left:.0f} s left", unit="tiles")
 
         try:
             work.check()
             if work.path is None:
                 raise cli.UserError("The picture is no longer on the server; add it again.")
-            result = enlarger.enlarge(work.path, enlarger.purposes[index], texture, on_tile)
-            file = downloadable(gr, enlarger, result, kind)
+            purpose = self.enlarger.purposes[purpose_index]
+            result = self.enlarger.enlarge(work.path, purpose, texture, on_tile)
+            download = self.save(result, file_format)
         except visitors.Cancelled:
             return *unchanged, visitors.message("Cancelled.")
         except Exception as error:
-            return *unchanged, visitors.message(visitors.explained(error), alert=True)
+            return *unchanged, visitors.message(visitors.explain(error), alert=True)
         finally:
             work.end()
         if old:
             shutil.rmtree(old.folder, ignore_errors=True)
-        return result, result.before_and_after, file, visitors.message(result.text)
+        return result, result.before_and_after, download, visitors.message(result.text)
 
-    def end(path, request: gr.Request):
-        return buttons(path, request.session_hash)
+    def on_end(self, path: Path | None, request: gr.Request) -> tuple[Update, Update]:
+        """Enable the buttons that fit the picture that is there now."""
+        return self.buttons(path, session_of(request))
 
-    def cancel(path, request: gr.Request):
-        stops.stop(request.session_hash)
-        return *buttons(path, request.session_hash), visitors.message("Cancelled.")
+    def on_cancel(self, path: Path | None, request: gr.Request) -> tuple[Any, ...]:
+        """Cancel the work, in the queue or at the next tile."""
+        session = session_of(request)
+        self.sessions.stop(session)
+        return *self.buttons(path, session), visitors.message("Cancelled.")
 
-    def leave(request: gr.Request):
-        stops.forget(request.session_hash)
+    def on_leave(self, request: gr.Request) -> None:
+        """Cancel the work of a visitor who has closed the page."""
+        self.sessions.forget(session_of(request))
 
-    both, noted = [on.go, on.cancel], [on.go, on.cancel, on.note]
-    run = on.go.click(start, on.source, noted, **AT_ONCE).then(
-        enlarge, [on.purpose, on.texture, on.kind, on.result], [on.result, on.comparison, on.download, on.note],
-        show_progress_on=on.comparison, scroll_to_output=True, concurrency_limit=1, **PRIVATE,
-    )  # fmt: skip
-    run.then(end, on.source, both, **AT_ONCE)
-    on.cancel.click(cancel, on.source, noted, cancels=run, **AT_ONCE)
-    on.page.unload(leave)
+    # --- the download ---------------------------------------------------------------------------
 
+    def connect_download(self) -> None:
+        """Offer the result in the chosen format."""
+        self.file_format.change(
+            self.on_format,
+            [self.result, self.file_format],
+            [self.download, self.note],
+            show_progress_on=self.download,
+            **PRIVATE,
+        )
 
-def connect_download(gr: ModuleType, enlarger, on: SimpleNamespace) -> None:
-    """Offer the result in the chosen format."""
-
-    def save(result, kind):
+    def on_format(self, result: Result | None, file_format: str) -> tuple[Update, Any]:
+        """Save the result, if there is one, in another format."""
+        if result is None:
+            return gr.skip(), gr.skip()
         try:
-            return (downloadable(gr, enlarger, result, kind) if result else gr.skip()), gr.skip()
+            return self.save(result, file_format), gr.skip()
         except Exception as error:
-            return gr.update(interactive=False), visitors.message(
-                visitors.explained(error), alert=True
-            )
+            alert = visitors.message(visitors.explain(error), alert=True)
+            return gr.update(interactive=False), alert
 
-    on.kind.change(
-        save, [on.result, on.kind], [on.download, on.note], show_progress_on=on.download, **PRIVATE
-    )
+    def save(self, result: Result, file_format: str) -> Update:
+        """Save a result; return the update of the button that downloads it."""
+        file = self.enlarger.save(result, file_format)
+        megabytes = file.stat().st_size / 1e6
+        label = f"Download {file_format} ({megabytes:.1f} MB)"
+        return gr.update(value=file, label=label, interactive=True)
 
 
-def downloadable(gr: ModuleType, enlarger, result, kind: str):
-    """Save a result and return the button that downloads it."""
-    file = enlarger.save(result, kind)
-    return gr.update(
-        value=file, label=f"Download {kind} ({file.stat().st_size / 1e6:.1f} MB)", interactive=True
-    )
+def session_of(request: gr.Request) -> str:
+    """Return Gradio's name for a visitor's session."""
+    return request.session_hash or ""

@@ -1,25 +1,38 @@
-"""Serve a Gradio page and nothing else: Gradio also serves copies of web pages, and any file that a call names."""
+"""Serve a Gradio page and nothing else.
+
+Gradio alone would also serve copies of web pages, and any file that a call names.
+"""
 
 import ipaddress
 import json
+import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from utils import cli
 
 if TYPE_CHECKING:
     import gradio
 
+# ASGI's types
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
 # All that a page asks for
 _ADDRESSES = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)|/(assets|static)/.+"
     r"|/gradio_api/(upload|upload_progress|cancel|reset|startup-events|queue/data|heartbeat/\w+)"
 )
-_CALLS, _LARGEST_CALL = {"/gradio_api/queue/join", "/gradio_api/run/predict"}, 2**20
 _FILE = "/gradio_api/file="
+_CALLS = {"/gradio_api/queue/join", "/gradio_api/run/predict"}
+_LARGEST_CALL = 2**20  # bytes
 _HEADERS = (
     (
         b"content-security-policy",
@@ -28,79 +41,72 @@ _HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
-# Tags for previews on other sites, and examples of calls; no browser follows them, but a private page does not name them
+# Tags for previews on other sites, and examples of calls. No browser follows these addresses, but a
+# private page does not name them.
 _OUTSIDE = re.compile(
-    rb'<meta\s+(property="og:|name="twitter:)[^>]*>\s*|https://[\w.]*github\w*\.com/gradio-app/[^"\\]*'
+    rb'<meta\s+(property="og:|name="twitter:)[^>]*>\s*'
+    rb'|https://[\w.]*github\w*\.com/gradio-app/[^"\\]*'
 )
 
-# --- requests -----------------------------------------------------------------------------------------------------
+# --- requests -----------------------------------------------------------------------------------
 
 
 class OnlyThisPage:
-    """ASGI middleware that answers nothing but what the page asks for, and lets neither side fetch anything from outside."""
+    """ASGI middleware that answers only what the page asks for.
 
-    def __init__(self, app: Callable, folder: Path):
-        self.app, self.folder = app, folder
+    Neither the server nor the browser can be made to fetch anything from elsewhere.
+    """
 
-    async def __call__(self, scope, receive, send) -> None:
-        """Answer 404 to other addresses and to requests that name files elsewhere; add headers that bind the browser."""
+    def __init__(self, app: Application, folder: Path):
+        """Protect `app`, which may serve files of `folder` and no others."""
+        self.app = app
+        self.folder = folder
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 404 to other addresses and to calls that name other files; add headers."""
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        if scope["path"] in _CALLS:
+            await self.app(scope, receive, send)
+            return
+
+        # Refuse
+        path = scope["path"]
+        if path in _CALLS:
             body = await _body(receive)
             allowed = body is not None and _files_are_in(self.folder, body)
-            receive = _once(body, receive)
+            receive = _replayed(body or b"", receive)
+        elif path.startswith(_FILE):
+            allowed = _is_in(self.folder, path.removeprefix(_FILE))
         else:
-            allowed = self._allows(scope["path"])
+            allowed = ".." not in path and _ADDRESSES.fullmatch(path) is not None
         if not allowed:
-            start = {
-                "type": "http.response.start",
-                "status": 404,
-                "headers": [(b"content-type", b"text/plain")],
-            }
-            await send(start)
-            return await send({"type": "http.response.body", "body": b"no such address\n"})
-        if scope["path"] == "/":
-            scope["headers"] = [
-                pair for pair in scope["headers"] if pair[0] != b"accept-encoding"
-            ]  # to be readable below
-        await self.app(scope, receive, _Cleaned(send) if scope["path"] == "/" else _guarded(send))
+            headers = [(b"content-type", b"text/plain")]
+            await send({"type": "http.response.start", "status": 404, "headers": headers})
+            await send({"type": "http.response.body", "body": b"no such address\n"})
+            return
 
-    def _allows(self, path: str) -> bool:
-        if path.startswith(_FILE):
-            return _is_in(self.folder, path.removeprefix(_FILE))
-        return ".." not in path and _ADDRESSES.fullmatch(path) is not None
+        # Pass on
+        send = _with_headers(send)
+        if path == "/":
+            # A compressed page could not be cleaned
+            scope["headers"] = [
+                header for header in scope["headers"] if header[0] != b"accept-encoding"
+            ]
+            send = _Cleaned(send)
+        await self.app(scope, receive, send)
 
 
 def _is_in(folder: Path, path: str) -> bool:
     """Tell whether a path leads into a folder, not upwards again, and to nothing hidden."""
-    return folder in Path(path).parents and not any(
-        part.startswith(".") for part in Path(path).relative_to(folder).parts
-    )
-
-
-async def _body(receive) -> bytes | None:
-    """Return the body of a request; None if it is larger than any of the page's."""
-    body, more = b"", True
-    while more and len(body) <= _LARGEST_CALL:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return body if len(body) <= _LARGEST_CALL else None
-
-
-def _once(body: bytes | None, receive):
-    """Return an ASGI `receive` that gives the body first."""
-    waiting = [{"type": "http.request", "body": body or b"", "more_body": False}]
-
-    async def again():
-        return waiting.pop() if waiting else await receive()
-
-    return again
+    if folder not in Path(path).parents:
+        return False
+    return not any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
 
 
 def _files_are_in(folder: Path, body: bytes) -> bool:
-    """Tell whether a call is JSON that names files in a folder only; Gradio would read others, and fetch web addresses."""
+    """Tell whether a call is JSON that names no files but those in a folder.
+
+    Gradio would read other files, and fetch web addresses.
+    """
     try:
         waiting = [json.loads(body)]
     except (ValueError, RecursionError):
@@ -116,24 +122,47 @@ def _files_are_in(folder: Path, body: bytes) -> bool:
     return True
 
 
-def _guarded(send):
+async def _body(receive: Receive) -> bytes | None:
+    """Return the body of a request, or None if it is larger than any of the page's."""
+    body = b""
+    while len(body) <= _LARGEST_CALL:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            break
+    return body if len(body) <= _LARGEST_CALL else None
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return an ASGI `receive` that first gives a body that has been read already."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
+
+
+def _with_headers(send: Send) -> Send:
     """Return an ASGI `send` that adds the headers of this page."""
 
-    async def guarded(message) -> None:
+    async def with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], *_HEADERS]
         await send(message)
 
-    return guarded
+    return with_headers
 
 
 class _Cleaned:
-    """An ASGI `send` for the page itself that also removes what it names elsewhere."""
+    """An ASGI `send` for the page itself; it removes the names of other sites."""
 
-    def __init__(self, send):
-        self.send, self.start, self.page = _guarded(send), {}, b""
+    def __init__(self, send: Send):
+        self.send = send
+        self.start: Message = {}
+        self.page = b""
 
-    async def __call__(self, message) -> None:
+    async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.start = message
             return
@@ -141,13 +170,36 @@ class _Cleaned:
         if not message.get("more_body"):
             page = _OUTSIDE.sub(b"", self.page)
             headers = [pair for pair in self.start["headers"] if pair[0] != b"content-length"]
-            await self.send(
-                {**self.start, "headers": [*headers, (b"content-length", b"%d" % len(page))]}
-            )
+            headers.append((b"content-length", b"%d" % len(page)))
+            await self.send({**self.start, "headers": headers})
             await self.send({"type": "http.response.body", "body": page})
 
 
-# --- serving ------------------------------------------------------------------------------------------------------
+# --- serving ------------------------------------------------------------------------------------
+
+
+def prepare_gradio(folder: Path) -> None:
+    """Turn off Gradio's statistics, downloads and caches; call this before Gradio is imported.
+
+    Args:
+        folder: where Gradio keeps what is uploaded and made.
+
+    Raises:
+        UserError: the package is missing.
+    """
+    os.environ |= {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "GRADIO_TEMP_DIR": str(folder),
+        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),
+    }
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise cli.UserError(
+            f"package {error.name or 'gradio'} is missing; pip install gradio"
+        ) from error
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -156,10 +208,9 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the address cannot be used.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
+        return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise cli.UserError(
             f"{host}:{port}: {cli.describe(error)}; choose another --port or --host"
@@ -171,45 +222,64 @@ def serve(
     listening: socket.socket,
     folder: Path,
     stop_work: Callable[[], None],
-    **options,
+    max_file_size: str,
+    looks: dict[str, Any],
 ) -> None:
-    """Serve a page until a signal ends the process, which then calls `stop_work`; `options`: see `mount_gradio_app`."""
+    """Serve a page until a signal ends the process.
+
+    Args:
+        page: the page.
+        listening: socket that listens for visitors.
+        folder: where the files of the page are.
+        stop_work: called when the signal comes.
+        max_file_size: limit for uploads, such as 100mb.
+        looks: options of Gradio for how the page looks.
+    """
     import fastapi
     import gradio
     import uvicorn
 
     class Server(uvicorn.Server):
-        def handle_exit(self, number, frame) -> None:
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             stop_work()
-            super().handle_exit(number, frame)
+            super().handle_exit(sig, frame)
 
     host, port = listening.getsockname()[:2]
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    private = {
-        "run_history": False,
-        "enable_monitoring": False,
-        "pwa": False,
-        "mcp_server": False,
-        "ssr_mode": False,
-    }
     gradio.mount_gradio_app(
-        app, page, "/", host, port, show_error=False, footer_links=[], **private, **options
+        app,
+        page,
+        "/",
+        host,
+        port,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=max_file_size,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        **looks,
     )
     page.has_launched = True  # else Gradio would take any file of this computer for an upload
     config = uvicorn.Config(
         OnlyThisPage(app, folder), log_level="critical", timeout_graceful_shutdown=1
     )
-    print(address(host, port), flush=True)
+    print(invitation(host, port), flush=True)
     Server(config).run(sockets=[listening])
 
 
-def address(host: str, port: int) -> str:
-    """Return what to tell the user about the address of a page."""
+def invitation(host: str, port: int) -> str:
+    """Return what the user is told about the address of a page and who can use it."""
     number = ipaddress.ip_address(host)
-    name = "127.0.0.1" if number.is_unspecified else f"[{host}]" if number.version == 6 else host
+    if number.is_unspecified:
+        name = "127.0.0.1"
+    elif number.version == 6:
+        name = f"[{host}]"
+    else:
+        name = host
     text = f"open http://{name}:{port} in a browser; Ctrl-C ends the server"
-    return (
-        text
-        if number.is_loopback
-        else f"{text}\nother computers can use it too: there is no password"
-    )
+    if not number.is_loopback:
+        text += "\nother computers can use it too: there is no password"
+    return text

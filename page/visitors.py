@@ -1,4 +1,4 @@
-"""Who uses a page, what is said to them, and the files that lie on the server for them for a while."""
+"""The page's visitors: their work, what they are told, and their files on the server."""
 
 import contextlib
 import html
@@ -12,9 +12,12 @@ from pathlib import Path
 
 from utils import cli, files
 
-KEPT_SECONDS = 3600  # what was uploaded or made is removed after this time
-PERMANENT = "permanent"  # the folder in the temporary one whose files stay as long as the server
+KEPT_SECONDS = 3600  # uploads and results are removed after this time
+PERMANENT = "permanent"  # a folder in the temporary one; its files stay as long as the server
 _PREFIX = "srgan-page-"
+
+
+# --- work ---------------------------------------------------------------------------------------
 
 
 class Cancelled(Exception):
@@ -29,62 +32,69 @@ class Work:
         self._ended = threading.Event()
 
     def check(self) -> None:
-        """Raise Cancelled if it is to end, or has ended."""
-        if self._ended.is_set():
+        """Raise Cancelled if the work has ended or been cancelled."""
+        if self.ended:
             raise Cancelled
 
     def end(self) -> None:
-        """End it."""
+        """Mark the work as ended, which cancels it if it is still going on."""
         self._ended.set()
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended, or is about to."""
+        """Whether the work has ended or been cancelled."""
         return self._ended.is_set()
 
 
-class Stops:
-    """Who is waiting for a result, and who no longer wants it; visitors are told apart by Gradio's session hash."""
+class Sessions:
+    """The work of each visitor; visitors are told apart by Gradio's session hash."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._work: dict[str, Work] = {}
 
     def start(self, session: str, path: Path | None) -> None:
-        """Begin with another picture for a visitor; earlier work for the same one ends."""
+        """Start work on a picture for a visitor; earlier work for the same visitor is cancelled."""
         self.stop(session)
         self._work[session] = Work(path)
 
     def work(self, session: str) -> Work:
-        """Return a visitor's work, which is about to begin."""
+        """Return the visitor's work."""
         return self._work.setdefault(session, Work())
 
     def busy(self, session: str) -> bool:
-        """Tell whether a visitor's work has started and not ended."""
+        """Tell whether the visitor's work has started and not ended."""
         return session in self._work and not self._work[session].ended
 
     def stop(self, session: str) -> None:
-        """End a visitor's work."""
+        """Cancel the visitor's work."""
         if session in self._work:
             self._work[session].end()
 
     def forget(self, session: str) -> None:
-        """End the work of a visitor who has left."""
+        """Cancel the work of a visitor who has left."""
         self.stop(session)
         self._work.pop(session, None)
 
     def stop_all(self) -> None:
-        """End all work."""
+        """Cancel all work."""
         for session in list(self._work):
             self.stop(session)
 
 
+# --- messages -----------------------------------------------------------------------------------
+
+
 def message(text: str, alert: bool = False) -> str:
     """Return a line of text as HTML that screen readers read out."""
-    return f'<p role="{"alert" if alert else "status"}">{html.escape(text)}</p>'
+    role = "alert" if alert else "status"
+    return f'<p role="{role}">{html.escape(text)}</p>'
 
 
-def explained(error: Exception) -> str:
-    """Return an error as visitors are told it: a UserError in its words, others in general ones; the terminal has details."""
+def explain(error: Exception) -> str:
+    """Return what visitors are told about an error.
+
+    They see the words of a UserError; the details of other errors go to the server's terminal.
+    """
     if isinstance(error, cli.UserError):
         return str(error)
     traceback.print_exception(error)
@@ -94,19 +104,25 @@ def explained(error: Exception) -> str:
         return (
             "This generator gave no picture: its file is gone or damaged, or its weights diverged."
         )
-    return "Something went wrong on the server; its terminal says what."
+    return "Something went wrong on the server; its terminal shows the details."
 
 
-# --- files --------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def temporary_folder(kept_seconds: float = KEPT_SECONDS) -> Iterator[Path]:
-    """Yield a folder whose files are removed when they are old; remove it at the end, and those of killed servers first."""
+    """Yield a folder that loses its old files and is removed at the end.
+
+    Folders that killed servers have left behind are removed first.
+    """
+    # Remove what killed servers have left
     place = Path(tempfile.gettempdir()).resolve()
     for old in place.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, cli.UserError), files.lock(old / ".lock"):
             shutil.rmtree(old, ignore_errors=True)
+
+    # Keep this server's folder tidy
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
     ended = threading.Event()
 
@@ -124,9 +140,16 @@ def temporary_folder(kept_seconds: float = KEPT_SECONDS) -> Iterator[Path]:
 
 
 def remove_old(folder: Path, kept_seconds: float) -> None:
-    """Remove the files in the subfolders of `folder` that are older than `kept_seconds`, and subfolders that are empty."""
+    """Remove old files from the subfolders of a folder, then the subfolders that are empty."""
     oldest = time.time() - kept_seconds
-    for path in sorted(folder.glob("*/**/*"), reverse=True) + list(folder.glob("*/")):
-        with contextlib.suppress(OSError):  # the file of an upload can be renamed meanwhile
-            if PERMANENT not in path.relative_to(folder).parts and path.stat().st_mtime < oldest:
-                path.rmdir() if path.is_dir() else path.unlink()
+    inner_first = sorted(folder.glob("*/**/*"), reverse=True)
+    for path in [*inner_first, *folder.glob("*/")]:
+        if PERMANENT in path.relative_to(folder).parts:
+            continue
+        with contextlib.suppress(OSError):  # files may vanish meanwhile; folders may not be empty
+            if path.stat().st_mtime >= oldest:
+                continue
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink()

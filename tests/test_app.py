@@ -11,12 +11,13 @@ from pathlib import Path
 import corpus
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, run, the_error
 from PIL import Image, ImageCms
 
 import app
 from model import Generator
-from page import controls, server, visitors
+from page import enlarger, server, visitors
 from utils import cli, generator_file
 
 TILE = 8
@@ -29,54 +30,42 @@ def weights(tmp_path_factory):
     return folder / "mine.pth"
 
 
+def new_enlarger(folder: Path, weights: Path) -> enlarger.Enlarger:
+    folder.mkdir()
+    purposes = [enlarger.Purpose("mine", weights)]
+    return enlarger.Enlarger(purposes, folder, torch.device("cpu"), "fp32", TILE, max_pixels=5000)
+
+
 @pytest.fixture
-def enlarger(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr(app, "PURPOSES", ())
-    (tmp_path / "served").mkdir()
-    options = [
-        "--weights",
-        str(weights),
-        "--device",
-        "cpu",
-        "--precision",
-        "fp32",
-        "--tile",
-        str(TILE),
-        "--max-pixels",
-        "5000",
-    ]
-    return app.Enlarger(app.get_args_parser().parse_args(options), tmp_path / "served")
+def mine(tmp_path, weights):
+    return new_enlarger(tmp_path / "served", weights)
 
 
-def enlarge(enlarger, path, on_tile=None) -> app.Result:
-    return enlarger.enlarge(path, enlarger.purposes[0], 0.5, on_tile or (lambda done, total: None))
+def enlarge(mine, path, on_tile=None) -> enlarger.Result:
+    return mine.enlarge(path, mine.purposes[0], 0.5, on_tile or (lambda done, total: None))
 
 
-def test_every_purpose_has_its_files_and_starts_with_a_texture_that_the_slider_has():
+def test_every_purpose_has_its_files_and_a_label_of_its_own():
     for purpose in app.PURPOSES:
-        assert purpose.path.exists() and (
-            purpose.texture_path is None or purpose.texture_path.exists()
-        )
-    assert any(purpose.texture_path for purpose in app.PURPOSES) and 0 <= controls.TEXTURE <= 1
+        assert purpose.path.exists()
+        assert purpose.texture_path is None or purpose.texture_path.exists()
+    assert any(purpose.texture_path for purpose in app.PURPOSES)
     assert len({purpose.label for purpose in app.PURPOSES}) == len(app.PURPOSES)
 
 
 def test_generator_files_appear_by_their_names_without_folders():
     paths = [Path("a/x.pth"), Path("b/y.safetensors"), Path("c/x.pth")]
-    assert app.named(paths) == dict(zip(["x", "y", "x (2)"], paths, strict=True))
+    assert app.names_of(paths) == dict(zip(["x", "y", "x (2)"], paths, strict=True))
 
 
-@pytest.mark.parametrize("kind", controls.FORMATS)
+@pytest.mark.parametrize("kind", enlarger.FORMATS)
 def test_pictures_of_every_mode_are_saved_as_test_image_does(
-    enlarger, tmp_path, astronaut, weights, kind
+    mine, tmp_path, astronaut, weights, kind
 ):
     rgb = Image.fromarray(astronaut[:12, :20])
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    rgb.save(
-        tmp_path / "described.jpg",
-        icc_profile=profile,
-        **corpus.described_options("jpg", orientation=6, width=20),
-    )
+    described = corpus.described_options("jpg", orientation=6, width=20)
+    rgb.save(tmp_path / "described.jpg", icc_profile=profile, **described)
     rgb.convert("L").save(tmp_path / "gray.png")
     rgb.convert("CMYK").save(tmp_path / "cmyk.tif")
     rgb.quantize(8).save(tmp_path / "palette.gif")
@@ -86,35 +75,31 @@ def test_pictures_of_every_mode_are_saved_as_test_image_does(
     clear.save(tmp_path / "alpha.webp")
     sources = [path for path in sorted(tmp_path.iterdir()) if path.is_file()]
     assert len(sources) == 6
-    out = tmp_path / "expected"
-    for source in (
-        sources if kind == "PNG" else [tmp_path / "described.jpg", tmp_path / "alpha.webp"]
-    ):
-        target = out / f"{source.stem}_x4{controls.FORMATS[kind]}"
-        options = ["--weights", weights, "--device", "cpu", "--precision", "fp32", "--tile", TILE]
+    if kind != "PNG":
+        sources = [tmp_path / "described.jpg", tmp_path / "alpha.webp"]
+    options = ["--weights", weights, "--device", "cpu", "--precision", "fp32", "--tile", TILE]
+    for source in sources:
+        target = tmp_path / "expected" / f"{source.stem}_x4{enlarger.FORMATS[kind]}"
         run("test_image.py", source, "--out", target, *options)
-        result = enlarge(enlarger, source)
-        file = enlarger.save(result, kind)
+        result = enlarge(mine, source)
+        file = mine.save(result, kind)
         assert file.name == target.name and file.read_bytes() == target.read_bytes(), source
         before, after = (Image.open(path) for path in result.before_and_after)
         assert before.size == after.size == Image.open(file).size
         assert before.info.get("icc_profile") == after.info.get("icc_profile")
-        assert enlarger.preview(source)[0].is_file()
+        assert mine.preview(source)[0].is_file()
 
 
-def test_pixels_are_counted_before_they_are_decoded(enlarger, tmp_path):
+def test_pixels_are_counted_before_they_are_decoded(mine, tmp_path):
     data = io.BytesIO()
     Image.new("L", (100, 51)).save(data, "PNG")
-    (tmp_path / "large.png").write_bytes(
-        data.getvalue()[:60]
-    )  # decoding would find that it is cut short
-    with pytest.raises(
-        cli.UserError,
-        match=r"^large.png: has 100 × 51 pixels, 0.0 million; this page takes up to 0.005 million",
-    ):
-        enlarger.read(tmp_path / "large.png")
+    cut_short = data.getvalue()[:60]  # which decoding would find out
+    (tmp_path / "large.png").write_bytes(cut_short)
+    reason = "has 100 × 51 pixels, 0.0 million; this page takes up to 0.005 million"
+    with pytest.raises(cli.UserError, match=f"^large.png: {reason}"):
+        mine.read(tmp_path / "large.png")
     Image.new("L", (100, 50)).save(tmp_path / "fits.png")
-    assert enlarger.read(tmp_path / "fits.png").rgb.shape == (50, 100, 3)
+    assert mine.read(tmp_path / "fits.png").rgb.shape == (50, 100, 3)
 
 
 @pytest.mark.parametrize(
@@ -125,100 +110,92 @@ def test_pixels_are_counted_before_they_are_decoded(enlarger, tmp_path):
         (b"\x89PNG\r\n\x1a\n1234", "not an image"),
     ],
 )
-def test_what_is_no_picture_is_named_without_its_folder(enlarger, tmp_path, content, reason):
+def test_what_is_no_picture_is_named_without_its_folder(mine, tmp_path, content, reason):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(cli.UserError) as raised:
-        enlarger.preview(path)
-    assert visitors.explained(raised.value).startswith(f"a.png: {reason}") and str(
-        tmp_path
-    ) not in str(raised.value)
+        mine.preview(path)
+    assert visitors.explain(raised.value).startswith(f"a.png: {reason}")
+    assert str(tmp_path) not in str(raised.value)
     path.unlink()
     with pytest.raises(cli.UserError, match=r"^a.png is no longer on the server"):
-        enlarge(enlarger, path)
+        enlarge(mine, path)
 
 
-def test_a_format_that_cannot_hold_the_result_is_named_without_its_folder(enlarger, tmp_path):
+def test_a_format_that_cannot_hold_the_result_is_named_without_its_folder(mine, tmp_path):
     Image.new("L", (4100, 1)).save(tmp_path / "wide.png")
-    result = enlarge(enlarger, tmp_path / "wide.png")
-    with pytest.raises(
-        cli.UserError, match=r"^wide_x4.webp: WEBP holds at most 16383 pixels per side"
-    ):
-        enlarger.save(result, "WebP")
-    assert enlarger.save(result, "PNG").exists()
+    result = enlarge(mine, tmp_path / "wide.png")
+    reason = "WEBP holds at most 16383 pixels per side"
+    with pytest.raises(cli.UserError, match=f"^wide_x4.webp: {reason}"):
+        mine.save(result, "WebP")
+    assert mine.save(result, "PNG").exists()
 
 
-def test_a_result_too_long_to_be_shown_is_told_before_it_is_made(enlarger, tmp_path):
+def test_a_result_too_long_to_be_shown_is_refused_before_it_is_made(mine, tmp_path):
     Image.new("L", (1, 5000)).save(tmp_path / "long.png")
-    assert enlarge(enlarger, tmp_path / "long.png").picture.rgb.shape == (20_000, 4, 3)
-    enlarger.args.max_pixels = 20_000
+    assert enlarge(mine, tmp_path / "long.png").picture.rgb.shape == (20_000, 4, 3)
+    mine.max_pixels = 20_000
     Image.new("L", (1, 16_400)).save(tmp_path / "longer.png")
-    with pytest.raises(
-        cli.UserError,
-        match=r"^longer.png: the result would have 4 × 65600 pixels; .* up to 65,500 per side",
-    ):
-        enlarge(enlarger, tmp_path / "longer.png", lambda done, total: pytest.fail("was enlarged"))
+    reason = "the result would have 4 × 65600 pixels; .* up to 65,500 per side"
+    with pytest.raises(cli.UserError, match=f"^longer.png: {reason}"):
+        enlarge(mine, tmp_path / "longer.png", lambda done, total: pytest.fail("was enlarged"))
 
 
-def test_a_generator_file_that_has_gone_is_not_named_to_visitors(
-    tmp_path, monkeypatch, weights, capsys
-):
-    moved, served = shutil.copy(weights, tmp_path / "moved.pth"), tmp_path / "served"
-    served.mkdir()
-    monkeypatch.setattr(app, "PURPOSES", ())
-    enlarger = app.Enlarger(
-        app.get_args_parser().parse_args(["--weights", str(moved), "--device", "cpu"]), served
-    )
-    Path(moved).unlink()
+def test_a_generator_file_that_has_gone_is_not_named_to_visitors(tmp_path, weights, capsys):
+    moved = Path(shutil.copy(weights, tmp_path / "moved.pth"))
+    mine = new_enlarger(tmp_path / "served", moved)
+    moved.unlink()
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
-    assert enlarge(enlarger, tmp_path / "a.png").picture.rgb.shape == (16, 16, 3)  # it is in memory
-    enlarger.generator.cache_clear()
+    assert enlarge(mine, tmp_path / "a.png").picture.rgb.shape == (16, 16, 3)  # it is in memory
+    mine.generator.cache_clear()
     with pytest.raises(cli.RunError) as raised:
-        enlarge(enlarger, tmp_path / "a.png")
-    assert "its file is gone" in visitors.explained(
-        raised.value
-    ) and "moved" not in visitors.explained(raised.value)
+        enlarge(mine, tmp_path / "a.png")
+    words = visitors.explain(raised.value)
+    assert "its file is gone" in words and "moved" not in words
     assert "moved.pth" in capsys.readouterr().err
 
 
 def test_purposes_whose_files_are_missing_are_left_out(tmp_path, monkeypatch, weights):
-    there, gone = app.Purpose("there", weights), app.Purpose("gone", weights, tmp_path / "gone.pth")
+    there = enlarger.Purpose("there", weights)
+    gone = enlarger.Purpose("gone", weights, tmp_path / "gone.pth")
     monkeypatch.setattr(app, "PURPOSES", (gone, there))
-    args = app.get_args_parser().parse_args(["--device", "cpu"])
-    assert app.Enlarger(args, tmp_path).purposes == [there]
+    assert app.available_purposes([]) == [there]
     monkeypatch.setattr(app, "PURPOSES", (gone,))
+    assert app.available_purposes([weights]) == [enlarger.Purpose("mine", weights)]
     with pytest.raises(cli.UserError, match="no generator file is here; name one with --weights"):
-        app.Enlarger(args, tmp_path)
+        app.available_purposes([])
 
 
-def test_cancelling_takes_effect_after_the_current_tile(enlarger, tmp_path, monkeypatch):
+def test_cancelling_takes_effect_after_the_current_tile(mine, tmp_path, monkeypatch):
     Image.new("RGB", (4 * TILE, 3 * TILE)).save(tmp_path / "a.png")
-    passes, forward = [], Generator.forward
+    passes = []
+    forward = Generator.forward
     monkeypatch.setattr(
         Generator, "forward", lambda self, lr: passes.append(1) or forward(self, lr)
     )
-    stops = visitors.Stops()
-    stops.start("mine", tmp_path / "a.png")
-    stops.start("another's", None)
-    mine, other = stops.work("mine"), stops.work("another's")
+    sessions = visitors.Sessions()
+    sessions.start("mine", tmp_path / "a.png")
+    sessions.start("another's", None)
+    work = sessions.work("mine")
 
     def on_tile(done, total):
         assert total == 12
         if done == 5:
-            stops.stop("mine")
-        mine.check()
+            sessions.stop("mine")
+        work.check()
 
     with pytest.raises(visitors.Cancelled):
-        enlarge(enlarger, tmp_path / "a.png", on_tile)
+        enlarge(mine, tmp_path / "a.png", on_tile)
     assert len(passes) == 5
-    other.check()  # goes on
+    sessions.work("another's").check()  # goes on
 
 
 def test_each_visitors_work_ends_on_its_own():
-    stops, works = visitors.Stops(), []
+    sessions = visitors.Sessions()
+    works = []
     for visitor in ("a", "b", "c", "d"):
-        stops.start(visitor, Path(visitor))
-        works.append(stops.work(visitor))
+        sessions.start(visitor, Path(visitor))
+        works.append(sessions.work(visitor))
 
     def ended() -> list[int]:
         found = []
@@ -229,34 +206,33 @@ def test_each_visitors_work_ends_on_its_own():
                 found.append(index)
         return found
 
-    stops.stop("nobody")
+    sessions.stop("nobody")
     assert ended() == []
-    stops.stop("a")
-    stops.forget("b")
-    stops.start("c", Path("another"))  # another picture
+    sessions.stop("a")
+    sessions.forget("b")
+    sessions.start("c", Path("another"))  # another picture
     assert ended() == [0, 1, 2]
-    stops.work("c").check()
-    assert works[2].path == Path("c") and stops.work("c").path == Path("another")
-    stops.work("b").check()  # somebody new
-    assert stops.busy("c") and not stops.busy("a") and not stops.busy("nobody")
+    sessions.work("c").check()
+    assert works[2].path == Path("c") and sessions.work("c").path == Path("another")
+    sessions.work("b").check()  # somebody new
+    assert sessions.busy("c") and not sessions.busy("a") and not sessions.busy("nobody")
     works[2].end()  # that of the picture before
-    assert stops.busy("c")
-    stops.work("c").end()
-    assert not stops.busy("c")
-    stops.stop_all()
+    assert sessions.busy("c")
+    sessions.work("c").end()
+    assert not sessions.busy("c")
+    sessions.stop_all()
     assert ended() == [0, 1, 2, 3]
 
 
 def test_errors_that_are_not_the_users_are_told_in_general_words(capsys, tmp_path):
+    full_disk = OSError(28, "No space left on device", str(tmp_path / "x.png"))
     for error, words in (
-        (
-            OSError(28, "No space left on device", str(tmp_path / "x.png")),
-            "Something went wrong on the server",
-        ),
+        (full_disk, "Something went wrong on the server"),
         (MemoryError(), "too little memory"),
         (cli.RunError("values that are not finite"), "gone or damaged"),
     ):
-        assert words in visitors.explained(error) and str(tmp_path) not in visitors.explained(error)
+        explanation = visitors.explain(error)
+        assert words in explanation and str(tmp_path) not in explanation
         assert type(error).__name__ in capsys.readouterr().err
 
 
@@ -264,7 +240,7 @@ def test_a_file_name_is_no_html():
     assert visitors.message("<b>.png", alert=True) == '<p role="alert">&lt;b&gt;.png</p>'
 
 
-# --- the server -----------------------------------------------------------------------------------------------------
+# --- the server ---------------------------------------------------------------------------------
 
 
 def test_a_missing_gradio_is_one_line(monkeypatch, tmp_path):
@@ -276,9 +252,8 @@ def test_a_missing_gradio_is_one_line(monkeypatch, tmp_path):
 
 def test_wrong_options_are_one_line(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"nothing")
-    assert "w.pth: refused" in the_error(
-        run("app.py", "--port", 0, "--weights", tmp_path / "w.pth", status=None)
-    )
+    done = run("app.py", "--port", 0, "--weights", tmp_path / "w.pth", status=None)
+    assert "w.pth: refused" in the_error(done)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         error = the_error(run("app.py", "--port", port, status=None))
@@ -295,7 +270,8 @@ def test_wrong_options_are_one_line(tmp_path):
     ],
 )
 def test_a_page_that_others_can_reach_is_called_so(host, url, warned):
-    assert url in server.address(host, 80) and ("no password" in server.address(host, 80)) == warned
+    text = server.invitation(host, 80)
+    assert url in text and ("no password" in text) == warned
 
 
 def test_the_folder_ends_with_the_server_and_with_a_later_one(tmp_path, monkeypatch):
@@ -311,22 +287,17 @@ def test_the_folder_ends_with_the_server_and_with_a_later_one(tmp_path, monkeypa
 
 def test_files_are_removed_when_they_are_old(tmp_path):
     hour_ago = time.time() - 3601
-    for name in (
-        "old/a.png",
-        "old/deep/b.png",
-        "mixed/old.png",
-        "mixed/new.png",
-        f"{visitors.PERMANENT}/c.jpg",
-        ".lock",
-    ):
+    example = f"{visitors.PERMANENT}/c.jpg"
+    old = ["old/a.png", "old/deep/b.png", "mixed/old.png", example, ".lock"]
+    for name in [*old, "mixed/new.png"]:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        if "new" not in name:
+        if name in old:
             os.utime(path, (hour_ago, hour_ago))
     visitors.remove_old(tmp_path, 3600)
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"mixed/new.png", f"{visitors.PERMANENT}/c.jpg", ".lock"}
+    assert left == {"mixed/new.png", example, ".lock"}
     for path in tmp_path.rglob("*"):
         os.utime(path, (hour_ago, hour_ago))
     visitors.remove_old(tmp_path, 3600)
@@ -334,28 +305,22 @@ def test_files_are_removed_when_they_are_old(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {visitors.PERMANENT, ".lock"}
 
 
-def answer(
-    path: str, body: bytes = b"", folder: Path = Path("/tmp/served")
-) -> tuple[int, dict[bytes, bytes], bytes]:
-    """Status, headers and body that OnlyThisPage gives for a request, in front of a server that answers everything."""
+HEAD = b'<head><meta property="og:image"\n content="https://example.org/x.png" />\n'
+
+
+def answer(path: str, body: bytes = b"") -> tuple[int, dict[bytes, bytes], bytes]:
+    """Status, headers and body for a request, in front of a server that answers everything."""
 
     async def everything(scope, receive, send):
         received = (await receive())["body"]
-        html = (
-            b'<head><meta property="og:image"\n content="https://example.org/x.png" />\n<title>a</title></head>'
-            + received
-        )
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(b"content-length", b"%d" % len(html))],
-            }
-        )
+        html = HEAD + b"<title>a</title></head>" + received
+        headers = [(b"content-length", b"%d" % len(html))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": html[:9], "more_body": True})
         await send({"type": "http.response.body", "body": html[9:]})
 
-    parts, sent = [body[:7], body[7:]], []
+    parts = [body[:7], body[7:]]
+    sent = []
 
     async def receive():
         part = parts.pop(0)
@@ -365,21 +330,16 @@ def answer(
         sent.append(message)
 
     scope = {"type": "http", "path": path, "headers": []}
-    asyncio.run(server.OnlyThisPage(everything, folder)(scope, receive, send))
-    return (
-        sent[0]["status"],
-        dict(sent[0]["headers"]),
-        b"".join(message["body"] for message in sent[1:]),
-    )
+    asyncio.run(server.OnlyThisPage(everything, Path("/tmp/served"))(scope, receive, send))
+    start, *rest = sent
+    content = b"".join(message["body"] for message in rest)
+    return start["status"], dict(start["headers"]), content
 
 
 def test_the_page_comes_without_tags_for_other_sites_and_binds_the_browser():
     status, headers, html = answer("/")
-    assert (
-        status == 200
-        and html == b"<head><title>a</title></head>"
-        and headers[b"content-length"] == b"%d" % len(html)
-    )
+    assert status == 200 and html == b"<head><title>a</title></head>"
+    assert headers[b"content-length"] == b"%d" % len(html)
     assert b"default-src 'self'" in headers[b"content-security-policy"]
 
 
@@ -394,22 +354,31 @@ def test_what_the_page_needs_is_served(path):
 @pytest.mark.parametrize(
     "path",
     [
-        "/docs", "/monitoring", "/gradio_api/info", "/gradio_api/vibe-edit", "/gradio_api/proxy=http://example.org",
-        "/gradio_api/file=http://example.org", "/gradio_api/file=/etc/passwd", "/gradio_api/file=README.md",
-        f"/gradio_api/file={ROOT}/app.py", "/gradio_api/file=/tmp/served/../other/a", "/gradio_api/file=/tmp/served",
-        "/gradio_api/file=/tmp/served/.lock", "/gradio_api/file=/tmp/served2/a", "/assets/../app.py",
+        "/docs",
+        "/monitoring",
+        "/gradio_api/info",
+        "/gradio_api/vibe-edit",
+        "/gradio_api/proxy=http://example.org",
+        "/gradio_api/file=http://example.org",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=README.md",
+        f"/gradio_api/file={ROOT}/app.py",
+        "/gradio_api/file=/tmp/served/../other/a",
+        "/gradio_api/file=/tmp/served",
+        "/gradio_api/file=/tmp/served/.lock",
+        "/gradio_api/file=/tmp/served2/a",
+        "/assets/../app.py",
     ],
-)  # fmt: skip
+)
 def test_nothing_else_is_served(path):
     status, _, body = answer(path)
     assert status == 404 and b"served" not in body
 
 
 def test_calls_that_name_other_files_or_addresses_are_refused():
-    call, file = (
-        "/gradio_api/queue/join",
-        {"path": "/tmp/served/a.png", "url": "http://127.0.0.1/gradio_api/file=/tmp/served/a.png"},
-    )
+    call = "/gradio_api/queue/join"
+    path = "/tmp/served/a.png"
+    file = {"path": path, "url": f"http://127.0.0.1/gradio_api/file={path}"}
     allowed = json.dumps({"data": [file, None]}).encode()
     status, _, received = answer(call, allowed)
     assert status == 200 and received.endswith(allowed)

@@ -1,0 +1,260 @@
+"""What the page does with pictures: read, preview, enlarge and save them."""
+
+import contextlib
+import functools
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import inference
+from networks import GeneratorNetwork
+from page import visitors
+from utils import cli, images
+from utils.device import resolve_precision
+
+FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp"}  # of downloads
+LARGEST_SIDE = images.LARGEST_SIDE["JPEG"]  # of a result, which the page shows as JPEG
+ADVICE = "make it smaller, or enlarge it with test_image.py"
+EXAMPLES = ("chelsea.png", "coffee.png", "rocket.jpg")  # scikit-image's photographs
+
+_PREVIEW_SIDE = 800  # pixels
+_EXAMPLE_HEIGHT = 120  # pixels
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """A kind of picture, as the page offers it.
+
+    Attributes:
+        label: what the page calls it.
+        path: generator file for it.
+        texture_path: generator file that a slider blends with the first, or None.
+    """
+
+    label: str
+    path: Path
+    texture_path: Path | None = None
+
+
+@dataclass
+class Result:
+    """An enlarged picture.
+
+    Attributes:
+        picture: the picture itself.
+        folder: folder of its files, whose name cannot be guessed.
+        name: name of its files, without suffix.
+        text: what the page says about it.
+    """
+
+    picture: images.Picture
+    folder: Path
+    name: str
+    text: str
+
+    @property
+    def before_and_after(self) -> tuple[Path, Path]:
+        """The bicubic enlargement and the result, as JPEG files of one size."""
+        return self.folder / "before.jpg", self.folder / "after.jpg"
+
+
+class Enlarger:
+    """Reads, enlarges and saves pictures, each in a folder of its own."""
+
+    def __init__(
+        self,
+        purposes: list[Purpose],
+        folder: Path,
+        device: torch.device,
+        precision: str,
+        tile: int | None,
+        max_pixels: int,
+    ):
+        """Load a generator for every purpose, so that no unusable file is offered.
+
+        Args:
+            purposes: what can be chosen; at least one.
+            folder: where the files of the page are written.
+            device: where the generators run.
+            precision: auto, fp32, bf16 or fp16.
+            tile: as for `inference.upscale`.
+            max_pixels: limit for the pictures that are read.
+
+        Raises:
+            UserError: as for `inference.open_generator`.
+        """
+        self.purposes = purposes
+        self.folder = folder
+        self.device = device
+        self.precision = precision
+        self.tile = tile
+        self.max_pixels = max_pixels
+        # Opening a picture sets a limit of Pillow's that all threads share
+        self._opening = threading.Lock()
+        for purpose in purposes:
+            self.generator(purpose, 0.0)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - the enlarger lives as long as the process
+    def generator(self, purpose: Purpose, texture: float) -> GeneratorNetwork:
+        """Return the generator for a purpose; `texture` is 0 unless the purpose blends files."""
+        return inference.open_generator(purpose.path, self.device, purpose.texture_path, texture)
+
+    def read(self, path: Path) -> images.Picture:
+        """Decode a picture file, if it does not have too many pixels.
+
+        Raises:
+            UserError: it has, or as for `images.read_picture`; without the path of its folder.
+        """
+        with _named_without_folder(path), self._opening:
+            height, width = images.read_size(path, sys.maxsize)
+            if height * width > self.max_pixels:
+                size = f"{width} × {height} pixels, {height * width / 1e6:.1f} million"
+                limit = f"this page takes up to {self.max_pixels / 1e6:g} million"
+                raise cli.UserError(f"{path}: has {size}; {limit}: {ADVICE}")
+            return images.read_picture(path, self.max_pixels)
+
+    def preview(self, path: Path) -> tuple[Path, str]:
+        """Return a small copy of a picture file that any browser shows, and a line about it.
+
+        Raises:
+            UserError: as for `read`.
+        """
+        picture = self.read(path)
+        height, width = picture.rgb.shape[:2]
+        shrink = max(1, height / _PREVIEW_SIDE, width / _PREVIEW_SIDE)
+        small = images.resize_bicubic(
+            images.on_white(picture),
+            max(1, round(height / shrink)),
+            max(1, round(width / shrink)),
+        )
+        copy = self._new_folder() / "picture.png"
+        images.write_picture(copy, images.Picture(small, icc_profile=picture.icc_profile))
+        return copy, "; ".join((f"{path.name}: {width} × {height} pixels", *picture.notes))
+
+    def enlarge(
+        self,
+        path: Path,
+        purpose: Purpose,
+        texture: float,
+        on_tile: Callable[[int, int], None],
+    ) -> Result:
+        """Enlarge a picture file, and write what the page shows of the result.
+
+        Args:
+            path: picture file.
+            purpose: which generator to use.
+            texture: share of the second generator, if the purpose blends two.
+            on_tile: as for `inference.upscale`.
+
+        Raises:
+            UserError: the picture cannot be read, or the result has too long a side.
+            RunError: the generator cannot be read any more, or gives no picture.
+        """
+        began = time.monotonic()
+
+        # Read
+        picture = self.read(path)
+        try:
+            generator = self.generator(purpose, texture if purpose.texture_path else 0.0)
+        except cli.UserError as error:
+            # It names a file of the server, and the visitor cannot mend it
+            raise cli.RunError(str(error)) from error
+        scale = generator.upscale
+        height, width = (side * scale for side in picture.rgb.shape[:2])
+        if max(height, width) > LARGEST_SIDE:
+            limit = f"this page shows up to {LARGEST_SIDE:,} per side"
+            raise cli.UserError(
+                f"{path.name}: the result would have {width} × {height} pixels; {limit}: {ADVICE}"
+            )
+
+        # Enlarge
+        precision = resolve_precision(self.precision, self.device, generator)
+        sr = inference.upscale_picture(generator, picture, self.tile, precision, on_tile=on_tile)
+        seconds = time.monotonic() - began
+
+        # Keep the result on disk
+        folder = self._new_folder()
+        rgb = _on_disk(folder / "rgb.npy", sr.rgb)
+        alpha = None if sr.alpha is None else _on_disk(folder / "alpha.npy", sr.alpha)
+        result = Result(
+            picture=replace(sr, rgb=rgb, alpha=alpha),
+            folder=folder,
+            name=f"{images.fitting_name(path.stem)}_x{scale}",
+            text=f"{width} × {height} pixels, {scale} times as wide and high as before. "
+            f"This took {seconds:.1f} seconds.",
+        )
+
+        # Write what the page shows
+        before = images.upscale_bicubic(images.on_white(picture), scale)
+        after = images.on_white(result.picture)
+        for file, shown in zip(result.before_and_after, (before, after), strict=True):
+            images.write_picture(
+                file, images.Picture(shown, icc_profile=picture.icc_profile, gray=picture.gray)
+            )
+        return result
+
+    def save(self, result: Result, format_name: str) -> Path:
+        """Write a result in one of `FORMATS`, with the bytes of test_image.py; return the file.
+
+        Raises:
+            UserError: the format cannot hold the result, or the result has been removed.
+        """
+        path = result.folder / f"{result.name}{FORMATS[format_name]}"
+        with _named_without_folder(path):
+            images.write_picture(path, result.picture)
+        return path
+
+    def examples(self) -> list[Path]:
+        """Write small copies of the examples, to choose from, and return their files."""
+        folder = self.folder / visitors.PERMANENT
+        folder.mkdir()
+        copies = []
+        for index, name in enumerate(EXAMPLES):
+            rgb = images.read_picture(self.example_file(index)).rgb
+            height, width = rgb.shape[:2]
+            small = images.resize_bicubic(
+                rgb, _EXAMPLE_HEIGHT, round(_EXAMPLE_HEIGHT * width / height)
+            )
+            copies.append(folder / f"{Path(name).stem}.jpg")
+            images.write_picture(copies[-1], images.Picture(small))
+        return copies
+
+    def example_file(self, index: int) -> Path:
+        """Return the file of an example."""
+        import skimage
+
+        return Path(skimage.__file__).parent / "data" / EXAMPLES[index]
+
+    def _new_folder(self) -> Path:
+        folder = self.folder / secrets.token_urlsafe(24)
+        folder.mkdir()
+        return folder
+
+
+def _on_disk(path: Path, array: np.ndarray) -> np.ndarray:
+    """Move an array to a file, from which its values are read when they are needed."""
+    np.save(path, array)
+    return np.load(path, mmap_mode="r")
+
+
+@contextlib.contextmanager
+def _named_without_folder(path: Path) -> Iterator[None]:
+    """Have errors about a file of the server name it without its folder.
+
+    A file that has been removed, as old ones are, is an error of the user's too.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise cli.UserError(
+            f"{path.name} is no longer on the server; add the picture again"
+        ) from error
+    except cli.UserError as error:
+        raise cli.UserError(str(error).replace(str(path), path.name)) from error
