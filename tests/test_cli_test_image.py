@@ -39,17 +39,16 @@ def test_images_and_folders_of_every_mode(tmp_path, weights, astronaut):
     run("test_image.py", folder, "--weights", weights / "x4.pth", "--device", "cpu")
     sizes = {path.name: Image.open(path).size for path in folder.glob("*_x4.png")}
     assert sizes == {
-        **dict.fromkeys(
-            ["photo_x4.png", "gray_x4.png", "palette_x4.png", "alpha_x4.png", "cmyk_x4.png"],
-            (120, 80),
-        ),
+        "photo_x4.png": (120, 80),
+        "gray_x4.png": (120, 80),
+        "palette_x4.png": (120, 80),
+        "alpha_x4.png": (120, 80),
+        "cmyk_x4.png": (120, 80),
         "turned_x4.png": (80, 120),
         "größe 16 bit_x4.png": (4, 4),
     }
-    assert (
-        Image.open(folder / "alpha_x4.png").mode == "RGBA"
-        and Image.open(folder / "gray_x4.png").mode == "L"
-    )
+    assert Image.open(folder / "alpha_x4.png").mode == "RGBA"
+    assert Image.open(folder / "gray_x4.png").mode == "L"
     before = sorted(os.listdir(folder))
     error = the_error(run("test_image.py", folder, "--weights", weights / "x4.pth", status=None))
     assert "already exists; pass --overwrite" in error
@@ -62,44 +61,27 @@ def test_a_comparison_with_another_generator_has_three_panels(tmp_path, weights,
     Image.fromarray(lr).save(tmp_path / "a.png")
     other = tmp_path / "other.pth"
     generator_file.save(other, Generator(4, 2))
-    arguments = [
-        tmp_path / "a.png",
-        "--weights",
-        weights / "x4.pth",
-        "--device",
-        "cpu",
-        "--precision",
-        "fp32",
-    ]
+    arguments = [tmp_path / "a.png", "--weights", weights / "x4.pth"]
+    arguments += ["--device", "cpu", "--precision", "fp32"]
     run("test_image.py", *arguments, "--compare-with", other)
     panels = images.read_picture(tmp_path / "a_x4_compare.png").rgb
     assert panels.shape[1] == 3 * 120 + 2 * 4
     bicubic, theirs, ours = (panels[-80:, left : left + 120] for left in (0, 124, 248))
     assert np.array_equal(bicubic, images.upscale_bicubic(lr, 4))
     for panel, path in ((theirs, other), (ours, weights / "x4.pth")):
-        assert np.array_equal(
-            panel, inference.upscale(inference.open_generator(path, torch.device("cpu")), lr)
-        )
+        generator = inference.open_generator(path, torch.device("cpu"))
+        assert np.array_equal(panel, inference.upscale(generator, lr))
     assert np.array_equal(ours, images.read_picture(tmp_path / "a_x4.png").rgb)
-    error = the_error(
-        run(
-            "test_image.py",
-            *arguments,
-            "--compare-with",
-            weights / "x2.safetensors",
-            "--overwrite",
-            status=None,
-        )
-    )
+    arguments += ["--compare-with", weights / "x2.safetensors", "--overwrite"]
+    error = the_error(run("test_image.py", *arguments, status=None))
     assert "x2.safetensors: an x2 generator, but" in error and "x4.pth is not" in error
 
 
 def test_out_compare_and_another_scale_and_format(tmp_path, weights, astronaut):
     Image.fromarray(astronaut[:20, :30]).save(tmp_path / "a.png")
     arguments = [tmp_path / "a.png", "--weights", weights / "x2.safetensors"]
-    done = run(
-        "test_image.py", *arguments, "--out", tmp_path / "big.webp", "--compare", "--tile", 8
-    )
+    options = ["--out", tmp_path / "big.webp", "--compare", "--tile", 8]
+    done = run("test_image.py", *arguments, *options)
     assert Image.open(tmp_path / "big.webp").size == (60, 40)
     pair = images.read_picture(tmp_path / "big_compare.png").rgb
     assert np.array_equal(pair[-40:, :60], images.upscale_bicubic(astronaut[:20, :30], 2))
@@ -128,7 +110,12 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
             return (os.mkdir, (str(tmp_path / "ran"),))
 
     torch.save({"format": "srgan-generator-1", "state_dict": WouldRun()}, tmp_path / "evil.pth")
-    a, good = tmp_path / "a.png", ["--weights", weights / "x4.pth"]
+    a = tmp_path / "a.png"
+    good = ["--weights", weights / "x4.pth"]
+    over = [tmp_path / "b_compare.png", *good, "--out", tmp_path / "b.png", "--compare"]
+    same = [a, tmp_path / "other" / "A.png", *good, "--out", tmp_path / "folder"]
+    too_wide = "WEBP holds at most 16383 pixels per side, this is 16404x4"
+    no_pair = "srgan_x4.pth holds generator srresnet, upscale 4, blocks 16; name a pair"
     cases = [
         ([tmp_path / "missing.png", *good], "missing.png: no such image"),
         ([tmp_path / "cut.png", *good], "cut.png: cut short"),
@@ -138,35 +125,16 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         ([a, "--weights", tmp_path / "w.pth"], "w.pth: refused"),
         ([a, "--weights", tmp_path / "evil.pth"], "would run code"),
         ([a, "--weights", tmp_path / "missing.pth"], "missing.pth: no such generator file"),
-        (
-            [a, *good, "--texture", 0.5],
-            "srgan_x4.pth holds generator srresnet, upscale 4, blocks 16; name a pair",
-        ),
+        ([a, *good, "--texture", 0.5], no_pair),
         ([a, *good, "--texture-weights", "srgan_x4"], "--texture-weights needs --texture T"),
         ([a, "--texture", 1.5], "'1.5' is not a number from 0 to 1"),
         ([a, *good, "--out", a], "would be overwritten"),
-        (
-            [
-                tmp_path / "b_compare.png",
-                *good,
-                "--out",
-                tmp_path / "b.png",
-                "--compare",
-                "--overwrite",
-            ],
-            "would be overwritten",
-        ),
+        ([*over, "--overwrite"], "would be overwritten"),
         ([a, *good, "--out", tmp_path / "x.gif"], "cannot write .gif"),
         ([a, *good, "--out", tmp_path / "w.pth" / "x.png"], "cannot be written"),
         ([a, tmp_path / "b.png", *good, "--out", tmp_path / "c.png"], "name a folder"),
-        (
-            [a, tmp_path / "other" / "A.png", *good, "--out", tmp_path / "folder"],
-            "would both be written",
-        ),
-        (
-            [wide, *good, "--out", tmp_path / "x.webp"],
-            "WEBP holds at most 16383 pixels per side, this is 16404x4",
-        ),
+        (same, "would both be written"),
+        ([wide, *good, "--out", tmp_path / "x.webp"], too_wide),
         ([a, *good, "--out", tmp_path / "A.PNG"], "would be overwritten"),
     ]
     before = sorted(tmp_path.rglob("*"))
@@ -219,29 +187,21 @@ def test_subfolders_are_mirrored_and_results_left_out(tmp_path, weights, astrona
         path = tmp_path / "photos" / name
         path.parent.mkdir(exist_ok=True)
         rgb.save(path)
-    photos, out = tmp_path / "photos", tmp_path / "photos" / "out"
+    photos = tmp_path / "photos"
+    out = photos / "out"
     options = ["--weights", weights / "x4.pth", "--recursive"]
     run("test_image.py", photos, *options, "--suffix", "", "--out", out)
-    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png")) == [
-        "a.png",
-        "deep/a.png",
-        "deep/er/b.png",
-    ]
+    written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
+    assert written == ["a.png", "deep/a.png", "deep/er/b.png"]
     run("test_image.py", photos / "deep", *options, "--suffix", "_grün")
-    assert {path.name for path in (photos / "deep").rglob("*.*")} == {
-        "a.png",
-        "a_grün.png",
-        "b.jpg",
-        "b_grün.png",
-    }
-    inputs = ["a.png", "deep/a.png", "deep/er/b.jpg"]
-    for plan in (
-        test_image.plan_outputs([photos / "deep"], None, "_grün", recursive=True),
-        test_image.plan_outputs(
-            [photos], out, "_grün", recursive=True
-        ),  # whose results lie in the folder that is read
-    ):
-        assert [path.relative_to(photos).as_posix() for path in plan] == inputs[-len(plan) :]
+    names = {path.name for path in (photos / "deep").rglob("*.*")}
+    assert names == {"a.png", "a_grün.png", "b.jpg", "b_grün.png"}
+    deep = [photos / "deep/a.png", photos / "deep/er/b.jpg"]
+    plan = test_image.plan_outputs([photos / "deep"], None, "_grün", recursive=True)
+    assert list(plan) == deep
+    # The results lie in the folder that is read
+    plan = test_image.plan_outputs([photos], out, "_grün", recursive=True)
+    assert list(plan) == [photos / "a.png", *deep]
     assert list(test_image.plan_outputs([photos], out, "")) == [photos / "a.png"]
 
 
@@ -271,17 +231,8 @@ def test_gray_stays_gray_and_opaque_white_stays_white(tmp_path):
     ImageDraw.Draw(disc).ellipse((6, 6, 25, 25), fill=(255, 255))
     disc.save(tmp_path / "disc.png")
     disc.convert("RGBA").save(tmp_path / "colour.png")
-    run(
-        "test_image.py",
-        tmp_path,
-        "--weights",
-        "srgan_x4",
-        "--precision",
-        "fp32",
-        "--device",
-        "cpu",
-        "--compare",
-    )
+    options = ["--weights", "srgan_x4", "--precision", "fp32", "--device", "cpu", "--compare"]
+    run("test_image.py", tmp_path, *options)
     text = Image.open(tmp_path / "text_x4.png")
     assert text.mode == "L" and np.asarray(text).min() < 30 and np.asarray(text).std() > 40
     assert np.array_equal(np.asarray(text), np.asarray(Image.open(tmp_path / "rgb_x4.png")))
@@ -292,9 +243,8 @@ def test_gray_stays_gray_and_opaque_white_stays_white(tmp_path):
     for name, mode in (("disc_x4.png", "LA"), ("colour_x4.png", "LA")):
         result = Image.open(tmp_path / name)
         assert result.mode == mode and result.getchannel("A").getextrema() == (0, 255)
-        on_white = Image.alpha_composite(
-            Image.new("RGBA", result.size, "white"), result.convert("RGBA")
-        )
+        white = Image.new("RGBA", result.size, "white")
+        on_white = Image.alpha_composite(white, result.convert("RGBA"))
         assert np.asarray(on_white).min() >= 250, name
 
 
@@ -302,15 +252,9 @@ def test_the_metadata_of_a_photo_are_carried_over(tmp_path, weights, astronaut):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     options = corpus.described_options("jpg", orientation=6, width=30)
     Image.fromarray(astronaut[:20, :30]).save(tmp_path / "a.jpg", icc_profile=profile, **options)
+    arguments = [tmp_path / "a.jpg", "--weights", weights / "x4.pth", "--out"]
     for name in ("b.png", "b.jpg", "b.tif"):
-        run(
-            "test_image.py",
-            tmp_path / "a.jpg",
-            "--weights",
-            weights / "x4.pth",
-            "--out",
-            tmp_path / name,
-        )
+        run("test_image.py", *arguments, tmp_path / name)
         with Image.open(tmp_path / name) as result:
             exif = result.getexif()
             assert result.size == (80, 120) and exif[274] == 1 and exif[271] == "Maker"
@@ -331,9 +275,8 @@ def test_texture_blends_two_files_from_one_to_the_other(tmp_path, astronaut):
     }.items():
         run("test_image.py", *fixed, tmp_path / f"{name}.png", *options)
         results[name] = images.read_picture(tmp_path / f"{name}.png").rgb.astype(int)
-    assert np.array_equal(results["0"], results["srresnet_x4"]) and np.array_equal(
-        results["1"], results["srgan_x4"]
-    )
+    assert np.array_equal(results["0"], results["srresnet_x4"])
+    assert np.array_equal(results["1"], results["srgan_x4"])
     ends = np.abs(results["srgan_x4"] - results["srresnet_x4"]).mean()
     for end in ("srresnet_x4", "srgan_x4"):
         assert 0.2 * ends < np.abs(results["0.7"] - results[end]).mean() < 0.8 * ends
@@ -346,9 +289,10 @@ def test_a_jpeg_by_default_and_a_clean_picture_by_srresnet_beat_bicubic(tmp_path
     hr = images.crop_to_multiple(photograph("coffee.png"), 4)
     Image.fromarray(images.downscale(hr, 4)).save(tmp_path / name)  # JPEG of quality 75
     run("test_image.py", tmp_path / name, *options)
-    sr, lr = (images.read_picture(tmp_path / file).rgb for file in ("lr_x4.png", name))
+    sr = images.read_picture(tmp_path / "lr_x4.png").rgb
+    bicubic = images.upscale_bicubic(images.read_picture(tmp_path / name).rgb, 4)
     scores = [
-        metrics.psnr_ssim_rgb(*map(images.to_tensor, (image, hr)))[0]
-        for image in (sr, images.upscale_bicubic(lr, 4))
+        metrics.psnr_ssim_rgb(images.to_tensor(image), images.to_tensor(hr))[0]
+        for image in (sr, bicubic)
     ]
     assert scores[0] - scores[1] > 0.4

@@ -22,29 +22,22 @@ def saved(path, image, **options):
 
 def gray_profile() -> bytes:
     """The smallest ICC profile of a gray space with linear tones."""
+    white = [round(value * 65536) for value in (0.9642, 1, 0.8249)]
     tags = {
         b"desc": b"desc" + struct.pack(">4xI", 2) + b"g\0" + bytes(79),
-        b"wtpt": b"XYZ "
-        + struct.pack(">4x3i", *(round(value * 65536) for value in (0.9642, 1, 0.8249))),
+        b"wtpt": b"XYZ " + struct.pack(">4x3i", *white),
         b"kTRC": b"curv" + struct.pack(">4xI", 0),
     }
-    table, body = struct.pack(">I", len(tags)), b""
+    table = struct.pack(">I", len(tags))
+    body = b""
     for name, content in tags.items():
         table += struct.pack(">4sII", name, 128 + 4 + 12 * len(tags) + len(body), len(content))
         body += content.ljust(-(-len(content) // 4) * 4, b"\0")
     header = bytearray(128)
-    struct.pack_into(
-        ">I4xI4s4s4s",
-        header,
-        0,
-        128 + len(table) + len(body),
-        0x02100000,
-        b"mntr",
-        b"GRAY",
-        b"XYZ ",
-    )
+    size = len(header) + len(table) + len(body)
+    struct.pack_into(">I4xI4s4s4s", header, 0, size, 0x02100000, b"mntr", b"GRAY", b"XYZ ")
     header[36:40] = b"acsp"
-    struct.pack_into(">3i", header, 68, *(round(value * 65536) for value in (0.9642, 1, 0.8249)))
+    struct.pack_into(">3i", header, 68, *white)
     return bytes(header) + table + body
 
 
@@ -60,11 +53,8 @@ def gray_profile() -> bytes:
     ],
 )
 def test_the_range_of_floating_point_gray(tmp_path, values, white):
-    gray = (
-        images.read_picture(saved(tmp_path / "a.tif", values.astype(np.float32)))
-        .rgb[..., 0]
-        .astype(int)
-    )
+    path = saved(tmp_path / "a.tif", values.astype(np.float32))
+    gray = images.read_picture(path).rgb[..., 0].astype(int)
     expected = (values / white * 255).clip(0, 255)
     assert np.abs(gray - expected).max() <= 1
 
@@ -86,11 +76,9 @@ def test_the_range_of_floating_point_gray(tmp_path, values, white):
 def test_the_range_of_integer_gray(tmp_path, values, dtype, white):
     values = values.astype(dtype)
     tifffile.imwrite(tmp_path / "a.tif", values)
-    paths = (
-        [tmp_path / "a.tif", saved(tmp_path / "a.png", values)]
-        if dtype == np.uint16
-        else [tmp_path / "a.tif"]
-    )
+    paths = [tmp_path / "a.tif"]
+    if dtype == np.uint16:
+        paths.append(saved(tmp_path / "a.png", values))
     for path in paths:
         gray = images.read_picture(path).rgb[..., 0].astype(int)
         assert np.abs(gray - (values / white * 255).clip(0, 255)).max() <= 1, path
@@ -101,13 +89,10 @@ def test_a_range_that_had_to_be_guessed_is_said(tmp_path):
     assert images.read_picture(guessed).notes == (
         "its 16-bit values hardly exceed 4,095, which is taken as white",
     )
-    assert (
-        images.read_picture(
-            saved(tmp_path / "bright.png", (SMOOTH * 65535).astype(np.uint16))
-        ).notes
-        == ()
-    )
-    assert images.read_picture(saved(tmp_path / "unit.tif", SMOOTH.astype(np.float32))).notes == ()
+    bright = saved(tmp_path / "bright.png", (SMOOTH * 65535).astype(np.uint16))
+    assert images.read_picture(bright).notes == ()
+    unit = saved(tmp_path / "unit.tif", SMOOTH.astype(np.float32))
+    assert images.read_picture(unit).notes == ()
 
 
 def test_the_range_that_a_file_tells(tmp_path):
@@ -115,13 +100,11 @@ def test_the_range_that_a_file_tells(tmp_path):
     for tag in (MAX_TAG, S_MAX_TAG):
         tifffile.imwrite(tmp_path / "a.tif", values, extratags=[(tag, 3, 1, 2000, True)])
         assert images.read_picture(tmp_path / "a.tif").rgb.max() == 128
-    tifffile.imwrite(
-        tmp_path / "a.tif", values, extratags=[(MAX_TAG, 3, 1, 1, True)]
-    )  # cannot be true
+    cannot_be_true = (MAX_TAG, 3, 1, 1, True)
+    tifffile.imwrite(tmp_path / "a.tif", values, extratags=[cannot_be_true])
     assert images.read_picture(tmp_path / "a.tif").rgb.max() == 62
-    tifffile.imwrite(
-        tmp_path / "a.tif", (SMOOTH * 65535).astype(np.uint16), photometric="miniswhite"
-    )
+    full = (SMOOTH * 65535).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", full, photometric="miniswhite")
     assert images.read_picture(tmp_path / "a.tif").rgb[[0, -1], [0, -1], 0].tolist() == [255, 0]
     (tmp_path / "a.pgm").write_bytes(b"P5 60 40 65535\n" + values.astype(">u2").tobytes())
     assert images.read_picture(tmp_path / "a.pgm").rgb.max() == 4
@@ -130,9 +113,8 @@ def test_the_range_that_a_file_tells(tmp_path):
 def test_a_gray_profile_is_applied_also_beside_alpha(tmp_path):
     levels = np.array([[0, 64, 128, 255]], np.uint8)
     linear = levels / 255
-    expected = (
-        np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255
-    )
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    expected = srgb * 255
     gray = Image.fromarray(levels)
     for image in (gray, gray.convert("LA"), Image.fromarray(levels.astype(np.uint16) * 257)):
         picture = images.read_picture(saved(tmp_path / "a.png", image, icc_profile=gray_profile()))

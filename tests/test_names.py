@@ -26,7 +26,7 @@ if sys.platform == "linux":
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, astronaut):
-    """A folder with an odd name that holds `train` and `valid`, each with the same odd names and with links in a loop."""
+    """A folder with an odd name; in it, `train` and `valid` hold odd names and links in a loop."""
     place = tmp_path_factory.mktemp("names") / "a folder\nof übung 写真"
     for part in ("train", "valid"):
         (place / part).mkdir(parents=True)
@@ -40,28 +40,10 @@ def place(tmp_path_factory, astronaut):
 @pytest.fixture(scope="module")
 def weights(place):
     """A generator trained on those folders; this also checks the run's own files."""
-    options = [
-        "--crop",
-        32,
-        "--batch-size",
-        4,
-        "--blocks",
-        1,
-        "--pretrain-epochs",
-        1,
-        "--epochs",
-        0,
-        "--device",
-        "cpu",
-    ]
-    folders = [
-        "--train-dir",
-        place / "train",
-        "--val-dir",
-        place / "valid",
-        "--out",
-        place / "out\nput",
-    ]
+    options = ["--crop", 32, "--batch-size", 4, "--blocks", 1, "--device", "cpu"]
+    options += ["--pretrain-epochs", 1, "--epochs", 0]
+    folders = ["--train-dir", place / "train", "--val-dir", place / "valid"]
+    folders += ["--out", place / "out\nput"]
     for _ in range(2):  # the second finds it finished
         done = run("train.py", *folders, *options, "--val-triplets", len(NAMES))
     assert "nothing to do" in done.stdout
@@ -72,28 +54,14 @@ def weights(place):
 
 
 def test_enlarging(place, weights):
-    run(
-        "test_image.py",
-        place / "valid",
-        "--weights",
-        weights,
-        "--out",
-        place / "lärge",
-        "--compare",
-    )
-    stems = [images.fitting_name(name.removesuffix(".png")) for name in NAMES]
-    assert sorted(os.listdir(place / "lärge")) == sorted(
-        stem + end for stem in stems for end in ("_x4.png", "_x4_compare.png")
-    )
-    run(
-        "test_image.py",
-        "--weights",
-        weights,
-        "--out",
-        place / "-\n.webp",
-        "--",
-        place / "valid" / "-rf.png",
-    )
+    options = ["--weights", weights, "--out"]
+    run("test_image.py", place / "valid", *options, place / "lärge", "--compare")
+    expected = []
+    for name in NAMES:
+        stem = images.fitting_name(name.removesuffix(".png"))
+        expected += [f"{stem}_x4.png", f"{stem}_x4_compare.png"]
+    assert sorted(os.listdir(place / "lärge")) == sorted(expected)
+    run("test_image.py", *options, place / "-\n.webp", "--", place / "valid" / "-rf.png")
     assert images.read_picture(place / "-\n.webp").rgb.shape == (160, 160, 3)
     longest = test_image.plan_outputs([place / "valid"], None, "é" * 25, compare=True)
     assert max(len(os.fsencode(f"{target.stem}_compare.png")) for target in longest.values()) <= 255
@@ -103,24 +71,15 @@ def test_enlarging(place, weights):
 def test_the_benchmark(place, weights, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    run(
-        "test_benchmark.py",
-        "--hr",
-        place / "valid",
-        "--weights",
-        weights,
-        "--out",
-        place / "bench\nmark",
-    )
-    table = pandas.read_csv(place / "bench\nmark" / "benchmark.csv")
-    assert len(table) == len(NAMES) + 1 and {"a b", "new\nline", "写真 ü", "-rf"} <= set(
-        table["Image"]
-    )
+    out = place / "bench\nmark"
+    run("test_benchmark.py", "--hr", place / "valid", "--weights", weights, "--out", out)
+    table = pandas.read_csv(out / "benchmark.csv")
+    assert len(table) == len(NAMES) + 1
+    assert {"a b", "new\nline", "写真 ü", "-rf"} <= set(table["Image"])
 
 
 def test_export_and_preparation(place, weights):
     run("export_model.py", "--weights", weights, "--out", place / "mod\nel ü.onnx")
     run("prepare_data.py", "demo", "--data", place / "da\nta")
-    assert (place / "mod\nel ü.onnx").exists() and (
-        place / "da\nta" / "demo" / "valid" / "chelsea.png"
-    ).exists()
+    assert (place / "mod\nel ü.onnx").exists()
+    assert (place / "da\nta" / "demo" / "valid" / "chelsea.png").exists()
