@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's limit, timing in turns, tables and JSON files, and pictures of DIV2K's size."""
+"""What the benchmarks share: the machine's limit, timing in turns, tables, pictures to work on."""
 
 import argparse
 import json
@@ -6,8 +6,9 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -17,6 +18,8 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+import train
+from generator_loss_functions import GeneratorLoss
 from utils import cli, files, pretrained
 from utils.device import PRECISIONS, add_options
 
@@ -35,17 +38,28 @@ def machine(device: torch.device) -> str:
     """Return what was measured on: the processor or the GPU, its threads, PyTorch's version."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
-    names = [line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":")[1].strip()
+    threads = torch.get_num_threads()
     capability = torch.backends.cpu.get_cpu_capability()
-    return (
-        f"{torch.get_num_threads()} threads of {name} ({capability}), PyTorch {torch.__version__}"
-    )
+    return f"{threads} threads of {name} ({capability}), PyTorch {torch.__version__}"
 
 
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+def new_loss(options: argparse.Namespace) -> GeneratorLoss:
+    """Return the generator's loss of train.py's options."""
+    return train.new_loss(options, train.load_perceptual(options))
+
+
+def new_models(options: argparse.Namespace) -> train.Models:
+    """Resolve train.py's options, and return the networks and the loss of its adversarial step."""
+    train.options.resolve(options)
+    models = train.Models(options)
+    models.loss = new_loss(options).to(models.device)
+    return models
 
 
 def wait(device: torch.device) -> None:
@@ -65,9 +79,12 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 1) 
 
 
 def in_turns(
-    works: dict[str, Callable[[], object]], device: torch.device, rounds: int, repeats: int = 1
+    works: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, repeats: int = 1
 ) -> dict[str, float]:
-    """Return the median time of each work, measured in turns so that a slow minute of the machine affects all."""
+    """Return the median time of each work in seconds.
+
+    They are measured in turns, so that a slow minute of the machine affects all.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
@@ -80,19 +97,24 @@ def in_turns(
 def matrix_product(device: torch.device, precision: str) -> tuple[Callable[[], object], int]:
     """Return a large matrix product to be timed, and its number of floating-point operations."""
     side = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
+    dtype = PRECISIONS[precision]
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    b = torch.randn(side, side, device=device, dtype=dtype)
     return lambda: a @ b, 2 * side**3
 
 
 def matrix_product_flops(device: torch.device, precision: str) -> float:
-    """Return the floating-point operations per second of the fastest of several matrix products on this machine."""
+    """Return the operations per second of the fastest of ten matrix products on this machine."""
     product, flops = matrix_product(device, precision)
     product()
     return flops / min(seconds(product, device) for _ in range(10))
 
 
 def flops_of(work: Callable[[], object]) -> int:
-    """Return the floating-point operations of the convolutions and matrix products in `work`, as PyTorch counts them."""
+    """Return how many floating-point operations PyTorch counts in `work`.
+
+    It counts those of convolutions and matrix products.
+    """
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
@@ -101,39 +123,32 @@ def flops_of(work: Callable[[], object]) -> int:
 def write_pictures(
     folder: Path, count: int, height: int = 1404, width: int = 2040, seed: int = 0
 ) -> None:
-    """Write PNG files with DIV2K's size and roughly its compressibility: smooth shapes with a little noise."""
+    """Write PNG files with DIV2K's size and about its compressibility: smooth, with some noise."""
     rng = np.random.default_rng(seed)
     files.make_folder(folder)
     for index in cli.progress_bar(range(count), desc="making pictures", unit="image"):
-        coarse = Image.fromarray(
-            rng.integers(0, 256, (height // 24, width // 24, 3), dtype=np.uint8)
-        )
-        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(
-            np.int16
-        )
-        noisy = (smooth + rng.integers(-6, 7, smooth.shape)).clip(0, 255).astype(np.uint8)
+        coarse = rng.integers(0, 256, (height // 24, width // 24, 3), dtype=np.uint8)
+        smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        noise = rng.integers(-6, 7, (height, width, 3))
+        noisy = (np.asarray(smooth).astype(np.int16) + noise).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / f"{index:04d}.png", compress_level=6)
 
 
 def report(
-    title: str, device: torch.device, rows: list[dict], result: dict, path: Path | None
+    title: str,
+    device: torch.device,
+    rows: list[dict[str, Any]],
+    result: dict[str, Any],
+    path: Path | None,
 ) -> None:
-    """Print the table, the ratio and the limit; write them as JSON if a path is given."""
+    """Print the table and the result; write them as JSON if a path is given."""
     print(f"\n{title}\n{machine(device)}\n")
-    print(
-        pandas.DataFrame(rows).to_string(
-            index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"
-        )
-    )
-    print(
-        "\n"
-        + "\n".join(
-            f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}"
-            for name, value in result.items()
-        )
-    )
+    table = pandas.DataFrame(rows)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
+    print()
+    for name, value in result.items():
+        print(f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}")
     if path is not None:
-        files.write_text(
-            path, json.dumps({"machine": machine(device), "table": rows, **result}, indent=2) + "\n"
-        )
+        content = {"machine": machine(device), "table": rows, **result}
+        files.write_text(path, json.dumps(content, indent=2) + "\n")
         print(path)

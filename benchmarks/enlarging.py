@@ -1,4 +1,6 @@
-"""Time and peak memory of enlarging 510x340 and 2000x1500 pixels, whole and in tiles, compared with the plain eager generator.
+"""Time and peak memory of enlarging, whole and in tiles, compared with the plain eager generator.
+
+The images have 510x340 and 2000x1500 pixels.
 
 python benchmarks/enlarging.py
 """
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import classic
 import common
@@ -37,34 +40,38 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def measure(
     way: str, size: tuple[int, int], device: torch.device, precision: str, repeats: int
-) -> dict:
-    """Return the seconds of the fastest repeat, and the peak memory in bytes beyond that at the start."""
+) -> dict[str, Any]:
+    """Enlarge in one way, and write the result as <way>.npy.
+
+    Returns:
+        The seconds of the fastest repeat, and the peak memory in bytes beyond that at the start.
+    """
     generator = inference.open_generator(weights.FAITHFUL, device)
     lr = image_of(*size)
     if way == "eager":
-        plain = classic.new_generator(generator.blocks)
+        plain = classic.new_generator(generator.architecture["blocks"])
         plain.load_state_dict(generator_file.load(weights.FAITHFUL).state_dict())
         plain = plain.to(device).eval()
 
         @torch.inference_mode()
-        def work():
+        def work() -> np.ndarray:
             signed = images.uint8_to_signed(images.to_tensor(lr).to(device)).contiguous()
             return images.to_array(images.signed_to_uint8(plain(signed)))
 
     else:
         tile = {"whole": 0, "tiles": TILE if size == LARGE else None}[way]
 
-        def work():
+        def work() -> np.ndarray:
             return inference.upscale(generator, lr, tile, precision)
 
-    before, times = peak_bytes(device), []
+    before = peak_bytes(device)
+    times = []
     for _ in range(repeats):
         began = time.perf_counter()
         sr = work()
@@ -74,7 +81,9 @@ def measure(
     return measured
 
 
-def in_a_process(way: str, size: tuple[int, int], args, repeats: int, folder: str) -> dict:
+def in_a_process(
+    way: str, size: tuple[int, int], args: argparse.Namespace, repeats: int, folder: str
+) -> dict[str, Any]:
     """Measure in a separate process, which has its own memory peak."""
     words = [sys.executable, __file__, "--device", args.device, "--precision", args.precision]
     words += ["--measure", json.dumps([way, size, repeats])]
@@ -88,10 +97,12 @@ def main(args: argparse.Namespace) -> int:
     """Measure and report."""
     device = resolve_device(args.device)
     precision = resolve_precision(args.precision, device)
-    if args.measure:
-        way, size, repeats = json.loads(args.measure)
-        print(json.dumps(measure(way, tuple(size), device, precision, repeats)))
+    if args.measure:  # in a process of `in_a_process`
+        way, (height, width), repeats = json.loads(args.measure)
+        print(json.dumps(measure(way, (height, width), device, precision, repeats)))
         return 0
+
+    # Measure
     generator = generator_file.load(weights.FAITHFUL)
     one_tile = (TILE + 2 * generator.halo,) * 2
     cases = [
@@ -103,25 +114,27 @@ def main(args: argparse.Namespace) -> int:
     ]
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > LARGE_NEEDS:
         cases.append(("eager", LARGE, 1))
-    rows, found = [], {}
+    rows: list[dict[str, Any]] = []
+    found: dict[tuple[str, tuple[int, int]], dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for way, size, repeats in cli.progress_bar(cases, desc="cases"):
-            found[way, size] = measured = in_a_process(way, size, args, repeats, folder)
+            measured = in_a_process(way, size, args, repeats, folder)
+            found[way, size] = measured
             if size == SMALL:
                 measured["sr"] = np.load(f"{folder}/{way}.npy").astype(np.int16)
             values = {"seconds": measured["seconds"], "GB": measured["bytes"] / 1e9}
             rows.append({"LR": f"{size[1]}x{size[0]}", "way": way, **values})
-    flops = (
-        common.flops_of(lambda: generator(torch.zeros(1, 3, 32, 32))) / 32**2 * SMALL[0] * SMALL[1]
-    )
+    pixel_flops = common.flops_of(lambda: generator(torch.zeros(1, 3, 32, 32))) / 32**2
+    flops = pixel_flops * SMALL[0] * SMALL[1]
+    limit_seconds = flops / common.matrix_product_flops(device, precision)
+
+    # Compare
     default = found["tiles", SMALL]
     levels = np.abs(default["sr"] - found["eager", SMALL]["sr"])
     extra = found["tiles", LARGE]["bytes"] - found["whole", one_tile]["bytes"]
     result = {
         "ratio": found["eager", SMALL]["seconds"] / default["seconds"],
-        "limit_fraction": flops
-        / common.matrix_product_flops(device, precision)
-        / default["seconds"],
+        "limit_fraction": limit_seconds / default["seconds"],
         "precision": precision,
         "within_one_level": float((levels <= 1).mean()),
         "bytes_per_output_pixel_beyond_a_tile": extra / (16 * LARGE[0] * LARGE[1]),

@@ -1,8 +1,9 @@
-"""A whole epoch, training and validation, on images of DIV2K's size, compared with the classic loop.
+"""A whole epoch, training and validation, on images of DIV2K's size, and the same the classic way.
 
 python benchmarks/epoch.py
 """
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -13,14 +14,19 @@ import torch
 from torch.utils.data import DataLoader
 
 import train
-from dataloader import new_loader, open_datasets, workers_of
+from dataloader import ValDatasetFromFolder, new_loader, workers_of
 from utils import cli
 from utils.checkpoint import Progress
 from utils.device import resolve_device
+from validation import validate
 
 
 def classic_epoch(
-    training: classic.Training, loader: DataLoader, val_set, out: Path, device
+    training: classic.Training,
+    loader: DataLoader,
+    val_set: classic.ValDataset,
+    out: Path,
+    device: torch.device,
 ) -> dict[str, float]:
     """Run an epoch of the classic loop; return the seconds of training and of validation."""
     began = time.perf_counter()
@@ -32,75 +38,80 @@ def classic_epoch(
 
 
 def our_epoch(
-    options, models, loader: DataLoader, val_set, out: Path, epoch: int
+    options: argparse.Namespace,
+    models: train.Models,
+    loader: DataLoader,
+    val_set: ValDatasetFromFolder,
+    out: Path,
+    epoch: int,
 ) -> dict[str, float]:
     """Run an epoch of train.py; return the seconds of training and of validation."""
     progress = Progress(epoch=epoch)
     began = time.perf_counter()
     with cli.StopRequest() as stop:
         train.train_epoch(options, models, loader, progress, stop)
-        progress.means()
+        progress.means()  # waits for the device
         trained = time.perf_counter()
-        train.validate(
-            models.validated, val_set, options.precision, out, options.val_triplets, stop
-        )
+        triplets = options.val_triplets
+        validate(models.validated, val_set, options.precision, out, triplets, stop)
     return {"training": trained - began, "validation": time.perf_counter() - trained}
 
 
-def main(args) -> int:
+def least_flops(
+    options: argparse.Namespace, models: train.Models, training_images: int, val_images: int
+) -> float:
+    """Return the floating-point operations of the networks' passes in an epoch."""
+    side = options.crop // 4
+    lr = torch.zeros(2, 3, side, side, device=models.device)
+    hr = torch.zeros(2, 3, options.crop, options.crop, device=models.device)
+    step = common.flops_of(lambda: train.adversarial_step(models, lr, hr)) / len(lr)
+    pixel = common.flops_of(lambda: models.generator(lr[:1])) / side**2
+    return training_images * step + val_images * 510 * 351 * pixel
+
+
+def main(args: argparse.Namespace) -> int:
     """Measure and report."""
     device = resolve_device(args.device)
     with tempfile.TemporaryDirectory() as place:
-        folders = {name: Path(place, name) for name in ("train", "valid", "out")}
-        common.write_pictures(folders["train"], args.images)
-        common.write_pictures(folders["valid"], args.val_images, seed=1)
-        folders["out"].mkdir()
-        words = [
-            "--train-dir",
-            folders["train"],
-            "--val-dir",
-            folders["valid"],
-            "--out",
-            folders["out"],
-            "--epochs",
-            3,
-        ]
-        words += [
-            "--batch-size",
-            args.batch_size,
-            "--perceptual-weights",
-            "random",
-            "--device",
-            device.type,
-        ]
-        options = train.get_args_parser().parse_args(list(map(str, words)))
-        train.resolve(options)
+        # Pictures
+        train_dir = Path(place, "train")
+        val_dir = Path(place, "valid")
+        out = Path(place, "out")
+        common.write_pictures(train_dir, args.images)
+        common.write_pictures(val_dir, args.val_images, seed=1)
+        out.mkdir()
+
+        # Ours
+        words = ["--train-dir", str(train_dir), "--val-dir", str(val_dir), "--out", str(out)]
+        words += ["--epochs", "3", "--batch-size", str(args.batch_size)]
+        words += ["--perceptual-weights", "random", "--device", device.type]
+        options = train.get_args_parser().parse_args(words)
+        models = common.new_models(options)
         began = time.perf_counter()
-        train_set, val_set = open_datasets(options)
+        train_set, val_set = train.open_datasets(options)
         cache_seconds = time.perf_counter() - began
-        models = train.Models(options)
-        models.loss = train.new_loss(options, device)
-        loader = new_loader(
-            train_set, options.batch_size, 0, options.workers, pin=device.type == "cuda"
-        )
-        reference = classic.Training(
-            train.new_loss(options, device).to(memory_format=torch.contiguous_format), device
-        )
-        dataset = classic.TrainDataset(folders["train"], options.crop)
-        slow_loader = DataLoader(
-            dataset, options.batch_size, shuffle=True, num_workers=4 if device.type == "cuda" else 0
-        )
+        on_gpu = device.type == "cuda"
+        loader = new_loader(train_set, options.batch_size, 0, options.workers, pin=on_gpu)
         with workers_of(loader):
-            first = our_epoch(options, models, loader, val_set, folders["out"], 1)
-            ours = our_epoch(options, models, loader, val_set, folders["out"], 2)
+            first = our_epoch(options, models, loader, val_set, out, 1)
+            ours = our_epoch(options, models, loader, val_set, out, 2)
+
+        # The classic way
+        reference = classic.Training(common.new_loss(options), device)
         side = options.crop // 4
-        reference.step(
-            torch.zeros(2, 3, side, side, device=device),
-            torch.zeros(2, 3, 4 * side, 4 * side, device=device),
+        warm_up_lr = torch.zeros(2, 3, side, side, device=device)
+        warm_up_hr = torch.zeros(2, 3, 4 * side, 4 * side, device=device)
+        reference.step(warm_up_lr, warm_up_hr)
+        classic_loader = DataLoader(
+            classic.TrainDataset(train_dir, options.crop),
+            options.batch_size,
+            shuffle=True,
+            num_workers=4 if on_gpu else 0,
         )
-        slow = classic_epoch(
-            reference, slow_loader, classic.ValDataset(folders["valid"]), folders["out"], device
-        )
+        classic_val_set = classic.ValDataset(val_dir)
+        slow = classic_epoch(reference, classic_loader, classic_val_set, out, device)
+
+    # Compare
     rows = [
         {
             "epoch": name,
@@ -114,23 +125,11 @@ def main(args) -> int:
             ("ours, later ones", ours),
         )
     ]
-    # The least time for an epoch: the network's passes over the same pixels, at the speed of a matrix product.
-    product = common.matrix_product_flops(device, options.precision)
-    crop = torch.zeros(1, 3, options.crop, options.crop, device=device)
-    lr = torch.zeros(1, 3, options.crop // 4, options.crop // 4, device=device)
-    step = (
-        common.flops_of(
-            lambda: train.adversarial_step(
-                models, lr.expand(2, -1, -1, -1), crop.expand(2, -1, -1, -1)
-            )
-        )
-        / 2
-    )
-    pixel = common.flops_of(lambda: models.generator(lr)) / (options.crop // 4) ** 2
-    flops = args.images * step + args.val_images * 510 * 351 * pixel
+    flops = least_flops(options, models, args.images, args.val_images)
+    limit_seconds = flops / common.matrix_product_flops(device, options.precision)
     result = {
         "ratio": sum(slow.values()) / sum(ours.values()),
-        "limit_fraction": flops / product / sum(ours.values()),
+        "limit_fraction": limit_seconds / sum(ours.values()),
         "cache_seconds": cache_seconds,
         "images": args.images,
         "validation_images": args.val_images,
@@ -140,7 +139,7 @@ def main(args) -> int:
     return 0
 
 
-def get_args_parser():
+def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = common.get_args_parser("epoch", __doc__)
     parser.add_argument(

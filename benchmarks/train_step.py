@@ -1,9 +1,12 @@
-"""Images per second in train.py's full D and G step, compared with the classic loop and with the machine's limit.
+"""Images per second in train.py's full D and G step, and in the classic loop's.
 
-The classic loop and ours use VGG16; another row shows our step with SqueezeNet instead.
+The classic loop and ours use VGG16; another row shows our step with SqueezeNet instead. The limit
+is what the machine could do if it computed nothing but large matrix products.
 
 python benchmarks/train_step.py
 """
+
+import argparse
 
 import classic
 import common
@@ -13,43 +16,56 @@ import train
 from utils import cli
 from utils.device import resolve_device
 
+PRODUCTS = 32  # they take about as long as a step, so both see the machine's fast and slow moments
 
-def main(args) -> int:
+
+def main(args: argparse.Namespace) -> int:
     """Measure and report."""
+    # Networks and a batch
     device = resolve_device(args.device)
-    options, models = models_with("vgg16", args, device)
-    _, with_squeezenet = models_with("squeezenet", args, device)
-    reference = classic.Training(
-        train.new_loss(options, device).to(memory_format=torch.contiguous_format), device
-    )
+    options = train_options("vgg16", args, device)
+    models = common.new_models(options)
+    with_squeezenet = common.new_models(train_options("squeezenet", args, device))
+    for ours in (models, with_squeezenet):
+        for optimizer in (ours.optimizer_g, ours.optimizer_d):
+            optimizer.param_groups[0]["lr"] = 1e-4
+    reference = classic.Training(common.new_loss(options), device)
     batch = args.batch_size or (64 if device.type == "cuda" else 16)
     hr = torch.rand(batch, 3, args.crop, args.crop, device=device) * 2 - 1
     lr = torch.rand(batch, 3, args.crop // 4, args.crop // 4, device=device) * 2 - 1
-    ours_lr, ours_hr = (
-        image.contiguous(memory_format=torch.channels_last) for image in (lr, hr)
-    )  # as the loader gives them
+    ours_hr = hr.contiguous(memory_format=torch.channels_last)  # as the loader gives them
+    ours_lr = lr.contiguous(memory_format=torch.channels_last)
 
+    # Time and count
     product, product_flops = common.matrix_product(device, options.precision)
-    products = 32  # about as long as a step, so that both see the machine's fast and slow moments
     works = {
         "classic": lambda: reference.step(lr, hr),
         "ours": lambda: train.adversarial_step(models, ours_lr, ours_hr),
         "ours, SqueezeNet": lambda: train.adversarial_step(with_squeezenet, ours_lr, ours_hr),
-        "limit": lambda: [product() for _ in range(products)],
+        "limit": lambda: [product() for _ in range(PRODUCTS)],
     }
     repeats = 20 if device.type == "cuda" else 1
     times = common.in_turns(works, device, args.rounds, repeats)
-    counted = {
+    image_flops = {
         name: common.flops_of(works[name]) / batch for name in ("ours", "ours, SqueezeNet")
-    }  # per image
-    flops = counted["ours"]
-    sustained = products * product_flops / times.pop("limit")
+    }
+    flops = image_flops["ours"]
+    sustained = PRODUCTS * product_flops / times.pop("limit")
     peak = max(common.matrix_product_flops(device, options.precision) for _ in range(3))
-    rows = [
-        {"step": name, "precision": "fp32" if name == "classic" else options.precision, "images/s": batch / time,
-         "seconds": time, "TFLOP/s": batch * counted[name] / time / 1e12 if name in counted else None}
-        for name, time in times.items()
-    ]  # fmt: skip
+
+    # Compare
+    rows = []
+    for name, seconds in times.items():
+        row = {
+            "step": name,
+            "precision": "fp32" if name == "classic" else options.precision,
+            "images/s": batch / seconds,
+            "seconds": seconds,
+            "TFLOP/s": None,
+        }
+        if name in image_flops:
+            row["TFLOP/s"] = batch * image_flops[name] / seconds / 1e12
+        rows.append(row)
     for name, speed in (("limit", sustained), ("limit at its fastest", peak)):
         rows.append(
             {
@@ -65,7 +81,7 @@ def main(args) -> int:
         "fraction_of_fastest": batch * flops / times["ours"] / peak,
         "gigaflop_per_image": flops / 1e9,
         "squeezenet_ratio": times["classic"] / times["ours, SqueezeNet"],
-        "squeezenet_gigaflop_per_image": counted["ours, SqueezeNet"] / 1e9,
+        "squeezenet_gigaflop_per_image": image_flops["ours, SqueezeNet"] / 1e9,
         "batch_size": batch,
         "crop": args.crop,
     }
@@ -73,29 +89,18 @@ def main(args) -> int:
     return 0
 
 
-def models_with(perceptual, args, device):
-    """Return train.py's options, and networks ready for its step, with a perceptual network (untrained: as fast)."""
-    words = [
-        "--perceptual",
-        perceptual,
-        "--perceptual-weights",
-        "random",
-        "--crop",
-        str(args.crop),
-        "--device",
-        device.type,
-    ]
-    options = train.get_args_parser().parse_args(words)
-    options.precision, options.compile = args.precision, args.compile
-    train.resolve(options)
-    models = train.Models(options)
-    models.loss = train.new_loss(options, device)
-    for optimizer in (models.optimizer_g, models.optimizer_d):
-        optimizer.param_groups[0]["lr"] = 1e-4
-    return options, models
+def train_options(
+    perceptual: str, args: argparse.Namespace, device: torch.device
+) -> argparse.Namespace:
+    """Return train.py's options with a perceptual network (untrained: it is as fast)."""
+    words = ["--perceptual", perceptual, "--perceptual-weights", "random"]
+    words += ["--crop", str(args.crop), "--device", device.type, "--precision", args.precision]
+    if args.compile:
+        words.append("--compile")
+    return train.get_args_parser().parse_args(words)
 
 
-def get_args_parser():
+def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = common.get_args_parser("train_step", __doc__)
     parser.add_argument(
