@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model import Generator, fold_batch_norm, move_towards
 from networks import GeneratorNetwork
@@ -59,6 +59,7 @@ def open_generator(
                 f"{texture_path} holds {generator_file.architecture_text(textured.architecture)}; "
                 "name a pair that fits with --weights and --texture-weights"
             )
+        assert isinstance(generator, nn.Module) and isinstance(textured, nn.Module)
         move_towards(generator, textured, texture)
     return prepared(generator).to(device=device, memory_format=torch.channels_last)
 
