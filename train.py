@@ -227,7 +227,7 @@ def train_epoch(
     seconds_before = progress.seconds
     began = shown = time.monotonic()
     title = epoch_title(args, progress.epoch)
-    bar: "tqdm[None]" = cli.progress_bar(
+    bar: tqdm[None] = cli.progress_bar(
         total=batches, initial=progress.batch, desc=title, unit="step"
     )
     with bar:
