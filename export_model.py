@@ -1,10 +1,11 @@
-"""Export a generator to ONNX, for images of any size in onnxruntime, OpenVINO, TensorRT or a browser.
+"""Export a generator to ONNX, for onnxruntime, OpenVINO, TensorRT or a browser.
 
 python export_model.py
 python export_model.py --weights results/srgan_x4/checkpoints/generator_best.pth --out srgan.onnx
 
-Input `lr` (N, 3, H, W) and output `sr` (N, 3, scale·H, scale·W) are float32 RGB in [-1, 1]: -1 is black, 1 is white.
-The file is written only if onnxruntime reproduces PyTorch's result for images of three sizes.
+The model takes images of any size: input `lr` (N, 3, H, W) and output `sr` (N, 3, scale·H, scale·W)
+are float32 RGB in [-1, 1], where -1 is black and 1 is white. The file is written only if
+onnxruntime reproduces PyTorch's result for images of three sizes.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 import inference
+from networks import GeneratorNetwork
 from utils import cli, files, weights
 
 CHECKED_SIZES = ((24, 32), (37, 19), (64, 50))  # LR height and width
@@ -34,8 +36,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def export(generator: nn.Module) -> bytes:
-    """Return the ONNX model of a generator on the CPU in evaluation mode; batch, height and width are dynamic.
+def export(generator: GeneratorNetwork) -> bytes:
+    """Return the ONNX model of a generator on the CPU in evaluation mode.
+
+    Batch, height and width are dynamic. The generator's architecture and halo are in its metadata.
 
     Raises:
         UserError: the package `onnx` or `onnxscript` is missing.
@@ -47,6 +51,8 @@ def export(generator: nn.Module) -> bytes:
         raise cli.UserError(
             f"package {error.name} is missing; pip install onnx onnxscript onnxruntime"
         ) from error
+
+    # Export
     sides = {
         0: torch.export.Dim("batch"),
         2: torch.export.Dim("height"),
@@ -55,6 +61,7 @@ def export(generator: nn.Module) -> bytes:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
+        assert isinstance(generator, nn.Module)
         program = torch.onnx.export(
             generator,
             (torch.zeros(2, 3, 24, 32),),
@@ -64,6 +71,9 @@ def export(generator: nn.Module) -> bytes:
             dynamic_shapes=(sides,),
             verbose=False,
         )
+    assert program is not None  # it is without `dynamo`
+
+    # Add the metadata
     model = program.model_proto
     facts = {
         **generator.architecture,
@@ -77,8 +87,8 @@ def export(generator: nn.Module) -> bytes:
 
 
 @torch.inference_mode()
-def largest_difference(generator: nn.Module, model: bytes, height: int, width: int) -> float:
-    """Return the largest absolute difference between onnxruntime's and PyTorch's results for a random LR image.
+def largest_difference(generator: GeneratorNetwork, model: bytes, height: int, width: int) -> float:
+    """Return how far onnxruntime is from PyTorch at most, in [-1, 1], on a random LR image.
 
     Raises:
         UserError: the package `onnxruntime` is missing.
@@ -96,12 +106,13 @@ def largest_difference(generator: nn.Module, model: bytes, height: int, width: i
     expected = generator(lr)
     if sr.shape != expected.shape:
         raise cli.RunError(
-            f"ONNX gives shape {sr.shape} for an image of {height}x{width}, PyTorch {tuple(expected.shape)}"
+            f"ONNX gives shape {sr.shape} for an image of {height}x{width}, PyTorch "
+            f"{tuple(expected.shape)}"
         )
     return (torch.from_numpy(sr) - expected).abs().max().item()
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
     """Export, check and write."""
     chosen = weights.chosen_weights(args)
     generator = inference.open_generator(device=torch.device("cpu"), **vars(chosen))
@@ -111,19 +122,25 @@ def main(args: argparse.Namespace) -> int:
     if out.resolve() in {path.resolve() for path in (chosen.path, chosen.texture_path) if path}:
         raise cli.UserError(f"--out {out} is the generator file itself; name another file")
     files.make_folder(out.parent)
+
+    # Export
     print(f"exporting {chosen}")
     model = export(generator)
+
+    # Check
     for height, width in CHECKED_SIZES:
         difference = largest_difference(generator, model, height, width)
         print(f"LR {height}x{width}: differs by at most {difference:.1e} from PyTorch")
-        if not difference <= TOLERANCE:
+        if not difference <= TOLERANCE:  # also if it is NaN
             raise cli.RunError(
-                f"ONNX differs from PyTorch by {difference:.1e}, more than {TOLERANCE}; nothing was written"
+                f"ONNX differs from PyTorch by {difference:.1e}, more than {TOLERANCE}; "
+                "nothing was written"
             )
+
+    # Write
     with files.write_atomic(out) as file:
         file.write(model)
     print(out)
-    return 0
 
 
 if __name__ == "__main__":
