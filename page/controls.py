@@ -54,9 +54,9 @@ def looks() -> dict[str, Any]:
 class Page:
     """The controls of the page and what they do.
 
-    The names of visitors' sessions are Gradio's: it passes a `gr.Request` to methods that have an
-    argument annotated so. Methods that are called for a control return the new values of other
-    controls, in the order given where the method is connected.
+    Gradio calls the methods named `on_...`: with the values of controls, and with a `gr.Request`
+    where an argument is annotated so. They return new values or updates of controls. Which
+    controls these are stands where the method is connected.
     """
 
     def __init__(self, enlarger: Enlarger, sessions: visitors.Sessions):

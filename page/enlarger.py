@@ -115,7 +115,7 @@ class Enlarger:
         with _named_without_folder(path), self._opening:
             height, width = images.read_size(path, sys.maxsize)
             if height * width > self.max_pixels:
-                size = f"{width} × {height} pixels, {height * width / 1e6:.1f} million"
+                size = f"{width} × {height} pixels ({height * width / 1e6:.1f} million)"
                 limit = f"this page takes up to {self.max_pixels / 1e6:g} million"
                 raise cli.UserError(f"{path}: has {size}; {limit}: {ADVICE}")
             return images.read_picture(path, self.max_pixels)

@@ -95,7 +95,7 @@ def test_pixels_are_counted_before_they_are_decoded(mine, tmp_path):
     Image.new("L", (100, 51)).save(data, "PNG")
     cut_short = data.getvalue()[:60]  # which decoding would find out
     (tmp_path / "large.png").write_bytes(cut_short)
-    reason = "has 100 × 51 pixels, 0.0 million; this page takes up to 0.005 million"
+    reason = r"has 100 × 51 pixels \(0.0 million\); this page takes up to 0.005 million"
     with pytest.raises(cli.UserError, match=f"^large.png: {reason}"):
         mine.read(tmp_path / "large.png")
     Image.new("L", (100, 50)).save(tmp_path / "fits.png")
