@@ -39,7 +39,7 @@ def samples_per_second(loader: DataLoader, samples: int) -> float:
 
 
 def copy_limit() -> float:
-    """Return the samples per second if each byte of LR and HR were only copied once, in whole batches."""
+    """Return the samples per second if whole batches of LR and HR were only copied once."""
     size = BATCH * 3 * (CROP**2 + (CROP // 4) ** 2)
     source = np.ones((64, size), np.uint8)
     target = np.empty(size, np.uint8)

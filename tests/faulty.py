@@ -1,8 +1,11 @@
-"""Run a script of the repository with one fault: python tests/faulty.py FAULT NUMBER script.py ARGUMENTS.
+"""Run a script of the repository with one fault.
 
-The events counted from 1 are what a run does to its disk (`write`, `flush`, `rename`, `link`) and what it computes (`work`:
-a training step, a validation image, a decoded image, an enlarged one). At event NUMBER the process gets SIGKILL, SIGTERM or
-SIGINT (FAULT `kill`, `stop`, `interrupt`), or a disk event fails with ENOSPC or EIO (`full`, `broken`; work is then not counted).
+python tests/faulty.py FAULT NUMBER script.py ARGUMENTS
+
+Events are what a run does to its disk (`write`, `flush`, `rename`, `link`) and what it computes
+(`work`: a training step, a validation image, a decoded image, an enlarged one). They are counted
+from 1. At event NUMBER the process gets SIGKILL, SIGTERM or SIGINT (FAULT `kill`, `stop`,
+`interrupt`), or a disk event fails with ENOSPC or EIO (`full`, `broken`; work is then not counted).
 NUMBER 0 causes no fault and prints the events.
 """
 
@@ -18,7 +21,8 @@ import metrics
 from dataloader import TrainDatasetFromFolder
 from utils import files, pixel_cache
 
-FAULT, NUMBER = sys.argv[1], int(sys.argv[2])
+FAULT = sys.argv[1]
+NUMBER = int(sys.argv[2])
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM, "interrupt": signal.SIGINT}
 events: list[str] = []
 
@@ -40,10 +44,11 @@ class CountedFile:
     """A file whose first write is an event, at which half of the data are already on the disk."""
 
     def __init__(self, file):
-        self._file, self._begun = file, False
+        self._file = file
+        self._begun = False
 
     def write(self, data) -> int:
-        """Write half, cause the fault if it is due, then write the rest; later writes to the same file are left alone."""
+        """Write half, cause the fault if it is due, then write the rest; only the first time."""
         if self._begun:
             return self._file.write(data)
         self._begun = True

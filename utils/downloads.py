@@ -1,4 +1,8 @@
-"""Large archives: downloads that resume and are checked, and unpacking that is whole or absent and stays in its folder."""
+"""Download and unpack large archives.
+
+Downloads resume where they stopped and are checked. An unpacked folder is whole or absent, and
+nothing is written outside it.
+"""
 
 import http.client
 import os
@@ -10,8 +14,12 @@ import urllib.request
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import cli, files
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 @dataclass(frozen=True)
@@ -25,10 +33,13 @@ class Archive:
 def download(
     url: str, path: Path, archive: Archive, tries: int = 5, pause_seconds: float = 2
 ) -> None:
-    """Download to `path`, which appears only once its hash is verified; resume from `path`.part if an earlier try stopped.
+    """Download to `path`, which appears only once its hash is verified.
+
+    A try resumes from `path`.part if an earlier one stopped.
 
     Raises:
-        UserError: every one of the `tries` failed, the URL is not valid, or the size or the SHA-256 is wrong.
+        UserError: every one of the `tries` failed, the URL is not valid, or the size or the SHA-256
+            is wrong.
         OSError: the disk is full or cannot be written.
     """
     part = path.with_name(path.name + ".part")
@@ -39,20 +50,21 @@ def download(
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise cli.UserError(
-                    f"{url}: the server answers {error.code} {error.reason}; name another mirror with --url"
+                    f"{url}: the server answers {error.code} {error.reason}; "
+                    "name another mirror with --url"
                 ) from error
             problem: Exception = error
         except (OSError, EOFError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.filename:  # a disk error, not a network error
+            if isinstance(error, OSError) and error.filename:  # of the disk, not the network
                 raise
             problem = error
         if attempt == tries:
             raise cli.UserError(
-                f"{url}: stopped after {tries} tries ({problem}); run the same command again to resume"
+                f"{url}: stopped after {tries} tries ({problem}); "
+                "run the same command again to resume"
             ) from problem
-        print(
-            f"{url}: {problem}; trying again from {part.stat().st_size if part.exists() else 0:,} bytes"
-        )
+        done = part.stat().st_size if part.exists() else 0
+        print(f"{url}: {problem}; trying again from {done:,} bytes")
         time.sleep(pause_seconds * attempt)
     try:
         check_archive(part, archive, f"the file from {url} has been deleted")
@@ -64,10 +76,12 @@ def download(
 
 def check_archive(path: Path, archive: Archive, advice: str) -> None:
     """Raise UserError, with the advice, if a file is not the archive."""
-    size, digest = path.stat().st_size, files.sha256(path)
-    if (size, digest) != (archive.size, archive.sha256):
-        found = f"{size:,} bytes with SHA-256 {digest[:12]}…, expected {archive.size:,} with {archive.sha256[:12]}…"
-        raise cli.UserError(f"{path}: not the archive ({found}); {advice}")
+    found = Archive(path.stat().st_size, files.sha256(path))
+    if found != archive:
+        raise cli.UserError(
+            f"{path}: not the archive ({found.size:,} bytes with SHA-256 {found.sha256[:12]}…, "
+            f"expected {archive.size:,} with {archive.sha256[:12]}…); {advice}"
+        )
 
 
 def _fetch(url: str, part: Path, size: int) -> None:
@@ -75,8 +89,11 @@ def _fetch(url: str, part: Path, size: int) -> None:
     done = part.stat().st_size if part.exists() else 0
     if done >= size:
         return
+
+    # Ask for what is missing
+    headers = {"Range": f"bytes={done}-"} if done else {}
     try:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+        request = urllib.request.Request(url, headers=headers)
         response = urllib.request.urlopen(request, timeout=30)
     except (ValueError, http.client.InvalidURL) as error:
         raise cli.UserError(
@@ -85,16 +102,18 @@ def _fetch(url: str, part: Path, size: int) -> None:
     with response:
         if response.headers.get_content_type() == "text/html":
             raise cli.UserError(
-                f"{url}: the server sent a web page instead of the archive; open it in a browser, or name a mirror with --url"
+                f"{url}: the server sent a web page instead of the archive; open it in a browser, "
+                "or name a mirror with --url"
             )
         if done and response.status != 206:  # the server cannot resume
             done = 0
-        with (
-            open(part, "ab" if done else "wb") as file,
-            cli.progress_bar(
-                total=size, initial=done, desc=part.stem, unit="B", unit_scale=True
-            ) as bar,
-        ):
+
+        # Append it
+        mode = "ab" if done else "wb"
+        bar: tqdm[bytes] = cli.progress_bar(
+            total=size, initial=done, desc=part.stem, unit="B", unit_scale=True
+        )
+        with bar, open(part, mode) as file:
             while chunk := response.read(2**20):
                 done += len(chunk)
                 if done > size:
@@ -111,7 +130,7 @@ def _fetch(url: str, part: Path, size: int) -> None:
 
 
 def unpack(zip_path: Path, folder: Path) -> None:
-    """Unpack an archive with a verified hash to `folder`, which appears only once it is complete.
+    """Unpack a verified archive to `folder`, which appears only once it is complete.
 
     Raises:
         UserError: a member is a link or a device, or its name leads outside the folder.
@@ -143,7 +162,8 @@ def _check_members(zip_path: Path, members: list[zipfile.ZipInfo]) -> None:
         parts = Path(member.filename.replace("\\", "/")).parts
         if not parts or ".." in parts or Path(member.filename).is_absolute() or ":" in parts[0]:
             raise cli.UserError(
-                f"{zip_path}: has {member.filename!r}, which leads outside the target; nothing was unpacked"
+                f"{zip_path}: has {member.filename!r}, which leads outside the target; "
+                "nothing was unpacked"
             )
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise cli.UserError(
