@@ -6,7 +6,6 @@ next. `new_loader` combines the two. `ValDatasetFromFolder` and `TestDatasetFrom
 images.
 """
 
-import argparse
 import contextlib
 import enum
 from collections.abc import Iterator, Sequence
@@ -18,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from degradations import BICUBIC, DEGRADATIONS, Degradation
+from degradations import BICUBIC, Degradation
 from utils import cli, images
-from utils.pixel_cache import ImageStore, Layout, cache_folder_for
+from utils.pixel_cache import ImageStore, Layout
 
 # --- random numbers -----------------------------------------------------------------------------
 
@@ -103,32 +102,38 @@ class TrainDatasetFromFolder(Dataset):
         self.crops_per_image = crops_per_image
         self.seed = seed
         self.degradation = degradation
-        self.degradation_record = {"version": "files"} if lr_folder else degradation.record()
-        # A degradation that draws per crop takes only HR from the store; bicubic runs share it then
-        fixed = BICUBIC if degradation.random_per_crop else degradation
-        layout = Layout(Path(folder), upscale, fixed if lr_folder is None else Path(lr_folder))
+        self.degradation_record = degradation.record()
+
+        # Where the store's LR comes from
+        lr: Path | Degradation = degradation
+        if lr_folder is not None:
+            lr = Path(lr_folder)
+            self.degradation_record = {"version": "files"}
+        elif degradation.random_per_crop:
+            lr = BICUBIC  # only HR is used; the cache is that of runs with bicubic
+        layout = Layout(Path(folder), upscale, lr)
         self.store = ImageStore.open(layout, cache_folder, skip_bad, headers_only=headers_only)
+
+        # Images as large as a crop
+        entries = self.store.entries
         self.usable: list[int] = []
         self.too_small: list[str] = []
-        for index, entry in enumerate(self.store.entries):
+        for index, entry in enumerate(entries):
             if min(entry.height, entry.width) >= crop_size:
                 self.usable.append(index)
             else:
                 self.too_small.append(entry.name)
         if not self.usable:
-            raise cli.UserError(self._nothing_usable())
+            seen = "none can be read"
+            if entries:
+                largest = max(entries, key=lambda entry: min(entry.height, entry.width))
+                seen = f"the largest is {largest.name}, {largest.width}x{largest.height}"
+            raise cli.UserError(
+                f"{folder}: no image is as large as {crop_size}x{crop_size} ({seen}); "
+                "use a smaller --crop"
+            )
         self._drawn_epoch: int | None = None
         self._draws = np.empty((0, 3))
-
-    def _nothing_usable(self) -> str:
-        entries = self.store.entries
-        seen = "none can be read"
-        if entries:
-            largest = max(entries, key=lambda entry: min(entry.height, entry.width))
-            seen = f"the largest is {largest.name}, {largest.width}x{largest.height}"
-        size = f"{self.crop_size}x{self.crop_size}"
-        folder = self.store.layout.folder
-        return f"{folder}: no image is as large as {size} ({seen}); use a smaller --crop"
 
     def __len__(self) -> int:
         return len(self.usable) * self.crops_per_image
@@ -407,40 +412,3 @@ class TestDatasetFromFolder(Dataset):
             raise cli.UserError(f"{path}: smaller than {layout.upscale} pixels")
         hr, lr = map(images.to_tensor, arrays)
         return self.names[index], lr, hr
-
-
-def open_datasets(args: argparse.Namespace) -> tuple[TrainDatasetFromFolder, ValDatasetFromFolder]:
-    """Open the two folders named by train.py's options; print which images are left out."""
-    for folder, option in ((args.train_dir, "--train-dir"), (args.val_dir, "--val-dir")):
-        if not folder.is_dir():
-            advice = (
-                f"get DIV2K with `python prepare_data.py div2k`, or name your own with {option}"
-            )
-            raise cli.UserError(f"{folder}: no such folder; {advice}")
-
-    def shared(folder: Path, lr_folder: Path | None) -> dict[str, Any]:
-        cache = (
-            None
-            if args.no_cache or args.dry_run
-            else cache_folder_for(folder, args.cache, args.out)
-        )
-        common = {
-            "upscale": args.upscale,
-            "skip_bad": args.skip_bad_images,
-            "headers_only": args.dry_run,
-        }
-        common["degradation"] = DEGRADATIONS[args.degradation]
-        return {"lr_folder": lr_folder, "cache_folder": cache, **common}
-
-    options = {
-        "crops_per_image": args.crops_per_image,
-        "seed": args.seed,
-        **shared(args.train_dir, args.train_lr_dir),
-    }
-    train_set = TrainDatasetFromFolder(args.train_dir, args.crop, **options)
-    val_set = ValDatasetFromFolder(
-        args.val_dir, count=args.val_images, **shared(args.val_dir, args.val_lr_dir)
-    )
-    for dataset in (train_set, val_set):
-        print(describe_left_out(dataset), end="")
-    return train_set, val_set
