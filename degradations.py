@@ -40,7 +40,8 @@ class Degradation(ABC):
 
     Attributes:
         version: the name and a number, such as "photo-1". A run is resumed only with the version
-            it was started with, and generator files and caches of validation images record it.
+            it was started with, and generator files record it. A folder's cache keeps one version
+            of each name.
         random_per_crop: whether LR is drawn anew for every training crop. If not, each image has
             one LR image, which is cached, and LR crops are cut from it.
     """
