@@ -1,4 +1,4 @@
-"""Print the peak memory, in bytes beyond that at the start, of enlarging an image of argv[1] million pixels."""
+"""Print the peak memory of enlarging argv[1] million pixels, in bytes beyond that at the start."""
 
 import resource
 import sys
@@ -10,7 +10,7 @@ import inference
 
 
 class Nearest(torch.nn.Module):
-    """A generator without a receptive field or activations, which leaves the memory of the tiling itself."""
+    """A generator without activations, which leaves the memory of the tiling itself."""
 
     upscale, halo = 4, 0
 

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def new_generator(upscale: int = 4, blocks: int = 2) -> Generator:
-    """A generator whose every layer matters: weights away from their zeros, statistics away from 0 and 1."""
+    """A generator whose every layer matters: no weight at its zero, no statistic at 0 or 1."""
     torch.manual_seed(0)
     generator = Generator(upscale, blocks)
     for module in generator.modules():
@@ -29,7 +29,7 @@ def new_generator(upscale: int = 4, blocks: int = 2) -> Generator:
 
 
 def trained(generator: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """The generator with random weights and statistics and a strong contrast, as after a training."""
+    """The generator with random weights and statistics and a strong contrast, as if trained."""
     torch.manual_seed(seed)
     for name, tensor in generator.state_dict().items():
         if "running_var" in name or ("bn" in name and name.endswith("weight")):
@@ -47,9 +47,8 @@ GENERATORS = {scale: new_generator(scale) for scale in (2, 3, 4)}
 def test_the_whole_image_is_what_the_network_gives(astronaut):
     lr = astronaut[:20, :31]
     with torch.inference_mode():
-        expected = images.to_array(
-            images.signed_to_uint8(GENERATORS[4](images.uint8_to_signed(images.to_tensor(lr))))
-        )
+        sr = GENERATORS[4](images.uint8_to_signed(images.to_tensor(lr)))
+    expected = images.to_array(images.signed_to_uint8(sr))
     assert np.array_equal(inference.upscale(GENERATORS[4], lr), expected)
 
 
@@ -68,10 +67,9 @@ def test_tiles_give_the_result_of_the_whole_image(astronaut, height, width, scal
     ("scale", "height", "width", "tile"), [(2, 20, 50, 16), (3, 27, 30, 20), (4, 20, 33, 12)]
 )
 def test_tiles_give_the_result_of_the_whole_image_in_bf16(astronaut, scale, height, width, tile):
-    whole, tiled = (
-        inference.upscale(GENERATORS[scale], astronaut[:height, :width], side, "bf16").astype(int)
-        for side in (0, tile)
-    )
+    lr = astronaut[:height, :width]
+    whole = inference.upscale(GENERATORS[scale], lr, 0, "bf16").astype(int)
+    tiled = inference.upscale(GENERATORS[scale], lr, tile, "bf16").astype(int)
     assert np.abs(whole - tiled).max() <= 2  # 0 where the kernels sum in one order at all sizes
     assert (whole != tiled).mean() < 0.01
 
@@ -79,35 +77,34 @@ def test_tiles_give_the_result_of_the_whole_image_in_bf16(astronaut, scale, heig
 @pytest.mark.parametrize(("precision", "levels"), [("fp32", 1), ("bf16", 6)])
 def test_tiles_of_esrgans_generator_are_close_to_the_whole_image(astronaut, precision, levels):
     torch.manual_seed(0)
-    generator = RRDBGenerator(
-        blocks=8, features=16, growth=8
-    ).eval()  # it sees 120 pixels far, beyond its halo
+    generator = RRDBGenerator(blocks=8, features=16, growth=8).eval()
     for parameter in generator.body.parameters():
         parameter.data *= 12  # every block matters
     generator.conv_last.weight.data *= 10  # contrast
     generator.conv_last.bias.data += 0.4
-    lr = astronaut[200:206, 100:220]
-    whole, tiled = (
-        inference.upscale(generator, lr, tile, precision).astype(int) for tile in (0, 40)
-    )
+    lr = astronaut[200:206, 100:220]  # as wide as the receptive field, which exceeds the halo
+    whole = inference.upscale(generator, lr, 0, precision).astype(int)
+    tiled = inference.upscale(generator, lr, 40, precision).astype(int)
     assert whole.std() > 20
     assert np.abs(whole - tiled).max() <= levels
 
 
 def test_every_tile_is_reported_and_what_the_report_raises_ends_the_work(astronaut):
-    seen, passes, generator = [], [], new_generator()
+    lr = astronaut[:20, :30]
+    seen = []
+    passes = []
+    generator = new_generator()
     generator.register_forward_pre_hook(lambda *_: passes.append(1))
-    inference.upscale(
-        generator, astronaut[:20, :30], 12, on_tile=lambda done, total: seen.append((done, total))
-    )
-    assert seen == [(done, 6) for done in range(1, 7)] and len(passes) == 6
+    inference.upscale(generator, lr, 12, on_tile=lambda *counts: seen.append(counts))
+    assert seen == [(1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (6, 6)]
+    assert len(passes) == 6
 
     def stop(done, total):
         if done == 2:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        inference.upscale(generator, astronaut[:20, :30], 12, on_tile=stop)
+        inference.upscale(generator, lr, 12, on_tile=stop)
     assert len(passes) == 6 + 2
 
 
@@ -122,35 +119,29 @@ def test_a_halo_narrower_than_the_receptive_field_shows_seams(astronaut, monkeyp
     "make", [lambda: Generator(2, 2), lambda: RRDBGenerator(4, 1, 8, 4)], ids=["srresnet", "rrdb"]
 )
 def test_a_blend_is_the_mean_of_the_files_tensors_weighted_by_texture(tmp_path, make):
-    files = [tmp_path / "a.pth", tmp_path / "b.safetensors"]
-    states = []
-    for seed, file in enumerate(files):
-        generator_file.save(file, trained(make(), seed))
-        states.append(
-            {
-                name: tensor.numpy().astype(float)
-                for name, tensor in trained(make(), seed).state_dict().items()
-            }
-        )
+    first = tmp_path / "a.pth"
+    second = tmp_path / "b.safetensors"
+    generator_file.save(first, trained(make(), 0))
+    generator_file.save(second, trained(make(), 1))
     lr = torch.rand(1, 3, 12, 10) * 2 - 1
     with torch.inference_mode():
-        alone = [inference.open_generator(file, CPU)(lr) for file in files]
-        blended = {
-            t: inference.open_generator(files[0], CPU, files[1], t)(lr)
-            for t in (0.0, 0.3, 0.75, 1.0)
-        }
-    assert torch.equal(blended[0.0], alone[0]) and torch.equal(blended[1.0], alone[1])
-    for texture in (0.3, 0.75):
-        mean = {
-            name: torch.tensor((1 - texture) * ours + texture * states[1][name])
-            for name, ours in states[0].items()
-        }
-        expected = make().eval()
-        expected.load_state_dict(mean)
-        with torch.inference_mode():
-            assert torch.allclose(blended[texture], expected(lr), atol=1e-5)
-        for result in alone:  # far from either end
-            assert (blended[texture] - result).abs().max() > 1e-2
+        alone = [inference.open_generator(file, CPU)(lr) for file in (first, second)]
+
+        def blend(texture):
+            return inference.open_generator(first, CPU, second, texture)(lr)
+
+        assert torch.equal(blend(0.0), alone[0])
+        assert torch.equal(blend(1.0), alone[1])
+        other_state = trained(make(), 1).state_dict()
+        for texture in (0.3, 0.75):
+            mean = {}
+            for name, tensor in trained(make(), 0).state_dict().items():
+                mean[name] = (1 - texture) * tensor.double() + texture * other_state[name].double()
+            expected = make().eval()
+            expected.load_state_dict(mean)
+            assert torch.allclose(blend(texture), expected(lr), atol=1e-5)
+            for result in alone:  # far from either end
+                assert (blend(texture) - result).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
@@ -171,7 +162,11 @@ def test_a_blend_includes_the_running_statistics(tmp_path, statistic):
 def test_files_of_two_architectures_are_not_blended(tmp_path, other):
     generator_file.save(tmp_path / "a.pth", Generator(2, 1))
     generator_file.save(tmp_path / "b.pth", other)
-    held = rf"a\.pth holds generator srresnet, upscale 2, blocks 1 and .*b\.pth holds {generator_file.architecture_text(other.architecture)};"
+    other_holds = generator_file.architecture_text(other.architecture)
+    held = (
+        r"a\.pth holds generator srresnet, upscale 2, blocks 1 and .*"
+        rf"b\.pth holds {other_holds};"
+    )
     with pytest.raises(cli.UserError, match=held):
         inference.open_generator(tmp_path / "a.pth", CPU, tmp_path / "b.pth", 0.0)
 
@@ -183,10 +178,8 @@ def chosen(*options, **default) -> weights.Weights:
 
 
 def test_pictures_benchmarks_and_blends_have_defaults_of_their_own():
-    assert (
-        chosen() == weights.Weights(weights.weights_file("photo_x4"))
-        and chosen().stem == "photo_x4"
-    )
+    assert chosen() == weights.Weights(weights.weights_file("photo_x4"))
+    assert chosen().stem == "photo_x4"
     assert chosen(default=weights.FAITHFUL).stem == "srresnet_x4"
     assert chosen("--weights", "srgan_x4", default=weights.FAITHFUL).stem == "srgan_x4"
     a, b = (weights.WEIGHTS_FOLDER / f"{name}.pth" for name in ("srresnet_x4", "srgan_x4"))
@@ -203,62 +196,46 @@ def test_a_texture_outside_0_to_1_is_refused(texture, capsys):
     with pytest.raises(SystemExit, match="2"):
         chosen("--texture", texture)
     error = capsys.readouterr().err
-    assert (
-        error.count("\n") == 1
-        and f"argument --texture: {texture!r} is not a number from 0 to 1" in error
-    )
+    assert error.count("\n") == 1
+    assert f"argument --texture: {texture!r} is not a number from 0 to 1" in error
 
 
 def test_a_benchmark_of_a_blend_has_a_folder_of_its_own(tmp_path, astronaut):
     (tmp_path / "hr").mkdir()
     Image.fromarray(astronaut[:24, :32]).save(tmp_path / "hr" / "a.png")
-    for seed, name in enumerate("ab"):
-        generator_file.save(tmp_path / f"{name}.pth", trained(Generator(2, 1), seed))
-    blend = [
-        "--texture",
-        0.3,
-        "--weights",
-        tmp_path / "a.pth",
-        "--texture-weights",
-        tmp_path / "b.pth",
-    ]
-    run("test_benchmark.py", "--hr", "hr", *blend, "--device", "cpu", cwd=tmp_path)
+    first = tmp_path / "a.pth"
+    second = tmp_path / "b.pth"
+    generator_file.save(first, trained(Generator(2, 1), 0))
+    generator_file.save(second, trained(Generator(2, 1), 1))
+    script = ["test_benchmark.py", "--hr", "hr", "--device", "cpu"]
+    blend = ["--texture", 0.3, "--weights", first, "--texture-weights", second]
+    run(*script, *blend, cwd=tmp_path)
     sr = images.read_picture(tmp_path / "results" / "benchmark_a_b_0.3_hr" / "a_x2.png").rgb
-    generator = inference.open_generator(tmp_path / "a.pth", CPU, tmp_path / "b.pth", 0.3)
+    generator = inference.open_generator(first, CPU, second, 0.3)
     expected = inference.upscale(generator, images.downscale(astronaut[:24, :32], 2))
     assert np.abs(sr.astype(int) - expected).max() <= 1
-    error = the_error(
-        run(
-            "test_benchmark.py",
-            "--hr",
-            "hr",
-            "--sr",
-            "hr",
-            "--texture",
-            0,
-            cwd=tmp_path,
-            status=None,
-        )
-    )
-    assert "cannot be combined with --sr" in error and "nor can --texture" in error
+    error = the_error(run(*script, "--sr", "hr", "--texture", 0, cwd=tmp_path, status=None))
+    assert "cannot be combined with --sr" in error
+    assert "nor can --texture" in error
 
 
 def test_when_memory_runs_out_the_tile_is_halved(astronaut, monkeypatch, capsys):
-    generator, seen = new_generator(), []
+    lr = astronaut[:64, :64]
+    generator = new_generator()
+    seen = []
     forward = Generator.forward
 
     def limited(self, lr):
         seen.append(lr.shape[-1])
         if lr.shape[-1] > 45:
-            raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
-            )
+            raise RuntimeError("alloc_cpu.cpp: DefaultCPUAllocator: can't allocate memory")
         return forward(self, lr)
 
-    expected = inference.upscale(generator, astronaut[:64, :64], tile=16)
+    expected = inference.upscale(generator, lr, tile=16)
     monkeypatch.setattr(Generator, "forward", limited)
-    assert np.array_equal(inference.upscale(generator, astronaut[:64, :64], tile=0), expected)
-    assert seen[:2] == [64, 32 + generator.halo] and "tiles of 32" in capsys.readouterr().err
+    assert np.array_equal(inference.upscale(generator, lr, tile=0), expected)
+    assert seen[:2] == [64, 32 + generator.halo]
+    assert "tiles of 32" in capsys.readouterr().err
 
 
 def test_other_errors_are_not_taken_for_exhausted_memory(astronaut, monkeypatch):
@@ -271,14 +248,15 @@ def test_other_errors_are_not_taken_for_exhausted_memory(astronaut, monkeypatch)
 
 
 class Overflowing(torch.nn.Module):
-    """Enlarge by repeating pixels, with a value that is not finite in each result under autocast, or in fp32 as well."""
+    """Repeats pixels, but has a value that is not finite under autocast, or in fp32 as well."""
 
     upscale, halo = 2, 0
 
     def __init__(self, in_fp32_too: bool):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.in_fp32_too, self.attempts = in_fp32_too, []
+        self.in_fp32_too = in_fp32_too
+        self.attempts = []
 
     def forward(self, lr):
         self.attempts.append("bf16" if torch.is_autocast_enabled("cpu") else "fp32")
@@ -309,16 +287,10 @@ def test_a_generator_that_overflows_leaves_no_picture(astronaut, tmp_path):
     generator.tail.weight.data *= 1e38
     generator.upsample[0].conv.weight.data *= 1e38
     generator_file.save(tmp_path / "weights.pth", generator)
-    done = run(
-        "test_image.py",
-        tmp_path / "a.png",
-        "--weights",
-        tmp_path / "weights.pth",
-        "--precision",
-        "fp32",
-        status=1,
-    )
-    assert "values that are not finite" in done.stderr and "Traceback" not in done.stderr
+    options = ["--weights", tmp_path / "weights.pth", "--precision", "fp32"]
+    done = run("test_image.py", tmp_path / "a.png", *options, status=1)
+    assert "values that are not finite" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "a_x4.png").exists()
 
 
@@ -328,22 +300,20 @@ def test_a_generator_that_overflows_leaves_no_picture(astronaut, tmp_path):
     ids=lambda g: f"{g.halo}",
 )
 def test_little_free_memory_makes_small_tiles_but_never_explodes_the_work(generator):
-    sides = [
-        inference._tile_for_memory(generator, free)
-        for free in (0, 100_000_000, 2 * 2**30, 8 * 2**30, 10**12, None)
-    ]
-    assert sides == sorted(sides) and sides[-1] > 2 * sides[0]
+    free_bytes = [0, 100_000_000, 2 * 2**30, 8 * 2**30, 10**12, None]
+    sides = [inference._tile_for_memory(generator, free) for free in free_bytes]
+    assert sides == sorted(sides)
+    assert sides[-1] > 2 * sides[0]
     assert (1 + 2 * generator.halo / sides[0]) ** 2 < 3
     assert sides[2] ** 2 * generator.upscale**2 * 64 * 4 * 4 <= 2**30  # half of what is free
 
 
 def test_the_automatic_tile_is_that_of_the_free_memory(astronaut, monkeypatch):
-    generator, seen = new_generator(), []
+    generator = new_generator()
+    seen = []
     generator.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[-1]))
-    for free, largest in (
-        (0, inference._LEAST_HALOS * generator.halo + 2 * generator.halo),
-        (2**33, 128),
-    ):
+    smallest = (inference._LEAST_HALOS + 2) * generator.halo
+    for free, largest in ((0, smallest), (2**33, 128)):
         monkeypatch.setattr(inference, "free_memory", lambda _device, free=free: free)
         seen.clear()
         inference.upscale(generator, astronaut[:64, :128])
@@ -352,16 +322,13 @@ def test_the_automatic_tile_is_that_of_the_free_memory(astronaut, monkeypatch):
 
 def test_bf16_is_close_to_fp32(astronaut):
     generator = new_generator()
-    fp32, bf16 = (
-        inference.upscale(generator, astronaut[:40, :40], precision=p).astype(float)
-        for p in ("fp32", "bf16")
-    )
+    lr = astronaut[:40, :40]
+    fp32 = inference.upscale(generator, lr, precision="fp32").astype(float)
+    bf16 = inference.upscale(generator, lr, precision="bf16").astype(float)
     assert 10 * np.log10(255**2 / ((fp32 - bf16) ** 2).mean()) > 40
 
 
 def test_memory_beyond_a_tile_is_less_than_8_bytes_per_output_pixel():
-    taken = {
-        megapixels: int(run("tests/enlarge_memory.py", megapixels).stdout) for megapixels in (1, 12)
-    }
-    assert taken[12] - taken[1] < 8 * 16 * 11_000_000
-    assert taken[12] > 3 * 16 * 11_000_000 * 0.9  # the result itself: the measure does see memory
+    one, twelve = (int(run("tests/enlarge_memory.py", megapixels).stdout) for megapixels in (1, 12))
+    assert twelve - one < 8 * 16 * 11_000_000
+    assert twelve > 3 * 16 * 11_000_000 * 0.9  # the result itself: the measure does see memory
