@@ -79,7 +79,8 @@ def test_total_is_the_weighted_sum_of_independently_computed_terms(vgg, pair):
         "Loss_Grid": grid_loss(sr, hr, 4).item(),
         "Loss_Consistency": consistency_loss(sr, hr, 4).item(),
     }
-    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-4)
+    values = {name: terms[name].item() for name in expected}  # a recipe may add another term
+    assert values == pytest.approx(expected, rel=1e-4)
     weights = {
         "Loss_Pixel": 1,
         "Loss_Adversarial": 0.001,
@@ -112,11 +113,7 @@ def test_features_stay_frozen_and_in_evaluation(vgg):
 
 def test_without_perceptual_weight_no_network_is_needed(pair):
     total, terms = GeneratorLoss(**WEIGHTS | {"perceptual_weight": 0})(*pair, torch.zeros(2))
-    assert (
-        list(terms)
-        == ["Loss_Pixel", "Loss_Adversarial", "Loss_TV", "Loss_Grid", "Loss_Consistency"]
-        and total > 0
-    )
+    assert "Loss_Perceptual" not in terms and total > 0
     with pytest.raises(ValueError, match="needs a perceptual network"):
         GeneratorLoss(**WEIGHTS)
 
@@ -155,10 +152,10 @@ def test_the_standard_losses_are_those_of_probabilities():
     assert [score.item() for score in scores.values()] == pytest.approx(
         [sigmoid(real).mean(), sigmoid(fake).mean()]
     )
-    assert loss.generator(None, fake).item() == pytest.approx(
+    assert loss.generator_loss(None, fake).item() == pytest.approx(
         -np.log(sigmoid(fake)).mean(), rel=1e-6
     )
-    assert loss.discriminator(torch.zeros(3), torch.zeros(3))[0].item() == pytest.approx(
+    assert loss.discriminator_loss(torch.zeros(3), torch.zeros(3))[0].item() == pytest.approx(
         2 * np.log(2)
     )
 

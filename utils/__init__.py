@@ -1,1 +1,1 @@
-"""The plumbing: command lines, files, pictures, caches, checkpoints, logs, devices. The method is in the parent folder."""
+"""The plumbing: command lines, files, pictures, caches, checkpoints, logs, devices."""
