@@ -9,6 +9,7 @@ import torch
 from conftest import run, the_error
 
 import export_model
+import inference
 from esrgan import RRDBGenerator
 from model import Generator
 from utils import cli, generator_file, weights
@@ -18,12 +19,10 @@ def trained(generator: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
     """The generator with all its weights and statistics random, as after a training."""
     torch.manual_seed(seed)
     for name, tensor in generator.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.copy_(
-                torch.rand(tensor.shape) + 0.5
-                if "running_var" in name
-                else 0.05 * torch.randn(tensor.shape)
-            )
+        if "running_var" in name:
+            tensor.copy_(torch.rand(tensor.shape) + 0.5)
+        elif tensor.is_floating_point():
+            tensor.copy_(0.05 * torch.randn(tensor.shape))
     return generator.eval()
 
 
@@ -44,19 +43,16 @@ def results(path, generator, shape) -> tuple[np.ndarray, np.ndarray]:
 def test_the_file_gives_pytorchs_result_at_any_size(generator, tmp_path):
     generator_file.save(tmp_path / "generator.pth", trained(generator))
     done = run("export_model.py", "--weights", tmp_path / "generator.pth", cwd=tmp_path)
-    assert done.stdout.count("from PyTorch") == 3 and done.stderr == ""
+    assert done.stdout.count("from PyTorch") == 3
+    assert done.stderr == ""
     path = tmp_path / "generator.onnx"
     onnx.checker.check_model(path, full_check=True)
-    assert {prop.key: prop.value for prop in onnx.load(path).metadata_props}["upscale"] == str(
-        generator.upscale
-    )
-    for shape in [(1, 3, 7, 5), (1, 3, 61, 83), (3, 3, 12, 12)]:
-        result, expected = results(path, generator, shape)
-        assert (
-            result.shape
-            == expected.shape
-            == (shape[0], 3, *(side * generator.upscale for side in shape[2:]))
-        )
+    metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    assert metadata["upscale"] == str(generator.upscale)
+    scale = generator.upscale
+    for count, height, width in [(1, 7, 5), (1, 61, 83), (3, 12, 12)]:
+        result, expected = results(path, generator, (count, 3, height, width))
+        assert result.shape == expected.shape == (count, 3, height * scale, width * scale)
         assert np.abs(result - expected).max() <= 1e-4
 
 
@@ -68,36 +64,32 @@ def test_the_default_weights_are_exported_without_options(tmp_path):
 
 
 def test_a_blend_is_exported_under_a_name_that_tells(tmp_path):
-    files = [tmp_path / "a.pth", tmp_path / "b.pth"]
-    for seed, file in enumerate(files):
-        generator_file.save(file, trained(Generator(2, 1), seed))
-    options = ["--weights", files[0], "--texture", 0.75, "--texture-weights", files[1]]
+    first = tmp_path / "a.pth"
+    second = tmp_path / "b.pth"
+    generator_file.save(first, trained(Generator(2, 1), 0))
+    generator_file.save(second, trained(Generator(2, 1), 1))
+    options = ["--weights", first, "--texture", 0.75, "--texture-weights", second]
     done = run("export_model.py", *options, cwd=tmp_path)
-    assert (
-        done.stdout.splitlines()[0]
-        == f"exporting {files[0]} blended with {files[1]} (--texture 0.75)"
-    )
-    generator = export_model.inference.open_generator(files[0], torch.device("cpu"), files[1], 0.75)
+    line = done.stdout.splitlines()[0]
+    assert line == f"exporting {first} blended with {second} (--texture 0.75)"
+    generator = inference.open_generator(first, torch.device("cpu"), second, 0.75)
     result, expected = results(tmp_path / "a_b_0.75.onnx", generator, (1, 3, 30, 20))
     assert np.abs(result - expected).max() <= 1e-4
-    assert "is the generator file itself" in the_error(
-        run("export_model.py", *options, "--out", files[1], status=None)
-    )
+    error = the_error(run("export_model.py", *options, "--out", second, status=None))
+    assert "is the generator file itself" in error
 
 
 def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
-    generator_file.save(tmp_path / "generator.pth", trained(Generator(2, 1)))
+    weights_file = tmp_path / "generator.pth"
+    out = tmp_path / "generator.onnx"
+    generator_file.save(weights_file, trained(Generator(2, 1)))
     other = trained(Generator(2, 1))
     other.tail.bias.data += 2e-4
-    monkeypatch.setattr(
-        export_model, "export", lambda generator, export=export_model.export: export(other)
-    )
-    arguments = parsed(
-        "--weights", tmp_path / "generator.pth", "--out", tmp_path / "generator.onnx"
-    )
+    model = export_model.export(other)
+    monkeypatch.setattr(export_model, "export", lambda _generator: model)
     with pytest.raises(cli.RunError, match="differs from PyTorch by 2"):
-        export_model.main(arguments)
-    assert not arguments.out.exists()
+        export_model.main(parsed("--weights", weights_file, "--out", out))
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
@@ -109,13 +101,11 @@ def test_a_missing_package_is_named(package, tmp_path, monkeypatch):
 
 
 def test_wrong_paths_are_one_line(tmp_path):
-    generator_file.save(tmp_path / "generator.pth", Generator(2, 1))
+    path = tmp_path / "generator.pth"
+    generator_file.save(path, Generator(2, 1))
     for arguments, reason in [
         (["--weights", tmp_path / "none.pth"], "no such generator file"),
-        (["--weights", tmp_path / "generator.pth", "--out", tmp_path], "is a folder"),
-        (
-            ["--weights", tmp_path / "generator.pth", "--out", tmp_path / "generator.pth"],
-            "is the generator file itself",
-        ),
+        (["--weights", path, "--out", tmp_path], "is a folder"),
+        (["--weights", path, "--out", path], "is the generator file itself"),
     ]:
         assert reason in the_error(run("export_model.py", *arguments, status=None))

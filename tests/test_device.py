@@ -18,7 +18,8 @@ def switches():
     """Set PyTorch's global switches to their defaults before and after a test."""
 
     def reset():
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = False
 
     reset()
@@ -51,8 +52,8 @@ def use_processor(monkeypatch, avx512_bf16=False, amx=False, maker="AuthenticAMD
 def test_auto_means_bf16_unless_the_generator_avoids_it(monkeypatch, has_bf16):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     use_processor(monkeypatch, amx=has_bf16)
-    srresnet, rrdb = Generator(2, 1), RRDBGenerator(blocks=1)
-    for generator in (None, srresnet):
+    rrdb = RRDBGenerator(blocks=1)
+    for generator in (None, Generator(2, 1)):
         assert resolve_precision("auto", CUDA, generator) == ("bf16" if has_bf16 else "fp16")
         assert resolve_precision("auto", CPU, generator) == ("bf16" if has_bf16 else "fp32")
     assert resolve_precision("auto", CUDA, rrdb) == "fp16"
@@ -87,14 +88,14 @@ def test_a_run_computes_fp32_without_tf32_and_times_kernels_only_for_equal_sizes
 
 
 def test_fp32_is_fp32_inside_autocast_and_with_tf32_on():
-    conv, image = torch.nn.Conv2d(3, 3, 3), torch.rand(1, 3, 8, 8)
+    conv = torch.nn.Conv2d(3, 3, 3)
+    image = torch.rand(1, 3, 8, 8)
     seen = []
     conv.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     with torch.autocast("cpu", torch.bfloat16):
         with device.autocast(CPU, "fp32"):
-            assert torch.equal(
-                conv(image), torch.nn.functional.conv2d(image, conv.weight, conv.bias)
-            )
+            expected = torch.nn.functional.conv2d(image, conv.weight, conv.bias)
+            assert torch.equal(conv(image), expected)
             assert conv(image).dtype == torch.float32
         assert conv(image).dtype == torch.bfloat16
     with device.autocast(CPU, "bf16"):
@@ -106,7 +107,10 @@ def test_fp32_is_fp32_inside_autocast_and_with_tf32_on():
 
 
 def system(folder: Path, files: dict[str, str | int]) -> dict[str, Path]:
-    """Write files under `proc` and `sys`, with 8000 MB of memory, mostly used by the page cache, and return the two folders."""
+    """Write files of a system under `proc` and `sys`; return the two folders.
+
+    It has 8000 MB of memory, most of it used by the page cache.
+    """
     meminfo = "MemTotal: 8192000 kB\nMemFree: 102400 kB\nMemAvailable: 6144000 kB\n"
     for name, text in {"proc/meminfo": meminfo, **files}.items():
         path = folder / name
@@ -116,7 +120,7 @@ def system(folder: Path, files: dict[str, str | int]) -> dict[str, Path]:
 
 
 def group(place: str, limit: str | int, used: int, inactive: int) -> dict[str, str | int]:
-    """A version 2 group's files."""
+    """The files of a version 2 group."""
     stat = f"anon 5\ninactive_file {inactive}\nactive_file 7"
     return {
         f"{place}/memory.max": limit,
@@ -136,24 +140,21 @@ def test_free_memory_is_within_the_containers_limit(tmp_path):
 
 @pytest.mark.parametrize("inner", ["max", 900 * MEBI])
 def test_limits_of_parent_groups_count_too(tmp_path, inner):
-    files = {
-        "proc/self/cgroup": "0::/job.slice/step",
-        **group("sys/job.slice/step", inner, 200 * MEBI, 0),
-    }
+    files = {"proc/self/cgroup": "0::/job.slice/step"}
+    files |= group("sys/job.slice/step", inner, 200 * MEBI, 0)
     files |= group("sys/job.slice", 1000 * MEBI, 600 * MEBI, 50 * MEBI)
     assert device.free_system_memory(**system(tmp_path, files)) == 450 * MEBI
 
 
-@pytest.mark.parametrize(
-    "place", ["sys/memory/docker/abc", "sys/memory"]
-)  # in the container the group is at the top
+# In the container, the group is at the top
+@pytest.mark.parametrize("place", ["sys/memory/docker/abc", "sys/memory"])
 def test_free_memory_is_within_the_limits_of_version_1_groups(tmp_path, place):
-    files = {"proc/self/cgroup": "5:cpuset:/\n4:cpu,memory:/docker/abc\n0::/other"}
-    files |= {
+    files = {
+        "proc/self/cgroup": "5:cpuset:/\n4:cpu,memory:/docker/abc\n0::/other",
         f"{place}/memory.limit_in_bytes": 700 * MEBI,
         f"{place}/memory.usage_in_bytes": 650 * MEBI,
+        f"{place}/memory.stat": f"inactive_file 9\ntotal_inactive_file {40 * MEBI}",
     }
-    files |= {f"{place}/memory.stat": f"inactive_file 9\ntotal_inactive_file {40 * MEBI}"}
     assert device.free_system_memory(**system(tmp_path, files)) == 90 * MEBI
 
 

@@ -6,9 +6,11 @@ import sys
 import types
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from conftest import ROOT
 
 from utils import cli, files
 
@@ -46,18 +48,20 @@ def test_a_failed_write_leaves_the_older_file_and_names_it(tmp_path, monkeypatch
 
     if call != "write":
         monkeypatch.setattr(os, call, full)
-    with pytest.raises(OSError, match="No space left") as caught, files.write_atomic(path) as file:
-        if call == "write":
-            full()
-        file.write(b"new")
+    with pytest.raises(OSError, match="No space left") as caught:
+        with files.write_atomic(path) as file:
+            if call == "write":
+                full()
+            file.write(b"new")
     assert caught.value.filename == str(path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a"]
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), files.write_atomic(tmp_path / "a"):
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        with files.write_atomic(tmp_path / "a"):
+            raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
 
 
@@ -71,7 +75,8 @@ def test_tensors_survive_the_disk(tmp_path):
     value = {"a": torch.arange(3.0), "b": [1, "x", None, {"c": torch.ones(2, dtype=torch.int64)}]}
     files.save_tensors(tmp_path / "t.pth", value)
     loaded = files.load_tensors(tmp_path / "t.pth")
-    assert torch.equal(loaded["a"], value["a"]) and loaded["b"][:3] == [1, "x", None]
+    assert torch.equal(loaded["a"], value["a"])
+    assert loaded["b"][:3] == [1, "x", None]
     assert torch.equal(loaded["b"][3]["c"], torch.ones(2, dtype=torch.int64))
 
 
@@ -101,30 +106,24 @@ def test_the_zip_writer_does_not_hide_why_writing_tensors_failed(tmp_path, monke
             files.save_tensors(tmp_path / "t.pth", {"a": torch.zeros(3), "b": torch.ones(100)})
             break
         except (SystemExit, OSError, RuntimeError) as error:
-            assert (
-                type(error) is type(cause)
-                and str(cause.args[-1]) in str(error)
-                and os.listdir(tmp_path) == []
-            )
+            assert type(error) is type(cause)
+            assert str(cause.args[-1]) in str(error)
+            assert os.listdir(tmp_path) == []
     assert 10 < writes < 100
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_not_saved(tmp_path, bad):
+    value = {"networks": {"w": [torch.ones(1), torch.tensor([0, bad])]}}
     with pytest.raises(cli.RunError, match=r"networks\.w\[1\]"):
-        files.save_tensors(
-            tmp_path / "t.pth", {"networks": {"w": [torch.ones(1), torch.tensor([0, bad])]}}
-        )
+        files.save_tensors(tmp_path / "t.pth", value)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("old_format", [False, True])
 def test_a_file_that_would_run_code_is_refused_without_running_it(tmp_path, old_format):
-    torch.save(
-        {"a": WouldRun(tmp_path / "ran")},
-        tmp_path / "t.pth",
-        _use_new_zipfile_serialization=not old_format,
-    )
+    value = {"a": WouldRun(tmp_path / "ran")}
+    torch.save(value, tmp_path / "t.pth", _use_new_zipfile_serialization=not old_format)
     with pytest.raises(ValueError, match="would run code"):
         files.load_tensors(tmp_path / "t.pth")
     assert not (tmp_path / "ran").exists()
@@ -136,15 +135,18 @@ def test_damage_is_noticed(tmp_path):
     whole = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         data = next(info for info in archive.infolist() if info.filename.endswith("data/0"))
+    first_member = whole.index(b"PK\x01\x02")  # in the list of members
     flipped = bytearray(whole)
     flipped[data.header_offset + 1500] ^= 4
-    encrypted, shifted = bytearray(whole), bytearray(whole)
-    encrypted[whole.index(b"PK\x01\x02") + 8] ^= 1  # the flag of the first member
+    encrypted = bytearray(whole)
+    encrypted[first_member + 8] ^= 1  # its flag
+    shifted = bytearray(whole)
     shifted[whole.rindex(b"PK\x06\x06") + 50] ^= 1  # where the list of members begins
-    disks, unnamed = bytearray(whole), bytearray(whole)
+    disks = bytearray(whole)
     disks[whole.rindex(b"PK\x06\x07") + 4] ^= 1  # on which disk the list of members is
-    unnamed[whole.index(b"PK\x01\x02") + 9] |= 8  # a name in UTF-8 ...
-    unnamed[whole.index(b"PK\x01\x02") + 46] = 0xFF  # ... that is not
+    unnamed = bytearray(whole)
+    unnamed[first_member + 9] |= 8  # a name in UTF-8 ...
+    unnamed[first_member + 46] = 0xFF  # ... that is not
     for broken, reason in (
         (bytes(flipped), "checksum"),
         (bytes(encrypted), "damaged"),
@@ -166,7 +168,8 @@ def test_safetensors_are_read_and_their_damage_noticed(tmp_path):
     path = tmp_path / "t.safetensors"
     save_file({"a": torch.arange(4.0)}, path, {"format": "x"})
     loaded = files.load_tensors(path)
-    assert loaded["format"] == "x" and torch.equal(loaded["state_dict"]["a"], torch.arange(4.0))
+    assert loaded["format"] == "x"
+    assert torch.equal(loaded["state_dict"]["a"], torch.arange(4.0))
     path.write_bytes((10**15).to_bytes(8, "little") + b"{}")
     with pytest.raises(ValueError, match="safetensors"):
         files.load_tensors(path)
@@ -184,13 +187,11 @@ def test_tensors_that_would_take_more_memory_than_the_file_has_bytes_are_refused
         "quantized": torch.quantize_per_tensor(torch.rand(5), 0.1, 0, torch.qint8),
         "nested": torch.nested.nested_tensor([torch.rand(2), torch.rand(3)]),
     }
+    reason = r"t\.pth: refused, .*(bytes of tensors|without values|file of tensors)"
     for old_format in (False, True):
         for what, value in hostile.items():
             torch.save({"a": value}, path, _use_new_zipfile_serialization=not old_format)
-            with pytest.raises(
-                cli.UserError,
-                match=r"t\.pth: refused, .*(bytes of tensors|without values|file of tensors)",
-            ):
+            with pytest.raises(cli.UserError, match=reason):
                 files.load_tensors(path)
                 pytest.fail(what)
 
@@ -200,7 +201,8 @@ def test_tied_weights_and_parts_of_one_tensor_are_loaded(tmp_path, old_format):
     class Tied(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.encoder, self.decoder = torch.nn.Embedding(1000, 64), torch.nn.Linear(64, 1000)
+            self.encoder = torch.nn.Embedding(1000, 64)
+            self.decoder = torch.nn.Linear(64, 1000)
             self.decoder.weight = self.encoder.weight
 
     state = dict(Tied().state_dict())
@@ -211,9 +213,8 @@ def test_tied_weights_and_parts_of_one_tensor_are_loaded(tmp_path, old_format):
     }
     torch.save(state, tmp_path / "t.pth", _use_new_zipfile_serialization=not old_format)
     loaded = files.load_tensors(tmp_path / "t.pth")
-    assert loaded.keys() == state.keys() and all(
-        torch.equal(loaded[name], state[name]) for name in state
-    )
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
 def test_nested_data_that_holds_itself_is_loaded(tmp_path):
@@ -239,7 +240,7 @@ def test_plain_data_that_would_fill_the_memory_are_refused(tmp_path, old_format)
 
 
 def test_parts_that_overlap_are_refused(tmp_path):
-    """A hundred members of one archive that all lie in the same place, as in a zip bomb without compression."""
+    """A hundred members of one archive lie in the same place, as in an uncompressed zip bomb."""
     path = tmp_path / "t.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("data", bytes(10_000))
@@ -258,9 +259,7 @@ def test_running_out_of_memory_is_not_reported_as_damage(tmp_path, monkeypatch):
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ):
-        monkeypatch.setattr(
-            torch, "load", lambda *_a, error=error, **_k: (_ for _ in ()).throw(error)
-        )
+        monkeypatch.setattr(torch, "load", Mock(side_effect=error))
         with pytest.raises(type(error)) as caught:
             files.load_tensors(tmp_path / "t.pth")
         assert caught.value is error
@@ -285,26 +284,32 @@ def test_on_windows_a_lock_is_waited_for_as_long_as_it_is_held(tmp_path, monkeyp
             raise OSError(errno.EDEADLK if mode == 1 else errno.EACCES, "Resource deadlock avoided")
 
     monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setitem(
-        sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_LOCK=1, LK_NBLCK=2)
-    )
+    msvcrt = types.SimpleNamespace(locking=locking, LK_LOCK=1, LK_NBLCK=2)
+    monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
     if wait:
         with files.lock(tmp_path / "lock", wait=True):
             assert calls == [1] * 4
     else:
-        with pytest.raises(cli.UserError, match="another process"), files.lock(tmp_path / "lock"):
-            pytest.fail("the lock is held by another process")
+        with pytest.raises(cli.UserError, match="another process"):
+            with files.lock(tmp_path / "lock"):
+                pytest.fail("the lock is held by another process")
         assert calls == [2]
 
 
 def test_a_second_lock_is_refused_until_the_first_process_is_dead(tmp_path):
-    code = f"import time\nfrom utils import files\nwith files.lock({str(tmp_path / 'lock')!r}):\n print('held', flush=True)\n time.sleep(60)"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent
+    code = (
+        "import sys, time\n"
+        "from utils import files\n"
+        "with files.lock(sys.argv[1]):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
     )
+    words = [sys.executable, "-c", code, tmp_path / "lock"]
+    holder = subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT)
     assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(ValueError, match="another process"), files.lock(tmp_path / "lock"):
-        pass
+    with pytest.raises(ValueError, match="another process"):
+        with files.lock(tmp_path / "lock"):
+            pytest.fail("the lock is held by another process")
     holder.kill()
     holder.wait()
     with files.lock(tmp_path / "lock"):
@@ -312,23 +317,23 @@ def test_a_second_lock_is_refused_until_the_first_process_is_dead(tmp_path):
 
 
 def test_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        files,
-        "_lock_file",
-        lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")),
-    )
-    with pytest.raises(OSError, match="cannot be locked") as error, files.lock(tmp_path / "lock"):
-        pass
+    no_locks = OSError(errno.ENOLCK, "No locks available")
+    monkeypatch.setattr(files, "_lock_file", Mock(side_effect=no_locks))
+    with pytest.raises(OSError, match="cannot be locked") as error:
+        with files.lock(tmp_path / "lock"):
+            pytest.fail("the file is not locked")
     assert error.value.filename == str(tmp_path / "lock")
 
 
 def test_the_older_file_becomes_the_backup_only_when_the_new_one_is_whole(tmp_path):
-    last, previous = tmp_path / "last", tmp_path / "previous"
+    last = tmp_path / "last"
+    previous = tmp_path / "previous"
     for text in ("1", "2"):
         with files.write_atomic(last, backup=previous) as file:
             file.write(text.encode())
-    with pytest.raises(OSError, match="full"), files.write_atomic(last, backup=previous) as file:
-        raise OSError(errno.ENOSPC, "full")
+    with pytest.raises(OSError, match="full"):
+        with files.write_atomic(last, backup=previous):
+            raise OSError(errno.ENOSPC, "full")
     assert (last.read_text(), previous.read_text()) == ("2", "1")
     files.keep_as(last, previous)
     files.keep_as(last, previous)  # one file by two names already
@@ -341,9 +346,8 @@ def test_leftovers_are_removed_where_they_lie_and_nowhere_else(tmp_path):
     (tmp_path / "other run").mkdir()
     (tmp_path / "other run" / ".srgan-3.tmp").touch()
     files.remove_leftovers(tmp_path, tmp_path / "none")
-    assert [path.name for path in tmp_path.iterdir()] == ["other run"] and list(
-        (tmp_path / "other run").iterdir()
-    )
+    assert [path.name for path in tmp_path.iterdir()] == ["other run"]
+    assert list((tmp_path / "other run").iterdir())
 
 
 def test_free_space_is_checked_with_advice(tmp_path):
@@ -355,11 +359,8 @@ def test_free_space_is_checked_with_advice(tmp_path):
 @pytest.mark.parametrize("links", [True, False])
 def test_keep_as_gives_a_second_name(tmp_path, monkeypatch, links):
     if not links:
-
-        def no_link(*_args):
-            raise OSError(errno.EPERM, "no hard links here")
-
-        monkeypatch.setattr(os, "link", no_link)
+        no_links = OSError(errno.EPERM, "no hard links here")
+        monkeypatch.setattr(os, "link", Mock(side_effect=no_links))
     files.keep_as(tmp_path / "a", tmp_path / "b")  # nothing to keep
     for text in ("one", "two"):
         (tmp_path / "a").unlink(missing_ok=True)
@@ -372,17 +373,12 @@ def test_keep_as_gives_a_second_name(tmp_path, monkeypatch, links):
 def test_a_backup_that_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "last.pth").write_bytes(b"new")
     (tmp_path / "previous.pth").write_bytes(b"old")
-
-    def fail(*_):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "replace", fail)
+    broken = OSError(errno.EIO, "Input/output error")
+    monkeypatch.setattr(os, "replace", Mock(side_effect=broken))
     with pytest.raises(OSError, match=r"Input/output error.*previous\.pth"):
         files.keep_as(tmp_path / "last.pth", tmp_path / "previous.pth")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
-        "last.pth": b"new",
-        "previous.pth": b"old",
-    }
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert left == {"last.pth": b"new", "previous.pth": b"old"}
 
 
 def test_a_name_in_a_damaged_file_does_not_break_the_line(tmp_path):
