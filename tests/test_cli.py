@@ -73,15 +73,16 @@ def lines_of(done) -> list[str]:
         ("open('/none/a.png')", "/none/a.png: No such file or directory"),
         ("open('x' * 300)", "File name too long; choose a shorter name"),
         ("load(lambda _: fail(cli.UserError('a.png: cut short')))", "a.png: cut short"),
-        (
-            "load(lambda _: open('/none/a.png'))",
-            "[Errno 2] No such file or directory: '/none/a.png'",
-        ),
+        ("load(lambda _: open('/none/a.png'))", "No such file or directory: '/none/a.png'"),
     ],
 )
 def test_user_errors_are_one_line_and_status_2(script, body, message):
     line = the_error(script(body, 2))
-    assert line.startswith("script.py: error: ") and message in line
+    assert line.startswith("script.py: error: ")
+    assert message in line
+
+
+ENDED = "another process of this run has ended"
 
 
 @pytest.mark.parametrize(
@@ -91,22 +92,18 @@ def test_user_errors_are_one_line_and_status_2(script, body, message):
         ("fail(MemoryError())", "out of memory: MemoryError"),
         ("torch.empty(10**15)", "out of memory: "),
         ("np.empty(10**15)", "out of memory: Unable to allocate"),
-        (
-            "fail(OSError(errno.ENOMEM, 'Cannot allocate memory'))",
-            "out of memory: Cannot allocate memory",
-        ),
+        ("fail(OSError(errno.ENOMEM, 'Cannot allocate'))", "out of memory: Cannot allocate"),
         ("load(lambda _: fail(MemoryError()))", "out of memory: MemoryError"),
         ("load(lambda _: np.empty(10**15))", "out of memory: Unable to allocate"),
-        ("load(be_killed)", "another process of this run has ended"),
-        (
-            "cli.map_in_processes(be_killed, range(16), 2, 'images')",
-            "another process of this run has ended",
-        ),
+        ("load(be_killed)", ENDED),
+        ("cli.map_in_processes(be_killed, range(16), 2, 'images')", ENDED),
     ],
 )
 def test_run_failures_are_one_line_and_status_1(script, body, message):
     (line,) = lines_of(script(body, 1))
-    assert line.startswith("script.py: error: ") and message in line and "Traceback" not in line
+    assert line.startswith("script.py: error: ")
+    assert message in line
+    assert "Traceback" not in line
 
 
 @pytest.mark.parametrize(
@@ -116,31 +113,25 @@ def test_run_failures_are_one_line_and_status_1(script, body, message):
         ("torch.ones(2) @ torch.ones(3)", "RuntimeError: inconsistent tensor size"),
         ("fail(OSError(errno.EIO, 'Input/output error'))", "OSError: [Errno 5] Input/output error"),
         ("{}['typo']", "KeyError: 'typo'"),
-        (
-            "load(lambda _: fail(ValueError('a fault of the dataset')))",
-            "ValueError: a fault of the dataset",
-        ),
-        (
-            "load(lambda index: torch.ones(2) @ torch.ones(3))",
-            "RuntimeError: inconsistent tensor size",
-        ),
+        ("load(lambda _: fail(ValueError('a fault of the data')))", "ValueError: a fault of the"),
+        ("load(lambda _: torch.ones(2) @ torch.ones(3))", "RuntimeError: inconsistent tensor size"),
         ("load(lambda _: {}['typo'])", "KeyError: 'typo'"),
         ("cli.map_in_processes(str.upper, range(16), 2, 'images')", "TypeError: "),
-        (
-            "fail(RuntimeError('NCCL error: invalid usage, Duplicate GPU detected'))",
-            "Duplicate GPU detected",
-        ),
+        ("fail(RuntimeError('NCCL error: invalid usage, Duplicate GPU'))", "Duplicate GPU"),
     ],
 )
 def test_everything_else_keeps_its_traceback(script, body, message):
     done = script(body, 1)
-    assert "Traceback" in done.stderr and message in done.stderr
-    assert "another process" not in done.stderr and "script.py: error" not in done.stderr
+    assert "Traceback" in done.stderr
+    assert message in done.stderr
+    assert "another process" not in done.stderr
+    assert "script.py: error" not in done.stderr
 
 
 def test_the_traceback_behind_a_line_can_be_seen(script):
     done = script("fail(cli.UserError('a.png: too small'))", 1, SRGAN_TRACEBACK="1")
-    assert "Traceback" in done.stderr and lines_of(done)[-1].endswith("UserError: a.png: too small")
+    assert "Traceback" in done.stderr
+    assert lines_of(done)[-1].endswith("UserError: a.png: too small")
 
 
 @pytest.mark.parametrize(("body", "status"), [("None", 0), ("0", 0), ("3", 3)])
@@ -149,33 +140,28 @@ def test_the_status_is_what_main_returns(script, body, status):
 
 
 def test_a_wrong_option_is_one_line(tmp_path):
-    for option in (
-        ["--epochs", "-1"],
-        ["--epochs", "many"],
-        ["--nonsense"],
-        ["--learning-rate", "nan"],
-    ):
+    for words in ("--epochs -1", "--epochs many", "--nonsense", "--learning-rate nan"):
+        option = words.split()
         assert option[0] in the_error(run("train.py", *option, status=None))
+
+
+SCRIPTS = [path.name for path in ROOT.glob("*.py") if "cli.run_script(" in path.read_text()]
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_every_script_tells_its_version(script):
+    assert run(script, "--version").stdout == f"{script} {cli.VERSION}\n"
 
 
 @pytest.mark.parametrize(
     ("text", "dead"),
     [
-        (
-            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1",
-            True,
-        ),
-        (
-            "NCCL error in: x.cpp:3, remote process exited or there was a network error, ncclRemoteError: ...",
-            True,
-        ),
+        ("[/pytorch/third_party/gloo/gloo/pair.cc:534] Connection closed by peer [::1]:1", True),
+        ("NCCL error: remote process exited or network error, ncclRemoteError: ...", True),
         ("DataLoader worker (pid 7) is killed by signal: Killed.", True),
         ("DataLoader worker (pid(s) 7) exited unexpectedly", True),
-        ("NCCL error in: x.cpp:3, invalid usage, ncclInvalidUsage: Duplicate GPU detected", False),
-        (
-            "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n",
-            False,
-        ),
+        ("NCCL error: invalid usage, ncclInvalidUsage: Duplicate GPU detected", False),
+        ("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (...):\n", False),
         ("The size of tensor a (2) must match the size of tensor b (3)", False),
     ],
 )
@@ -190,11 +176,9 @@ def test_long_lists_are_cut():
 
 
 def test_numbers_of_options_are_in_range():
-    assert (cli.positive_int("3"), cli.non_negative_int("0"), cli.non_negative_float("1e-4")) == (
-        3,
-        0,
-        1e-4,
-    )
+    assert cli.positive_int("3") == 3
+    assert cli.non_negative_int("0") == 0
+    assert cli.non_negative_float("1e-4") == 1e-4
     for parse, text in [
         (cli.positive_int, "0"),
         (cli.non_negative_int, "1.5"),
@@ -210,9 +194,12 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from utils import cli\n"
-        "cli.run_script(lambda args: [print('x' * 1000) for _ in range(1000)] and None, cli.ArgumentParser())\n"
+        "def main(args):\n"
+        "    for _ in range(1000):\n"
+        "        print('x' * 1000)\n"
+        "cli.run_script(main, cli.ArgumentParser())\n"
     )
-    done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} {script} | head -n 1"], capture_output=True, text=True
-    )
-    assert done.stdout == "x" * 1000 + "\n" and done.stderr == ""
+    words = ["bash", "-c", f"{sys.executable} {script} | head -n 1"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.stdout == "x" * 1000 + "\n"
+    assert done.stderr == ""

@@ -8,33 +8,27 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, run, started_script
+from PIL import Image
 from test_cli_train import assert_same_run, command, rows_of
 
 import metrics
 from dataloader import EpochSampler, ValDatasetFromFolder
-from utils import cli, distributed
-from utils.checkpoint import load_generator
+from utils import cli, distributed, generator_file
 from validation import validate
 
-OPTIONS = [
-    "--pretrain-epochs",
-    1,
-    "--crops-per-image",
-    2,
-    "--batch-size",
-    4,
-    "--ema",
-    0.9,
-    "--perceptual-weight",
-    0,
-]
+OPTIONS = ["--pretrain-epochs", 1, "--crops-per-image", 2, "--batch-size", 4, "--ema", 0.9]
+OPTIONS += ["--perceptual-weight", 0]
 
 
 def launched(
     world_size: int, script: str, *arguments, folders: list | None = None
 ) -> list[subprocess.CompletedProcess]:
-    """Run a script in several processes with the variables that torchrun sets, each in its own folder if folders are given."""
+    """Run a script in several processes with the variables that torchrun sets.
+
+    If folders are given, each process works in its own.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     shared = {
@@ -57,23 +51,21 @@ def launched(
 
 def torchrun(arguments: list, *options) -> subprocess.Popen:
     """A real torchrun of two processes, in a process group of its own."""
-    words = [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-        *options,
-        ROOT / "train.py",
-        *arguments,
-    ]
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words += [*options, ROOT / "train.py", *arguments]
     return subprocess.Popen(
-        [sys.executable, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        [*map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def workers_of(launcher: subprocess.Popen) -> list[int]:
-    return [
-        int(child)
-        for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    ]
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+    return [int(child) for child in children.split()]
 
 
 def wait_for(path: Path, launcher: subprocess.Popen) -> None:
@@ -87,17 +79,13 @@ def two_processes(tmp_path_factory, astronaut):
     """An uninterrupted run of two processes."""
     folder = tmp_path_factory.mktemp("ddp")
     photos = (folder / "train", folder / "valid")
-    from PIL import Image
-
     for place, count in zip(photos, (5, 3), strict=True):
         place.mkdir()
         for index in range(count):
-            Image.fromarray(astronaut[index * 60 : index * 60 + 72, 100:180]).save(
-                place / f"{index}.png"
-            )
-    first, second = launched(
-        2, "train.py", *command(photos, folder / "out", *OPTIONS, "--epochs", 2)
-    )
+            top = 60 * index
+            Image.fromarray(astronaut[top : top + 72, 100:180]).save(place / f"{index}.png")
+    arguments = command(photos, folder / "out", *OPTIONS, "--epochs", 2)
+    first, second = launched(2, "train.py", *arguments)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     return photos, folder / "out", first, second
 
@@ -110,23 +98,19 @@ def test_parameters_are_equal_after_every_step():
 
 def test_two_processes_leave_one_run(two_processes):
     _photos, out, first, second = two_processes
-    assert "processes: 2" in first.stdout and second.stdout == ""
-    rows = rows_of(out)
-    assert [row["Epoch"] for row in rows] == ["1", "2", "3"]
-    assert sorted(path.name for path in (out / "validation" / "epoch_003").iterdir()) == [
-        "0.png",
-        "1.png",
-        "2.png",
-    ]
+    assert "processes: 2" in first.stdout
+    assert second.stdout == ""
+    assert [row["Epoch"] for row in rows_of(out)] == ["1", "2", "3"]
+    pictures = sorted(path.name for path in (out / "validation" / "epoch_003").iterdir())
+    assert pictures == ["0.png", "1.png", "2.png"]
     assert not list(out.rglob(".srgan-*.tmp"))
 
 
 def validated_alone(photos, out: Path, precision: str) -> float:
-    """The PSNR, in dB, of a run's last generator by one process."""
-    generator = load_generator(out / "checkpoints" / "generator_last.pth")
-    return validate(
-        generator, ValDatasetFromFolder(photos[1], 4), precision, None, 0, cli.StopRequest()
-    )["PSNR"]
+    """The PSNR in dB that one process measures of a run's last generator."""
+    generator = generator_file.load(out / "checkpoints" / "generator_last.pth")
+    val_set = ValDatasetFromFolder(photos[1], 4)
+    return validate(generator, val_set, precision, None, 0, cli.StopRequest())["PSNR"]
 
 
 def test_validation_is_that_of_one_process(two_processes):
@@ -140,16 +124,14 @@ def test_two_processes_in_bf16_validate_as_one_does(two_processes, tmp_path):
     options = [*OPTIONS, "--epochs", 0, "--precision", "bf16"]
     first, second = launched(2, "train.py", *command(photos, tmp_path / "out", *options))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert float(rows_of(tmp_path / "out")[-1]["PSNR"]) == pytest.approx(
-        validated_alone(photos, tmp_path / "out", "bf16")
-    )
+    alone = validated_alone(photos, tmp_path / "out", "bf16")
+    assert float(rows_of(tmp_path / "out")[-1]["PSNR"]) == pytest.approx(alone)
 
 
 def test_one_process_of_torchrun_is_the_plain_run(two_processes, tmp_path, monkeypatch):
     photos, *_ = two_processes
-    (done,) = launched(
-        1, "train.py", *command(photos, tmp_path / "torchrun", *OPTIONS, "--epochs", 1)
-    )
+    arguments = command(photos, tmp_path / "torchrun", *OPTIONS, "--epochs", 1)
+    (done,) = launched(1, "train.py", *arguments)
     assert done.returncode == 0, done.stderr
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run("train.py", *command(photos, tmp_path / "plain", *OPTIONS, "--epochs", 1))
@@ -162,9 +144,8 @@ def test_machines_that_do_not_share_one_out_folder_are_refused(two_processes, tm
     (tmp_path / "b").mkdir()
     arguments = command(photos, "out", *OPTIONS, "--epochs", 3)
     for done in launched(2, "train.py", *arguments, folders=[tmp_path / "a", tmp_path / "b"]):
-        assert done.returncode == 2 and "is not the same folder for all processes" in done.stderr, (
-            done.stderr
-        )
+        assert done.returncode == 2, done.stderr
+        assert "is not the same folder for all processes" in done.stderr
 
 
 def test_sigterm_to_the_launcher_saves_and_the_same_command_resumes(two_processes, tmp_path):
@@ -173,15 +154,12 @@ def test_sigterm_to_the_launcher_saves_and_the_same_command_resumes(two_processe
     launcher = torchrun(arguments)
     wait_for(tmp_path / "out" / "checkpoints" / "generator_pretrained.pth", launcher)
     time.sleep(0.3)
-    for process in (
-        launcher.pid,
-        *workers_of(launcher),
-    ):  # as a scheduler does; the launcher passes it on once more
+    # As a scheduler does; the launcher passes the signal on once more
+    for process in (launcher.pid, *workers_of(launcher)):
         os.kill(process, signal.SIGTERM)
-    errors = launcher.communicate(timeout=60)[1]
-    assert launcher.returncode != 0 and errors.count("run the same command again to resume") == 1, (
-        errors
-    )
+    _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert errors.count("run the same command again to resume") == 1, errors
     for done in launched(2, "train.py", *arguments):
         assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "out", whole)
@@ -201,51 +179,42 @@ def test_a_killed_process_is_restarted_or_ends_the_job_and_the_same_command_carr
     wait_for(tmp_path / "out" / "validation" / "epoch_002" / "0.png", launcher)
     os.kill(workers_of(launcher)[0], signal.SIGKILL)
     launcher.communicate(timeout=60)
-    assert launcher.returncode != 0 and len(rows_of(tmp_path / "out")) < 3
+    assert launcher.returncode != 0
+    assert len(rows_of(tmp_path / "out")) < 3
     for done in launched(2, "train.py", *arguments):
         assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "out", whole)
 
 
 def test_shares_are_even_and_disjoint_and_left_out_samples_are_reported(two_processes, tmp_path):
-    samplers = [EpochSampler(11, 4, 0, rank, 2) for rank in range(2)]
-    shares = [list(sampler) for sampler in samplers]
-    assert [len(batch) for share in shares for batch in share] == [2, 2, 1, 2, 2, 1] and samplers[
-        0
-    ].left_out == 1
-    assert len({sample for share in shares for batch in share for sample in batch}) == 10
-    together = [sorted(a + b) for a, b in zip(*shares, strict=True)]
+    first = EpochSampler(11, 4, 0, 0, 2)
+    second = EpochSampler(11, 4, 0, 1, 2)
+    assert [len(batch) for batch in first] == [len(batch) for batch in second] == [2, 2, 1]
+    assert first.left_out == 1
+    together = [sorted(a + b) for a, b in zip(first, second, strict=True)]
+    assert len({sample for batch in together for sample in batch}) == 10
     assert together[:2] == [sorted(batch) for batch in EpochSampler(11, 4, 0)][:2]
     with pytest.raises(ValueError, match="--batch-size 4 cannot be shared evenly by 3"):
         EpochSampler(11, 4, 0, 0, 3)
 
 
 def test_a_single_process_changes_nothing():
-    import torch
-
-    values, network = torch.rand(3), torch.nn.Linear(1, 1)
-    assert distributed.mean(values) is values and distributed.wrap(network) is network
-    assert distributed.gather("a") == ["a"] and (distributed.rank(), distributed.world_size()) == (
-        0,
-        1,
-    )
+    values = torch.rand(3)
+    network = torch.nn.Linear(1, 1)
+    assert distributed.mean(values) is values
+    assert distributed.wrap(network) is network
+    assert distributed.gather("a") == ["a"]
+    assert distributed.place() == (0, 1)
 
 
 @pytest.mark.parametrize("missing", ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
 def test_a_launcher_that_sets_less_than_torchrun_is_told_what_is_missing(monkeypatch, missing):
-    import torch
-
-    for name, value in {
-        "RANK": 0,
-        "WORLD_SIZE": 1,
-        "LOCAL_RANK": 0,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": 0,
-    }.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.delenv(
-        missing
-    )  # as under srun and mpirun, which number processes by variables of their own
+    """As under srun and mpirun, which number processes by variables of their own."""
+    variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "0"}
+    variables["MASTER_ADDR"] = "127.0.0.1"
+    del variables[missing]
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(cli.UserError, match=f"not {missing}: start the processes with torchrun"):
         with distributed.processes(torch.device("cpu")):
             pytest.fail("the processes cannot find each other")
