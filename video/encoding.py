@@ -33,7 +33,7 @@ SUFFIXES = {
     ".mkv": "matroska",
     ".webm": "webm",
 }
-_LARGEST_LAG = 10  # seconds between packets of equal time in different streams of a file
+_LARGEST_LAG = 10  # seconds by which one stream's packets may trail another's in a file
 _KEPT_TAGS = ("language", "title", "handler_name")
 _CONTAINERS_OWN_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
 
