@@ -15,10 +15,7 @@ def undisturbed(tmp_path_factory):
     faults.make_photos(folder)
     done = faults.train_with("kill", 0, folder, folder / "whole")
     assert done.returncode == 0, done.stderr
-    events = next(line for line in done.stderr.splitlines() if line.startswith("events: ")).split()[
-        1:
-    ]
-    return folder, faults.state_of(folder / "whole"), events
+    return folder, faults.state_of(folder / "whole"), faults.events_of(done)
 
 
 def test_a_run_has_every_kind_of_event(undisturbed):
@@ -30,10 +27,8 @@ def test_a_run_has_every_kind_of_event(undisturbed):
 @pytest.mark.parametrize("moment", [0.04, 0.3, 0.55, 0.8, 0.97])
 def test_a_killed_run_resumes_to_the_same_result(undisturbed, tmp_path, moment):
     folder, expected, events = undisturbed
-    assert (
-        faults.survives("kill", 1 + int(moment * len(events)), folder, tmp_path / "run", expected)
-        == ""
-    )
+    number = 1 + int(moment * len(events))
+    assert faults.survives("kill", number, folder, tmp_path / "run", expected) == ""
 
 
 @pytest.mark.parametrize(
@@ -56,13 +51,11 @@ def test_a_save_that_fails_after_a_damaged_checkpoint_leaves_the_one_before(undi
         last.write_bytes(last.read_bytes()[:-1000])
         return faults.train_with(fault, number, folder, place)
 
-    done = start(tmp_path / "a", "broken", 0)
-    events = next(line for line in done.stderr.splitlines() if line.startswith("events: ")).split()[
-        1:
-    ]
+    events = faults.events_of(start(tmp_path / "a", "broken", 0))
     last_rename = len(events) - events[::-1].index("rename")
     assert start(tmp_path / "b", "broken", last_rename).returncode == 2
     saved, problem = checkpoint.load_checkpoint(tmp_path / "b" / "out" / "checkpoints")
-    assert saved["progress"]["epoch"] == 3 and not problem
+    assert saved["progress"]["epoch"] == 3
+    assert not problem
     assert faults.train_with("broken", 0, folder, tmp_path / "b").returncode == 0
     assert faults.same(faults.state_of(tmp_path / "b"), expected)
