@@ -1,5 +1,5 @@
 # make demo: train on a few photographs, enlarge one, plot the curves (under five minutes on two cores once installed)
-# make test: lint and tests
+# make test: lint, types and tests
 # make torture: kills, failing disks and hostile files, with a table of what survived (ten minutes on two cores)
 # make bench: four benchmarks against the classic loop, tables and JSON in results/bench (about ten minutes on two cores)
 # make lock: pin all versions and hashes again after changing requirements*.txt (needs uv, and uses its configured index)
@@ -38,6 +38,7 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 torture: .venv/installed-dev
@@ -67,4 +68,4 @@ LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashe
 KEEP_PLATFORM_FREE = | awk '/^[^ ]/ { skip = /^(torch|torchvision|triton|nvidia-|cuda-)[=a-z]/ } !skip'
 
 clean:
-	rm -rf .venv $(DEMO) results/bench data/demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(DEMO) results/bench data/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

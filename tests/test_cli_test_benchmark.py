@@ -69,7 +69,7 @@ def test_bf16_scores_what_fp32_does_and_is_no_default(photos, tmp_path):
 @pytest.fixture
 def squeezenet(tmp_path) -> Path:
     """A file of SqueezeNet with untrained weights."""
-    torch.save(pretrained.state_dict("squeezenet", "random"), tmp_path / "squeezenet.pth")
+    torch.save(pretrained.load("squeezenet", "random").state_dict, tmp_path / "squeezenet.pth")
     return tmp_path / "squeezenet.pth"
 
 

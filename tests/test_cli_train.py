@@ -14,6 +14,7 @@ from conftest import ROOT, run, tensors, the_error
 from faults import broken_files
 from PIL import Image
 
+import train
 from dataloader import ValDatasetFromFolder
 from model import Discriminator, Generator
 from train import learning_rate_at
@@ -485,7 +486,7 @@ def test_a_run_of_the_time_before_other_perceptual_networks_goes_on(photos, tmp_
 
 def test_a_replaced_perceptual_file_is_noticed(photos, tmp_path):
     path = tmp_path / "vgg.pth"
-    state = pretrained.state_dict("vgg16", "random")
+    state = pretrained.load("vgg16", "random").state_dict
     torch.save(state, path)
     run("train.py", *command(photos, tmp_path / "out", "--epochs", 1, "--vgg-weights", path))
     state["0.bias"][0] = 1.0
@@ -697,14 +698,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_file(whole_run, 
 
 def test_weights_that_are_not_finite_are_named_with_epoch_and_step():
     network = torch.nn.Linear(2, 2)
-    Progress(epoch=3, batch=7).check_weights({"generator": network})
+    Progress(epoch=3, batch=7).check_weights(generator=network)
     with torch.no_grad():
         network.weight[0, 0] = float("nan")
     with pytest.raises(
         cli.RunError,
         match=r"weights of the generator not finite in epoch 3, by step 7; .*--learning-rate",
     ):
-        Progress(epoch=3, batch=7).check_weights({"generator": network})
+        Progress(epoch=3, batch=7).check_weights(generator=network)
 
 
 def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
@@ -712,7 +713,7 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "no.pth").write_bytes(b"no weights")
-    torch.save(pretrained.state_dict("vgg16", "random"), tmp_path / "vgg.pth")
+    torch.save(pretrained.load("vgg16", "random").state_dict, tmp_path / "vgg.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "vgg.pth").read_bytes()[:-1000])
     cases = [
         (["--train-dir", tmp_path / "none"], "none: no such folder"),
@@ -747,7 +748,45 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
     ]
     for arguments, reason in cases:
         assert reason in the_error(run("train.py", *command(photos, out, *arguments), status=None))
-        assert not any(path.is_file() and path.name != ".lock" for path in out.rglob("*"))
+        assert not out.exists()
+
+
+def test_a_start_without_data_leaves_nothing(tmp_path):
+    error = the_error(run("train.py", status=None, cwd=tmp_path))
+    assert "DIV2K_train_HR: no such folder; get DIV2K with `python prepare_data.py div2k`" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_lr_files_for_training_alone_are_refused(photos, tmp_path):
+    """Validation would be on bicubic LR, without a word."""
+    arguments = command(photos, tmp_path / "out", "--epochs", 1, "--train-lr-dir", tmp_path / "lr")
+    error = the_error(run("train.py", *arguments, status=None))
+    assert "--train-lr-dir" in error and "--val-lr-dir" in error and not (tmp_path / "out").exists()
+
+
+def test_a_package_of_unknown_version_does_not_end_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_log, "_PACKAGES", ("torch", "no-such-package"))
+    machine = {"device": "cpu", "threads": 1}
+    record = {"options": {}, "degradation": {"version": "bicubic-1"}, "machine": machine}
+    run_log.write_config(tmp_path / "config.json", record)
+    versions = json.loads((tmp_path / "config.json").read_text())["versions"]
+    assert versions["torch"] == torch.__version__ and versions["no-such-package"] is None
+
+
+def test_the_perceptual_network_and_the_start_are_loaded_once(photos, tmp_path, monkeypatch):
+    held = tmp_path / "start.pth"
+    generator_file.save(held, Generator(4, 1))
+    state = tmp_path / "squeezenet.pth"
+    torch.save(pretrained.load("squeezenet", "random").state_dict, state)
+    loaded = []
+    load_tensors = files.load_tensors
+    monkeypatch.setattr(
+        files, "load_tensors", lambda path: (loaded.append(Path(path).name), load_tensors(path))[1]
+    )
+    words = ["--epochs", 1, "--perceptual", "squeezenet", "--perceptual-weights", state]
+    words = command(photos, tmp_path / "out", *words, "--init", held)
+    train.main(train.get_args_parser().parse_args(list(map(str, words))))
+    assert sorted(loaded) == ["squeezenet.pth", "start.pth"]
 
 
 def test_bad_images_stop_the_run_by_name_unless_skipped(photos, tmp_path):

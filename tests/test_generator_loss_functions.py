@@ -35,12 +35,12 @@ WEIGHTS = {
 
 @pytest.fixture(scope="module")
 def vgg() -> VGG16Features:
-    return VGG16Features(pretrained.state_dict("vgg16", "random"))
+    return VGG16Features(pretrained.load("vgg16", "random").state_dict)
 
 
 @pytest.fixture(scope="module")
 def squeezenet() -> SqueezeNetFeatures:
-    return SqueezeNetFeatures(pretrained.state_dict("squeezenet", "random"))
+    return SqueezeNetFeatures(pretrained.load("squeezenet", "random").state_dict)
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_squeezenets_distance_is_lpips_without_calibration(squeezenet, pair):
 
 def test_squeezenet_1_0_gives_the_known_distances(squeezenet_file, set5):
     """Of bicubic on Set5 at x4, computed with torchvision's network, stage by stage, in another program."""
-    network = SqueezeNetFeatures(pretrained.state_dict("squeezenet", str(squeezenet_file)))
+    network = SqueezeNetFeatures(pretrained.load("squeezenet", str(squeezenet_file)).state_dict)
     distances = []
     with torch.no_grad():
         for _name, lr, hr in TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4):

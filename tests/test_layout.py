@@ -3,26 +3,21 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from utils import cli
 
-SCRIPTS = {
-    "train",
-    "test_image",
-    "test_video",
-    "test_benchmark",
-    "prepare_data",
-    "plot_statistics",
-    "export_model",
-    "app",
-}
-NETWORKS = {"model", "esrgan"}
+ROOMS = {path.stem for path in ROOT.glob("*.py")}  # modules of the root
+SCRIPTS = {path.stem for path in ROOT.glob("*.py") if "__main__" in path.read_text()}
+FOLDERS = ("video", "page", "utils")
+MODULES = [*ROOT.glob("*.py"), *(path for name in FOLDERS for path in (ROOT / name).glob("*.py"))]
 
 
-def imported(path) -> set[str]:
+def imported(path: Path) -> set[str]:
+    """The first parts of the names of all modules that a file imports, at its top or inside."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -32,16 +27,34 @@ def imported(path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize(
-    "path", [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py")], ids=lambda path: path.stem
-)
-def test_utils_import_only_the_networks_from_the_root_and_nothing_imports_a_script(path):
-    of_root = imported(path) & {other.stem for other in ROOT.glob("*.py")}
-    assert of_root <= NETWORKS if path.parent.name == "utils" else not of_root & SCRIPTS
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_room_imports_only_what_is_below_it(path):
+    room = path.parent.name if path.parent != ROOT else "root"
+    names = imported(path)
+    assert not names & SCRIPTS
+    assert not names & {"page": {"video"}, "video": {"page"}, "utils": {"video", "page"}}.get(
+        room, set()
+    )
+    if room == "utils":
+        assert names & ROOMS <= {"networks", "model", "esrgan"}
+
+
+def test_the_scripts_are_those_that_users_know():
+    assert {
+        *("train", "test_image", "test_video", "test_benchmark", "app"),
+        *("prepare_data", "plot_statistics", "export_model"),
+    } == SCRIPTS
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_args_stop_at_the_scripts(path):
+    """Modules take explicit values; `weights` and `device` add options that several scripts share."""
+    takes_args = re.search(r"argparse\.Namespace", path.read_text())
+    assert not takes_args or path.stem in SCRIPTS | {"options", "weights", "cli"}
 
 
 def test_a_range_conversion_exists_once():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py")]:
+    for path in MODULES:
         if path.stem != "images":
             assert "127.5" not in path.read_text(), path
 

@@ -224,7 +224,7 @@ def test_texture_of_known_images(astronaut):
 
 
 def untrained_distance() -> metrics.FeatureDistance:
-    return metrics.FeatureDistance(pretrained.state_dict("squeezenet", "random"))
+    return metrics.FeatureDistance(pretrained.load("squeezenet", "random").state_dict)
 
 
 def test_distance_is_that_of_the_perceptual_loss():
@@ -280,7 +280,8 @@ def test_distance_downloads_only_what_was_asked_for(tmp_path, monkeypatch):
     (checkpoints / "squeezenet1_0-b66bff10.pth").write_bytes(b"another version")
     assert not metrics.distance_networks()
     torch.save(
-        pretrained.state_dict("squeezenet", "random"), checkpoints / "squeezenet1_1-b8a52dc0.pth"
+        pretrained.load("squeezenet", "random").state_dict,
+        checkpoints / "squeezenet1_1-b8a52dc0.pth",
     )
     assert list(metrics.distance_networks()) == ["Distance"]
 

@@ -28,7 +28,7 @@ def options(*words) -> argparse.Namespace:
 def squeezenet(tmp_path, monkeypatch):
     """An empty hub folder and, outside of it, a file of SqueezeNet with untrained weights."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    torch.save(pretrained.state_dict("squeezenet", "random"), tmp_path / "squeezenet.pth")
+    torch.save(pretrained.load("squeezenet", "random").state_dict, tmp_path / "squeezenet.pth")
     return tmp_path / "squeezenet.pth"
 
 

@@ -58,11 +58,6 @@ def load(network: str, source: str) -> Pretrained:
     return Pretrained(network, state, files.sha256(path))
 
 
-def state_dict(network: str, source: str) -> dict[str, Tensor]:
-    """Load a perceptual network's weights alone; see `load`."""
-    return load(network, source).state_dict
-
-
 # --- downloads ----------------------------------------------------------------------------------
 
 
