@@ -222,24 +222,23 @@ def enlarge(
         print(f"{first} of {total} frames are kept from an unfinished run", file=sys.stderr)
 
     frames = read_frames(clip, first) if first < total else iter(())
-    with cli.progress_bar(
-        total=total, initial=first, desc="enlarging", unit=" frames", bar_format=BAR
-    ) as bar:
-        for number, lr in enumerate(frames, first):
-            # Begin a segment
-            if number % segments.FRAMES == 0:
-                difference = metrics.FrameDifference()
-                for track in tracks.values():
-                    track.start(number)
+    bar = cli.progress_bar(
+        frames, total=total, initial=first, desc="enlarging", unit=" frames", bar_format=BAR
+    )
+    for number, lr in enumerate(bar, first):
+        # Begin a segment
+        if number % segments.FRAMES == 0:
+            difference = metrics.FrameDifference()
+            for track in tracks.values():
+                track.start(number)
 
-            add_frame(lr, upscale_frame(lr), tracks, difference)
+        add_frame(lr, upscale_frame(lr), tracks, difference)
 
-            # End it
-            if (number + 1) % segments.FRAMES == 0 or number + 1 == total:
-                encoded = {name: track.finish() for name, track in tracks.items()}
-                kept.save(len(measured), encoded, difference.sums)
-                measured.append(difference.sums)
-            bar.update()
+        # End it
+        if (number + 1) % segments.FRAMES == 0 or number + 1 == total:
+            encoded = {name: track.finish() for name, track in tracks.items()}
+            kept.save(len(measured), encoded, difference.sums)
+            measured.append(difference.sums)
 
     columns = zip((0, 0, 0), *measured, strict=True)
     return metrics.FrameDifference(sum(column) for column in columns)

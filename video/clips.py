@@ -168,14 +168,13 @@ def read_clip(
     with opened(path) as container:
         stream = video_stream(path, container)
         scan = _Scan(path, container, stream, start, end)
-        with cli.progress_bar(desc="reading", unit=" frames") as bar:
-            try:
-                for frame in _frames(container, stream, seek):
-                    if not scan.add(frame, max_pixels):
-                        break
-                    bar.update()
-            except pyav().FFmpegError as error:
-                raise scan.cut_short(reason(error)) from error
+        frames = _frames(container, stream, seek)
+        try:
+            for frame in cli.progress_bar(frames, desc="reading", unit=" frames"):
+                if not scan.add(frame, max_pixels):
+                    break
+        except pyav().FFmpegError as error:
+            raise scan.cut_short(reason(error)) from error
         return scan.clip(seek)
 
 
