@@ -1,7 +1,10 @@
-"""Coverage-guided fuzzing by atheris: python tests/fuzz.py {pictures,weights} FOLDER [options of libFuzzer].
+"""Coverage-guided fuzzing by atheris.
 
-FOLDER, created if necessary, holds the working files and the inputs that reach new code. An input that ends in anything but a
-good result or an error of one line that names the file stops the fuzzer, which writes it to a file and says where.
+python tests/fuzz.py {pictures,weights} FOLDER [options of libFuzzer]
+
+FOLDER, created if necessary, holds the working files and the inputs that reach new code. An input
+has to give a good result, or an error of one line that names the file. Any other stops the fuzzer,
+which writes it to a file and says where.
 """
 
 import io
@@ -36,29 +39,23 @@ def read_a_picture(path: Path) -> None:
 
 
 def weight_files() -> list[bytes]:
-    """Return small files of PyTorch's two formats: some tensors of a generator, and ESRGAN's way to keep them."""
-    state = {
-        name: tensor
-        for name, tensor in Generator(2, 1).state_dict().items()
-        if tensor.numel() < 100
+    """Return small files in PyTorch's two formats: parts of our generator and of ESRGAN's."""
+    generator = Generator(2, 1)
+    ours = {
+        "format": generator_file.GENERATOR_FORMAT,
+        **generator.architecture,
+        "state_dict": {
+            name: tensor for name, tensor in generator.state_dict().items() if tensor.numel() < 100
+        },
     }
-    contents = [
-        {
-            "format": generator_file.GENERATOR_FORMAT,
-            **Generator(2, 1).architecture,
-            "state_dict": state,
+    esrgans = {
+        "params": {
+            "conv_first.weight": torch.ones(2, 3, 3, 3),
+            "body.0.rdb1.conv1.weight": torch.ones(2, 2, 3, 3),
         }
-    ]
-    contents.append(
-        {
-            "params": {
-                "conv_first.weight": torch.ones(2, 3, 3, 3),
-                "body.0.rdb1.conv1.weight": torch.ones(2, 2, 3, 3),
-            }
-        }
-    )
+    }
     found = []
-    for content in contents:
+    for content in (ours, esrgans):
         for new_format in (True, False):
             file = io.BytesIO()
             torch.save(content, file, _use_new_zipfile_serialization=new_format)
