@@ -44,7 +44,7 @@ test: .venv/installed-dev
 torture: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py
 
-bench: .venv/installed
+bench: .venv/installed-dev
 	@mkdir -p results/bench
 	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --json results/bench/$$name.json || exit 1; done
 
