@@ -89,8 +89,8 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         default=Path("data"),
         help="folder that holds DIV2K_train_HR/ and DIV2K_valid_HR/",
     )
-    group.add_argument("--train-dir", type=Path, help="any folder of training images instead")
-    group.add_argument("--val-dir", type=Path, help="any folder of validation images instead")
+    group.add_argument("--train-dir", type=Path, help="any other folder of training images")
+    group.add_argument("--val-dir", type=Path, help="any other folder of validation images")
     group.add_argument(
         "--train-lr-dir",
         type=Path,
@@ -128,7 +128,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         "--workers",
         type=cli.non_negative_int,
         help="data loader processes; they pay off only with --no-cache or a random degradation "
-        "(default: 0; with one of these, up to 8 on a GPU; with a degradation, 1 on a CPU)",
+        "(default: up to 8 on a GPU with either, 1 on a CPU with a random degradation, else 0)",
     )
     group.add_argument(
         "--cache",
@@ -166,7 +166,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         "--discriminator",
         choices=DISCRIMINATORS,
         default="vgg",
-        help="vgg: SRGAN's; multiscale: three of them, at full, half and quarter size; "
+        help="vgg: SRGAN's; multiscale: three such networks, at full, half and quarter size; "
         "unet: Real-ESRGAN's, which judges every pixel",
     )
     group.add_argument(
@@ -195,7 +195,8 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         "--adversarial-loss",
         choices=ADVERSARIAL_LOSSES,
         default="standard",
-        help="relativistic: ESRGAN's, where D tells whether HR is more real than SR",
+        help="standard: SRGAN's; relativistic: ESRGAN's, where D judges whether HR is more real "
+        "than SR",
     )
     group.add_argument(
         "--adversarial-weight",
@@ -207,33 +208,32 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         "--perceptual",
         choices=PERCEPTUAL_NETWORKS,
         default="vgg16",
-        help="network whose features are compared; squeezenet needs about a thirtieth of vgg16's "
-        "operations, and a download of 5 MB instead of 528 MB",
+        help="network whose features of SR and HR are compared; squeezenet needs about a thirtieth "
+        "of vgg16's operations and a download of 5 MB instead of 528 MB",
     )
     group.add_argument(
         "--perceptual-weights",
         "--vgg-weights",
         default="imagenet",
         metavar="imagenet|random|FILE",
-        help="the parameters of that network: torchvision's, untrained ones, or a file",
+        help="weights of that network: torchvision's, untrained ones, or those in a file",
     )
     group.add_argument(
         "--perceptual-weight",
         type=cli.non_negative_float,
-        help="a number: how much the perceptual loss counts (default: 6e-3 for vgg16, 0.1 for "
-        "squeezenet)",
+        help="weight of the perceptual loss (default: 6e-3 for vgg16, 0.1 for squeezenet)",
     )
     group.add_argument(
         "--perceptual-shift",
         type=cli.non_negative_int,
-        help="largest random shift in pixels before that network, which prevents 8-pixel squares "
-        "(default: 0 for vgg16, 7 for squeezenet)",
+        help="shift SR and HR randomly by up to this many pixels before that network, against "
+        "8-pixel squares (default: 0 for vgg16, 7 for squeezenet)",
     )
     group.add_argument(
         "--perceptual-zoom",
         type=cli.number_between(1, 4, step=0.25),
-        help="largest random enlargement before that network, which misses the finest patterns; "
-        "in steps of a quarter (default: 1 for vgg16, 2 for squeezenet)",
+        help="enlarge SR and HR randomly by up to this factor, a multiple of 0.25, before that "
+        "network, which misses the finest patterns (default: 1 for vgg16, 2 for squeezenet)",
     )
     group.add_argument(
         "--tv-weight",
@@ -293,7 +293,7 @@ def _add_optimisation_options(group: argparse._ArgumentGroup) -> None:
         "--lr-schedule",
         choices=("constant", "cosine"),
         default="constant",
-        help="course of the learning rate in each phase; cosine falls to 0",
+        help="learning rate over each phase; cosine: falls to 0",
     )
     group.add_argument(
         "--warmup-steps",
@@ -322,7 +322,7 @@ def _add_optimisation_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--init",
         type=Path,
-        help="start the generator from this generator file, which may have fewer blocks",
+        help="generator file to start from; it may have fewer blocks",
     )
 
 
@@ -349,7 +349,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dry-run",
         action="store_true",
-        help="build everything, run one step and one validation image, write nothing",
+        help="build everything, run one step, validate one image, write nothing",
     )
 
 
@@ -480,8 +480,8 @@ def _check(args: argparse.Namespace) -> None:
     # Folders
     if args.train_lr_dir and not args.val_lr_dir:
         raise cli.UserError(
-            f"--train-lr-dir {args.train_lr_dir} without --val-lr-dir would validate on other LR "
-            "than it trains on; name the LR files of the validation images with --val-lr-dir"
+            f"--train-lr-dir {args.train_lr_dir} without --val-lr-dir: validation would use other "
+            "LR than training; name the LR files of the validation images with --val-lr-dir"
         )
     out = args.out.resolve()
     train_dir = args.train_dir.resolve()

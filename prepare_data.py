@@ -64,7 +64,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="archives to download",
     )
     div2k.add_argument(
-        "--url", default=DIV2K_URL, help="URL of the folder with the archives, to use a mirror"
+        "--url", default=DIV2K_URL, help="URL of the folder with the archives, such as a mirror"
     )
     demo = commands.add_parser("demo", help="copy scikit-image's photographs into two folders")
     for command in (div2k, demo):
@@ -75,14 +75,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     # Perceptual weights
     perceptual = commands.add_parser(
         "perceptual",
-        help="download the ImageNet weights of a perceptual network, once; "
-        "print the value of --perceptual-weights",
+        help="download the ImageNet weights of a perceptual network, once, and print the value "
+        "for --perceptual-weights",
     )
     perceptual.add_argument(
         "--network",
         choices=pretrained.LEAST_SIDES,
         default="squeezenet",
-        help="as train.py's --perceptual",
+        help="the network, as for train.py --perceptual",
     )
 
     # Copies
@@ -100,21 +100,21 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     degraded = commands.add_parser(
         "degraded",
-        help="write LR images for a folder of HR images, as train.py --degradation photo makes "
-        "them, to measure on",
+        help="write LR images to measure on for a folder of HR images, degraded as by train.py "
+        "--degradation photo",
     )
     degraded.add_argument("folder", type=Path, help="folder of HR images; subfolders are included")
     degraded.add_argument(
         "--out",
         type=Path,
         required=True,
-        help="folder for the LR images, PNG files of the same names",
+        help="folder for the LR images, PNG files with the same names",
     )
     degraded.add_argument(
-        "--degradation", choices=DEGRADATIONS, default="photo", help="how LR is made of HR"
+        "--degradation", choices=DEGRADATIONS, default="photo", help="how LR is made from HR"
     )
     degraded.add_argument(
-        "--seed", type=cli.non_negative_int, default=0, help="another seed gives other LR images"
+        "--seed", type=cli.non_negative_int, default=0, help="seed of the degradation"
     )
     degraded.add_argument(
         "--upscale", type=int, choices=UPSCALES, default=4, help="how many times smaller LR is"
@@ -122,7 +122,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     degraded.add_argument(
         "--sheet",
         type=Path,
-        help="also draw several LR images of each of the first HR images, to look at, as this file",
+        help="also draw this picture to look at: several LR images of each of the first HR images",
     )
     return parser
 
@@ -243,8 +243,8 @@ def prepare_degraded(
     for target, uses in Counter(targets).items():
         if uses > 1:
             raise cli.UserError(
-                f"{folder}: several images are named {target.with_suffix('')}, and LR is found by "
-                "its name; rename them"
+                f"{folder}: several images are named {target.with_suffix('')}, and LR files "
+                "are found by name; rename them"
             )
     for place in {target.parent for target in targets}:
         files.make_folder(out / place)

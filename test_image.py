@@ -1,4 +1,4 @@
-"""Enlarge images of any size and mode with a generator file.
+"""Enlarge images of any size and colour mode with a generator file.
 
 python test_image.py photo.jpg                            writes photo_x4.png beside it
 python test_image.py photo.jpg --weights srgan_x4 --out big.tif
@@ -6,9 +6,9 @@ python test_image.py render.png --texture 0.5             halfway from srresnet_
 python test_image.py photos/ --out enlarged/ --recursive --skip-existing
 
 Results are 8-bit PNG files unless --out names a file of another format (.jpg .webp .tif .bmp).
-Gray stays gray; CMYK becomes sRGB; transparency, an RGB profile, EXIF, XMP and DPI are kept. Only
-the first of several frames or pages is enlarged. If results would share a name, the formats are
-added: a.png and a.jpg give a_png_x4.png and a_jpg_x4.png.
+Grayscale stays grayscale; CMYK becomes sRGB; transparency, RGB profiles, EXIF, XMP and DPI are
+kept. Only the first of several frames or pages is enlarged. If results would share a name, the
+formats are added: a.png and a.jpg give a_png_x4.png and a_jpg_x4.png.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--recursive",
         action="store_true",
-        help="also read subfolders; a folder given with --out gets the same ones",
+        help="also read subfolders, and mirror them in the folder given with --out",
     )
     weights.add_weights_option(parser)
     parser.add_argument(

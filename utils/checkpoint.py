@@ -248,7 +248,7 @@ def restore(
     print(f"resuming at epoch {progress.epoch}, step {progress.batch + 1}")
     if saved["machine"] != record["machine"]:
         print(
-            "from here on, not bit-exact with the earlier part: "
+            "from here on, results are not bit-exact with the earlier part: "
             f"{saved['machine']} became {record['machine']}"
         )
     return progress, saved["rows"]

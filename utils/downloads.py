@@ -162,10 +162,11 @@ def _check_members(zip_path: Path, members: list[zipfile.ZipInfo]) -> None:
         parts = Path(member.filename.replace("\\", "/")).parts
         if not parts or ".." in parts or Path(member.filename).is_absolute() or ":" in parts[0]:
             raise cli.UserError(
-                f"{zip_path}: has {member.filename!r}, which leads outside the target; "
+                f"{zip_path}: contains {member.filename!r}, which leads outside the target; "
                 "nothing was unpacked"
             )
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise cli.UserError(
-                f"{zip_path}: has {member.filename!r}, a link or a device; nothing was unpacked"
+                f"{zip_path}: contains {member.filename!r}, a link or a device; nothing was "
+                "unpacked"
             )

@@ -239,7 +239,7 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
     """
     suffix = Path(path).suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
-        name = suffix or "a file without suffix"
+        name = suffix or "a file without a suffix"
         raise cli.UserError(f"{path}: cannot write {name}; use one of {', '.join(OUTPUT_SUFFIXES)}")
     file_format = OUTPUT_SUFFIXES[suffix]
     size = f"{width}x{height}"

@@ -453,7 +453,7 @@ def _decode_one(layout: Layout, pixel_file: str | None, entry: Entry) -> Entry:
         arrays = layout.decode(entry)
         height, width = arrays[0].shape[:2] if arrays else (0, 0)
         if pixel_file is not None and {height, width} != {entry.height, entry.width}:
-            raise ValueError("its header states another size than its pixels have")
+            raise ValueError("its header states a size that its pixels do not have")
     except (OSError, ValueError) as error:
         entry.error = _reason(layout, entry, error)
         return entry

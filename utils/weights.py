@@ -59,7 +59,7 @@ def add_weights_option(parser: argparse.ArgumentParser, default: Path = PHOTO) -
         "--texture-weights",
         type=weights_file,
         metavar="NAME_OR_FILE",
-        help="second generator for --texture, best one that was trained from the first "
+        help="second generator for --texture; it should have been trained from the first "
         f"(default: {TEXTURED.stem})",
     )
 
