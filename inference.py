@@ -219,12 +219,12 @@ def _finite_result(generator: GeneratorNetwork, lr: Tensor, precision: str) -> T
             return result
         if attempt != "fp32":
             _say_once(
-                f"{attempt} gives values that are not finite; computing these tiles again in fp32 "
-                "(--precision fp32 avoids the wasted attempt)"
+                f"{attempt} produces values that are not finite; computing these tiles again in "
+                "fp32 (--precision fp32 avoids the wasted attempt)"
             )
     raise cli.RunError(
-        "the generator gives values that are not finite, even in fp32: its weights are damaged or "
-        "diverged"
+        "the generator produces values that are not finite, even in fp32: its weights are damaged "
+        "or diverged"
     )
 
 

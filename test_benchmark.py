@@ -54,7 +54,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--upscale",
         type=int,
         choices=UPSCALES,
-        help="the scale (default: that of the generator file; 4 with --sr)",
+        help="the scale (default: the generator file's; 4 with --sr)",
     )
     weights.add_weights_option(parser, default=weights.FAITHFUL)
     parser.add_argument(

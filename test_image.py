@@ -40,7 +40,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also read subfolders, and mirror them in the folder given with --out",
     )
-    weights.add_weights_option(parser)
+    weights.add_weights_option(parser, default=weights.PHOTO)
     parser.add_argument(
         "--out",
         type=Path,

@@ -61,7 +61,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--crf",
         type=cli.non_negative_int,
         metavar="N",
-        help="quality of the codec; lower is better and makes larger files "
+        help="quality of the codec; lower means better quality and larger files "
         f"(default: {default_crfs()})",
     )
     parser.add_argument(

@@ -53,13 +53,14 @@ def adversarial_step(models: "Models", lr: Tensor, hr: Tensor) -> dict[str, Tens
     assert models.loss is not None
     adversarial = models.loss.adversarial
     parts = models.parts_of(lr, hr)
+    regenerate = len(parts) > 1  # so that only one part's graph is held at a time
     values: dict[str, Tensor] = {}
 
     # (1) Update D: minimise BCE(D(x), 1) + BCE(D(G(z)), 0)
     models.optimizer_d.zero_grad(set_to_none=True)
     for part_lr, part_hr, share in parts:
         with autocast(models.device, models.precision):
-            with torch.set_grad_enabled(len(parts) == 1):  # else G's step computes it again
+            with torch.set_grad_enabled(not regenerate):
                 fake = models.generate(part_lr)
             real_logits = models.discriminate(part_hr)
             fake_logits = models.discriminate(fake.detach())
@@ -69,15 +70,15 @@ def adversarial_step(models: "Models", lr: Tensor, hr: Tensor) -> dict[str, Tens
     models.update(models.optimizer_d)
 
     # (2) Update G: minimise pixel + 0.001 BCE(D(G(z)), 1) + 0.006 perceptual + 2e-8 TV
-    #     (the weights are options; so are two more terms)
+    #     (default weights; --grid-weight and --consistency-weight add two terms)
     models.optimizer_g.zero_grad(set_to_none=True)
     models.discriminator.requires_grad_(False)
     for part_lr, part_hr, share in parts:
         with autocast(models.device, models.precision):
-            if len(parts) > 1:  # so that only one part's graph is held at a time
+            if regenerate:
                 fake = models.generate(part_lr)
-            hr_logits = models.discriminate_frozen(part_hr) if adversarial.needs_real else None
-            sr_logits = models.discriminate_frozen(fake)
+            hr_logits = models.discriminate_unwrapped(part_hr) if adversarial.needs_real else None
+            sr_logits = models.discriminate_unwrapped(fake)
             sr = images.signed_to_unit(fake.float())
             target = images.signed_to_unit(part_hr)
             loss_g, terms = models.loss(sr, target, sr_logits, hr_logits)
@@ -159,7 +160,7 @@ class Models:
         self.generate = compile_for(distributed.wrap(self.generator), size)
         self.discriminate = compile_for(distributed.wrap(Logits(self.discriminator)), size)
         # In G's step, D has no gradients to average
-        self.discriminate_frozen = compile_for(self.discriminator.logits, size)
+        self.discriminate_unwrapped = compile_for(self.discriminator.logits, size)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -224,9 +225,13 @@ def train_epoch(
     sampler = sampler_of(loader)
     sampler.epoch = progress.epoch
     sampler.first_batch = progress.batch
-    seconds_before = progress.seconds
-    began = shown = time.monotonic()
-    title = epoch_title(args, progress.epoch)
+    began = time.monotonic() - progress.seconds  # as if there had been no interruption
+    shown = progress.seconds
+    title = f"epoch {progress.epoch}/{args.pretrain_epochs + args.epochs}"
+    if step is pixel_step:
+        title += " pixel-only"
+    # In fast steps on a GPU, asking the other processes takes time
+    ask_every = 8 if distributed.world_size() > 1 and args.device == "cuda" else 1
     bar: tqdm[None] = cli.progress_bar(
         total=batches, initial=progress.batch, desc=title, unit="step"
     )
@@ -242,17 +247,18 @@ def train_epoch(
             is_last = progress.batch == batches
 
             # Log
-            if time.monotonic() - shown > 0.5 or is_last:
+            progress.seconds = time.monotonic() - began
+            if progress.seconds - shown > 0.5 or is_last:
                 means = progress.means()  # waits for the device
-                shown = time.monotonic()
-                speed = progress.samples / (seconds_before + shown - began)
+                progress.seconds = time.monotonic() - began
+                shown = progress.seconds
+                speed = progress.samples / progress.seconds
                 text = f"{run_log.terms_text(means)}  {speed:.1f} images/s"
                 bar.set_postfix_str(text, refresh=False)
-            progress.seconds = seconds_before + time.monotonic() - began
             bar.update()
 
             # Stop, if a process was asked to
-            if is_last or progress.batch % agreement_interval(args.device) == 0:
+            if is_last or progress.batch % ask_every == 0:
                 stopped = distributed.agree(stop)
                 if stopped:
                     return stopped
@@ -265,17 +271,6 @@ def step_of(
 ) -> Callable[[Models, Tensor, Tensor], dict[str, Tensor]]:
     """Return the training step of an epoch (counted from 1); pixel-only epochs come first."""
     return pixel_step if epoch <= args.pretrain_epochs else adversarial_step
-
-
-def epoch_title(args: argparse.Namespace, epoch: int) -> str:
-    """Return the title of an epoch's progress bar."""
-    title = f"epoch {epoch}/{args.pretrain_epochs + args.epochs}"
-    return f"{title} pixel-only" if epoch <= args.pretrain_epochs else title
-
-
-def agreement_interval(device: str) -> int:
-    """Return after how many updates the processes agree on stopping; it takes time."""
-    return 8 if distributed.world_size() > 1 and device == "cuda" else 1
 
 
 def sampler_of(loader: DataLoader) -> EpochSampler:
@@ -355,8 +350,9 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
         args.batch_size,
         args.seed,
         args.workers,
-        args.device == "cuda",
-        *distributed.place(),
+        pin=args.device == "cuda",
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
     )
 
     # Networks
@@ -365,7 +361,8 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
     if saved:
         progress, rows = checkpoint.restore(saved, models.state, record, models.device)
     else:
-        progress, rows = Progress(), []
+        progress = Progress()
+        rows = []
     plan = options.plan_text(
         args,
         count_parameters(models.generator),
@@ -398,7 +395,9 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
             checkpoint.save_run(args.out, models.state, progress, rows, record)
             if scores is not None:
                 print(run_log.epoch_text(rows, last_epoch), flush=True)
-    return log.close(progress, stopped if progress.epoch <= last_epoch else None)
+    if progress.epoch > last_epoch:
+        stopped = None  # the signal came after the last epoch
+    return log.report_end(progress, stopped)
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -156,8 +156,3 @@ def share_buffers(*networks: nn.Module) -> None:
     for network in networks:
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)
-
-
-def place() -> tuple[int, int]:
-    """Return this process's number and the number of processes."""
-    return rank(), world_size()

@@ -317,7 +317,7 @@ def _torch_load(path: Path) -> Any:
             holds_bytearray = content.find(b"bytearray") >= 0
     if holds_bytearray:  # PyTorch's unpickler would make it as large as the file asks
         raise cli.UserError(
-            f"{path}: refused, it holds a bytearray, which files of weights never do"
+            f"{path}: refused, it contains a bytearray, which weight files never do"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

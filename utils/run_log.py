@@ -72,7 +72,7 @@ class RunLog:
         if self.board:
             self.board.write(row, self.out / "validation" / f"epoch_{progress.epoch:03d}")
 
-    def close(self, progress: Progress, stopped: int | None) -> int:
+    def report_end(self, progress: Progress, stopped: int | None) -> int:
         """Print how the run ended; return the exit status.
 
         Args:

@@ -179,7 +179,7 @@ class AnimationTrack:
         self.delays = _delays(clip, *(_GIF_DELAYS if self.is_gif else _WEBP_DELAYS))
         self.notes = []
         if not clip.animated:
-            self.notes.append(f"{path}: any sound and subtitles are left out")
+            self.notes.append(f"{path}: sound and subtitles, if any, are left out")
 
     def start(self, first: int) -> None:
         """Begin a segment with frame number `first`."""

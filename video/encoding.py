@@ -88,7 +88,7 @@ def check_codec(path: str | Path, codec: str | None, crf: int | None) -> str:
     # Suffix
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        unknown = suffix or "a file without suffix"
+        unknown = suffix or "a file without a suffix"
         allowed = ", ".join((*SUFFIXES, ".gif", ".webp"))
         raise cli.UserError(f"{path}: cannot write {unknown}; use one of {allowed}")
 
@@ -162,7 +162,7 @@ class VideoTrack:
         if any(self.padding):
             self.notes.append(
                 f"{path}: {width}x{height} is padded to {self.width}x{self.height}, "
-                "as the codec needs even sides"
+                "because the codec needs even sides"
             )
 
     # --- encoding -------------------------------------------------------------------------------

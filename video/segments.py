@@ -57,7 +57,10 @@ def kept_segments(
                         f"{folder}: holds an unfinished run with a different {named}; "
                         "finish it with its own command, or discard it with --overwrite"
                     )
-                print(f"starting over: the unfinished run had a different {named}", file=sys.stderr)
+                print(
+                    f"starting over: the unfinished run was started with a different {named}",
+                    file=sys.stderr,
+                )
                 segments.remove_from(0)
                 (folder / RESULT).unlink(missing_ok=True)
             files.write_text(record, json.dumps(settings))
