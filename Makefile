@@ -13,10 +13,12 @@ TRAIN := $(BIN)/python train.py --train-dir data/demo/train --val-dir data/demo/
 
 BENCHMARKS := train_step data_loading epoch enlarging
 
-# For the download of the demo's perceptual weights, Python's start included; there is no limit where
-# `timeout` is missing, as on macOS
+# For the download of the demo's perceptual weights, Python's start included. There is no limit if they
+# are here already, or where `timeout` is missing, as on macOS.
 DOWNLOAD_SECONDS := 15
-LIMIT := $(shell command -v timeout > /dev/null && echo timeout -k 2 $(DOWNLOAD_SECONDS))
+HUB = $(or $(TORCH_HOME),$(HOME)/.cache/torch)/hub/checkpoints
+LIMIT = $(if $(wildcard $(HUB)/squeezenet1_1*),,$(shell command -v timeout > /dev/null && \
+	echo timeout -k 2 $(DOWNLOAD_SECONDS)))
 
 .PHONY: demo test bench torture lock clean
 

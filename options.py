@@ -376,8 +376,7 @@ def resolve(args: argparse.Namespace, initial: GeneratorNetwork | None = None) -
         args.train_dir = args.data / "DIV2K_train_HR"
     if args.val_dir is None:
         args.val_dir = args.data / "DIV2K_valid_HR"
-    if args.out is None:
-        args.out = Path("results", f"srgan_x{args.upscale}")
+    args.out = out_folder(args)
 
     # Networks and losses
     _resolve_architecture(args, initial)
@@ -478,11 +477,6 @@ def _check(args: argparse.Namespace) -> None:
             raise cli.UserError(f"--{option}: the package is missing; pip install {option}")
 
     # Folders
-    if args.train_lr_dir and not args.val_lr_dir:
-        raise cli.UserError(
-            f"--train-lr-dir {args.train_lr_dir} without --val-lr-dir: validation would use other "
-            "LR than training; name the LR files of the validation images with --val-lr-dir"
-        )
     out = args.out.resolve()
     train_dir = args.train_dir.resolve()
     val_dir = args.val_dir.resolve()
@@ -499,8 +493,28 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
+def out_folder(args: argparse.Namespace) -> Path:
+    """Return the folder of the run."""
+    return args.out or Path("results", f"srgan_x{args.upscale}")
+
+
+def check_start(args: argparse.Namespace) -> None:
+    """Check what only a new run needs; a resumed one may have been started without it.
+
+    Raises:
+        UserError: LR files are named for training alone, or the file of `--init` does not exist.
+    """
+    if args.train_lr_dir and not args.val_lr_dir:
+        raise cli.UserError(
+            f"--train-lr-dir {args.train_lr_dir} without --val-lr-dir: validation would use other "
+            "LR than training; name the LR files of the validation images with --val-lr-dir"
+        )
+    if args.init and not args.init.exists():
+        raise cli.UserError(f"--init {args.init}: no such file")
+
+
 def check_folders(args: argparse.Namespace) -> None:
-    """Raise UserError if a folder of images does not exist; nothing has been written by then."""
+    """Raise UserError if a folder of images does not exist."""
     for folder, option in ((args.train_dir, "--train-dir"), (args.val_dir, "--val-dir")):
         if not folder.is_dir():
             raise cli.UserError(

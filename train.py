@@ -337,8 +337,9 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
                 "(pass a larger --epochs to continue)"
             )
             return 0
-    elif args.init and initial is None:
-        raise cli.UserError(f"--init {args.init}: no such file")
+    else:
+        options.check_start(args)
+    options.check_folders(args)
 
     # Images and the perceptual network; the first process builds the caches and downloads
     with distributed.one_after_another():
@@ -458,9 +459,12 @@ def distance_networks(
 
     Distance needs SqueezeNet: the run's own, or else one that was downloaded earlier.
     """
-    own = None
-    if perceptual and perceptual.network == "squeezenet" and perceptual.fingerprint != "random":
-        own = perceptual.state_dict
+    own: str | dict[str, Tensor] | None = None
+    if args.perceptual == "squeezenet" and args.perceptual_weights != "random":
+        if perceptual:
+            own = perceptual.state_dict
+        elif args.perceptual_weights != "imagenet":  # named for a pixel-only run
+            own = args.perceptual_weights
     return metrics.distance_networks(args.lpips, own)
 
 
@@ -562,8 +566,8 @@ def dry_run(
     lr, hr = next(iter(loader))
     lr = images.uint8_to_signed(lr.to(models.device))
     hr = images.uint8_to_signed(hr.to(models.device))
-    sr = models.generate(lr)
-    print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {tuple(sr.shape)}")
+    sr_shape = tuple(models.generate(lr).shape)  # the graph is freed at once
+    print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {sr_shape}")
     first_epochs = {1, args.pretrain_epochs + 1} if args.epochs else {1}
     for epoch in sorted(first_epochs):
         begin_phase(args, models, perceptual, Progress(epoch))
@@ -579,25 +583,36 @@ def dry_run(
 
 @contextlib.contextmanager
 def run_folder(out: Path) -> Iterator[None]:
-    """Make a run's folder and hold its lock; a start that fails leaves no empty folder."""
+    """Make a run's folder and hold its lock; a start that fails leaves nothing behind."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     lock = files.make_folder(out) / ".lock"
     with files.lock(lock):
         try:
             yield
         finally:
-            if [path.name for path in out.iterdir()] == [lock.name]:
-                with contextlib.suppress(OSError):  # Windows keeps files that are open
+            with contextlib.suppress(OSError):  # Windows keeps files that are open
+                if [path.name for path in out.iterdir()] == [lock.name]:
                     lock.unlink()
-                    out.rmdir()
+                    for folder in made:
+                        folder.rmdir()
+
+
+def load_initial(args: argparse.Namespace) -> GeneratorNetwork | None:
+    """Load the generator of `--init`; a run that resumes no longer needs the file."""
+    if args.init is None or not args.init.exists():
+        return None
+    try:
+        return generator_file.load(args.init)
+    except cli.UserError:
+        if (options.out_folder(args) / "checkpoints").exists():
+            return None
+        raise
 
 
 def main(args: argparse.Namespace) -> int:
     """Start the run in `--out`, or resume it."""
-    initial = None
-    if args.init and args.init.exists():  # a run that resumes no longer needs it
-        initial = generator_file.load(args.init)
+    initial = load_initial(args)
     options.resolve(args, initial)
-    options.check_folders(args)
     with distributed.processes(torch.device(args.device)), contextlib.ExitStack() as held:
         if distributed.rank() == 0 and not args.dry_run:
             held.enter_context(run_folder(args.out))

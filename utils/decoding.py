@@ -96,7 +96,9 @@ def to_8_bit(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
 
     # Values
     values = np.asarray(image)
-    is_uint32 = tags.get(_BITS_PER_SAMPLE) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
+    is_uint32 = tags.get(_BITS_PER_SAMPLE) == (32,) and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,)) == (
+        _UNSIGNED,
+    )
     if image.mode == "I" and is_uint32:
         values = values.view(np.uint32)
     if not np.isfinite(values).all():

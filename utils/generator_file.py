@@ -96,7 +96,9 @@ def copy_weights(source: GeneratorNetwork, target: GeneratorNetwork, path: str |
     )
     if differing and not deepened:
         settable = ("generator", "upscale", *constructor_defaults(holds["generator"]))
-        options = [f"--{name} {holds[name]}" for name in differing if name in settable]
+        options = [
+            f"--{name.replace('_', '-')} {holds[name]}" for name in differing if name in settable
+        ]
         advice = f"pass {' '.join(options)}" if options else "use another file"
         raise cli.UserError(
             f"{path}: holds {architecture_text(holds)}, but this run trains "
