@@ -4,8 +4,8 @@ python app.py                      serves http://127.0.0.1:7860, for this comput
 python app.py --host 0.0.0.0       lets other computers use the page, without a password
 python app.py --port 8000 --weights results/srgan/checkpoints/generator_last.pth
 
-Needs: pip install gradio. The results are the files that test_image.py writes with the same
-generator, precision and tile.
+Needs: pip install gradio. The results are identical to those of test_image.py with the same
+generator, precision and tile size.
 """
 
 import argparse
@@ -39,13 +39,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to serve; 0.0.0.0: all addresses of this computer",
+        help="address to listen on; 0.0.0.0: all addresses of this computer",
     )
     parser.add_argument(
         "--port",
         type=cli.non_negative_int,
         default=7860,
-        help="port to serve; 0: any free one",
+        help="port to listen on; 0: any free one",
     )
     parser.add_argument(
         "--weights",
@@ -65,7 +65,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=cli.tile_side,
         default=TILE,
         metavar="auto|N|0",
-        help="side of a tile in LR pixels; 0: no tiles",
+        help="side of a tile in LR pixels; auto: as large as memory allows; 0: no tiles",
     )
     add_options(parser)
     return parser

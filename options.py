@@ -160,7 +160,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             f"--{argument.replace('_', '-')}",
             type=cli.positive_int,
-            help=f"{what} (default: as --init, else {listed})",
+            help=f"{what} (default: as in the --init file, else {listed})",
         )
     group.add_argument(
         "--discriminator",
@@ -226,14 +226,15 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--perceptual-shift",
         type=cli.non_negative_int,
-        help="shift SR and HR randomly by up to this many pixels before that network, against "
-        "8-pixel squares (default: 0 for vgg16, 7 for squeezenet)",
+        help="shift SR and HR randomly by up to this many pixels before they enter the perceptual "
+        "network, to prevent 8-pixel squares (default: 0 for vgg16, 7 for squeezenet)",
     )
     group.add_argument(
         "--perceptual-zoom",
         type=cli.number_between(1, 4, step=0.25),
-        help="enlarge SR and HR randomly by up to this factor, a multiple of 0.25, before that "
-        "network, which misses the finest patterns (default: 1 for vgg16, 2 for squeezenet)",
+        help="enlarge SR and HR randomly by up to this factor, a multiple of 0.25, before they "
+        "enter the perceptual network, which otherwise misses the finest patterns (default: 1 for "
+        "vgg16, 2 for squeezenet)",
     )
     group.add_argument(
         "--tv-weight",

@@ -100,8 +100,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     degraded = commands.add_parser(
         "degraded",
-        help="write LR images to measure on for a folder of HR images, degraded as by train.py "
-        "--degradation photo",
+        help="write the LR image of every HR image in a folder, for benchmarks; by default "
+        "degraded as by train.py --degradation photo",
     )
     degraded.add_argument("folder", type=Path, help="folder of HR images; subfolders are included")
     degraded.add_argument(
@@ -122,7 +122,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     degraded.add_argument(
         "--sheet",
         type=Path,
-        help="also draw this picture to look at: several LR images of each of the first HR images",
+        help="also write an overview to this picture: several LR versions of each of the first six "
+        "HR images",
     )
     return parser
 

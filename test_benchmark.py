@@ -1,4 +1,4 @@
-"""Score a generator, or images enlarged elsewhere, beside bicubic on HR images such as Set5.
+"""Compare a generator, or images enlarged elsewhere, with bicubic on HR images such as Set5.
 
 python test_benchmark.py --hr Set5/HR --lr Set5/LR
 python test_benchmark.py --hr Set5/HR --sr Set5/SR

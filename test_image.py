@@ -67,14 +67,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     existing.add_argument(
         "--skip-existing",
         action="store_true",
-        help="skip images that already have a result, to continue an interrupted folder",
+        help="skip images that already have a result, to continue an interrupted run",
     )
     parser.add_argument(
         "--tile",
         type=cli.tile_side,
         default="auto",
         metavar="auto|N|0",
-        help="side of a tile in LR pixels; 0: no tiles",
+        help="side of a tile in LR pixels; auto: as large as memory allows; 0: no tiles",
     )
     add_options(parser)
     parser.add_argument(
