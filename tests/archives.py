@@ -1,4 +1,4 @@
-"""Archives as an attacker or a bad connection makes them, and a server of one file that misbehaves on demand."""
+"""Archives made by an attacker or a bad connection, and a server that misbehaves on demand."""
 
 import contextlib
 import hashlib
@@ -46,7 +46,7 @@ def special(name: str, kind: int) -> zipfile.ZipInfo:
 
 
 def hostile() -> dict[str, bytes]:
-    """Archives that must be refused as a whole, by what is wrong with them; each also holds a good file."""
+    """Archives that must be refused, by what is wrong with them; each also holds a good file."""
     names = {
         "a parent folder": "../a.png",
         "a parent folder deep in the name": "x/../../a.png",
@@ -66,7 +66,7 @@ def hostile() -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def server() -> Iterator[ThreadingHTTPServer]:
-    """A server that sends `body`, breaks off after `breaks` bytes, answers with `statuses`, and may understand `Range`."""
+    """A server of `body` that may break off, answer with other statuses or ignore `Range`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):

@@ -53,7 +53,7 @@ def squeezenet_file() -> Path:
     return path
 
 
-# Scripts run in processes of their own, forked from a server that has imported PyTorch already: the same, but quicker.
+# Scripts run in processes forked from a server that has already imported PyTorch: it is quicker.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
 )
@@ -72,7 +72,7 @@ def run(
 
 
 def started_script(script: str, *args, cwd: Path | None = None, environment: dict | None = None):
-    """Start a script in a process of its own; return a function that waits for its end and returns its status and output."""
+    """Start a script in its own process; return a function that waits for its status and output."""
     arguments = [str(script), *map(str, args)]
     folder = tempfile.TemporaryDirectory()
     out, errors = (Path(folder.name, name) for name in ("out", "errors"))

@@ -1,4 +1,4 @@
-"""Picture files as an attacker or a broken disk makes them: bits flipped, cut, headers and dimensions rewritten."""
+"""Damaged picture files: bits flipped, cut short, headers and dimensions rewritten."""
 
 import io
 import struct
@@ -18,16 +18,17 @@ FORMATS = {
 }
 MODES = ("RGB", "L", "P", "RGBA", "CMYK", "I;16", "1")
 XMP = (
-    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" exif:PixelXDimension="24" dc:title="XMP title">'
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" '
+    b'exif:PixelXDimension="24" dc:title="XMP title">'
     b"<xmp:Thumbnails><rdf:Alt>AAAA</rdf:Alt></xmp:Thumbnails><tiff:ImageWidth>24</tiff:ImageWidth></rdf:Description></x:xmpmeta>"
 )
 
 
 def exif(order: str = "<", width: int = 24, height: int = 20, orientation: int = 1) -> bytes:
-    """An EXIF block as cameras write it: text that is not ASCII, sizes as SHORT, a maker note, GPS, and a thumbnail."""
+    """An EXIF block as cameras write it: non-ASCII text, a maker note, GPS, and a thumbnail."""
 
     def directory(offset: int, entries: list, following: int = 0) -> bytes:
-        """A directory of (tag, type, count, value: a number or bytes that follow the directory), and the next one's offset."""
+        """A directory of (tag, type, count, value), and the offset of the next one."""
         head, tail = struct.pack(f"{order}H", len(entries)), b""
         for tag, kind, count, value in entries:
             if isinstance(value, bytes) and len(value) <= 4:
@@ -120,7 +121,7 @@ def originals(seed: int = 0) -> list[tuple[str, bytes]]:
 
 
 def with_absurd_size(suffix: str, content: bytes, width: int, height: int) -> bytes:
-    """The file with other dimensions in its header (and a matching checksum), if the format has them at a known place."""
+    """The file with other dimensions in its header, if the format has them at a known place."""
     data = bytearray(content)
     if suffix == "png":
         data[16:24] = struct.pack(">II", width, height)

@@ -24,7 +24,7 @@ from validation import validate
 
 
 def command(photos, out, *more) -> list:
-    """Options of a small run; in fp32, so that it is the same on processors with bf16 units and without."""
+    """Options of a small run; fp32 gives the same on processors with and without bf16 units."""
     fixed = [
         "--crop",
         32,
@@ -387,7 +387,7 @@ def test_a_checkpoint_of_the_first_version_resumes(whole_run, tmp_path):
 
 
 def test_more_epochs_under_a_cosine(whole_run, tmp_path):
-    """`--epochs` cannot change during a cosine; a finished run may continue, and a line says what happens to the rate."""
+    """`--epochs` cannot change during a cosine; a finished run may continue, and says how."""
     import shutil
 
     photos, whole, _ = whole_run
@@ -407,7 +407,7 @@ def test_more_epochs_under_a_cosine(whole_run, tmp_path):
 
 
 def test_what_is_random_depends_on_the_place_in_the_run_alone(photos, tmp_path):
-    """One epoch and then another, with a random shift, ESRGAN's losses and degraded LR, give the same as two at once."""
+    """With a random shift, ESRGAN's losses and degraded LR, too."""
     options = [
         "--perceptual",
         "squeezenet",
@@ -631,7 +631,7 @@ def test_a_dry_run_writes_nothing(whole_run, tmp_path):
 
 
 def test_a_dry_run_reads_and_downloads_only_what_it_needs(photos, tmp_path, monkeypatch):
-    """A damaged image that it does not reach goes unnoticed; that VGG16's weights are missing is only reported."""
+    """A damaged image beyond the first goes unnoticed; missing VGG16 weights are only reported."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     (photos[1] / "image_9.png").write_bytes((photos[1] / "image_0.png").read_bytes()[:2000])
     arguments = command(
@@ -676,8 +676,8 @@ def test_init_starts_from_a_generator_file(whole_run, tmp_path):
         )
     )
     assert (
-        "upscale 4, blocks 1, but this run trains generator srresnet, upscale 2, blocks 1; pass --upscale 4"
-        in error
+        "upscale 4, blocks 1, but this run trains generator srresnet, upscale 2, blocks 1; "
+        "pass --upscale 4" in error
     )
 
 
@@ -801,7 +801,7 @@ def test_bad_images_stop_the_run_by_name_unless_skipped(photos, tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_older_state(whole_run, tmp_path):
-    """The program's own file size limit stands in for the disk: checkpoints do not fit, smaller files do."""
+    """A limit on file sizes stands in for the disk: checkpoints do not fit, smaller files do."""
     photos, *_ = whole_run
     script = f"ulimit -f 8000; trap '' XFSZ; exec {sys.executable} {ROOT / 'train.py'} \"$@\""
     arguments = map(str, command(photos, tmp_path, "--epochs", 1))
@@ -871,7 +871,7 @@ def test_bf16_resumes_bit_for_bit(photos, tmp_path):
 
 
 def test_an_adversarial_run_in_bf16_ends_where_one_in_fp32_does(photos, tmp_path):
-    """150 updates from the same start give the same quality and the same balance of D and G, though not the same bits."""
+    """150 updates from one start give the same quality and balance, though not the same bits."""
     training = [
         "--init",
         ROOT / "weights" / "srresnet_x4.pth",

@@ -408,7 +408,7 @@ def test_parameters_fill_their_ranges_and_no_more(ranges):
 
 
 def test_noise_and_blocks_reach_lr():
-    """Their size there is what a network has to deal with; those of the first pass shrink with the image."""
+    """Artefacts of the last pass keep their size; those of the first shrink with the image."""
     gray = np.full((256, 256, 3), 128, np.uint8)
     noise = {
         kind: np.array(

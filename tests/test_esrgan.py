@@ -196,7 +196,7 @@ def test_it_trains_resumes_and_starts_from_a_file(photos, tmp_path):
     run("train.py", *command, "--out", tmp_path / "b", "--init", trained)
 
 
-# --- discriminator ----------------------------------------------------------------------------------------------------
+# --- discriminator ------------------------------------------------------------------------------
 
 
 def test_the_unet_has_real_esrgans_size_and_judges_every_pixel():

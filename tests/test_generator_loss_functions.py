@@ -161,7 +161,7 @@ def test_the_standard_losses_are_those_of_probabilities():
 
 
 def test_the_relativistic_losses_compare_with_the_mean_of_the_other_side():
-    """Jolicoeur-Martineau (2018), equations of RaSGAN: D(x, y) = sigmoid(C(x) - mean C(y)); G's loss swaps the labels."""
+    """RaSGAN (Jolicoeur-Martineau, 2018): D(x, y) = sigmoid(C(x) - mean C(y)); G swaps labels."""
     real, fake = torch.tensor([[1.5, -0.2], [0.4, 3.0]]), torch.tensor([[0.3, 0.0], [-2.0, 1.0]])
     loss = ADVERSARIAL_LOSSES["relativistic"]()
     more_real, more_fake = sigmoid(real - fake.mean()), sigmoid(fake - real.mean())
@@ -178,11 +178,11 @@ def test_the_relativistic_losses_compare_with_the_mean_of_the_other_side():
     assert shifted_d.item() == pytest.approx(loss_d.item(), rel=1e-5)
 
 
-# --- SqueezeNet -------------------------------------------------------------------------------------------------------
+# --- SqueezeNet ---------------------------------------------------------------------------------
 
 
 def test_squeezenets_distance_is_lpips_without_calibration(squeezenet, pair):
-    """The package lpips on SqueezeNet 1.1 as a second opinion; without `lpips=True` it averages over channels."""
+    """A second opinion: the package lpips; without `lpips=True` it averages over channels."""
     import_torchvision()
     import lpips
 
@@ -203,7 +203,7 @@ def test_squeezenets_distance_is_lpips_without_calibration(squeezenet, pair):
 
 
 def test_squeezenet_1_0_gives_the_known_distances(squeezenet_file, set5):
-    """Of bicubic on Set5 at x4, computed with torchvision's network, stage by stage, in another program."""
+    """Of bicubic on Set5 at x4, computed with torchvision's network in another program."""
     network = SqueezeNetFeatures(pretrained.load("squeezenet", str(squeezenet_file)).state_dict)
     distances = []
     with torch.no_grad():
@@ -264,7 +264,7 @@ def test_the_networks_take_images_of_their_least_side_and_no_smaller_ones(name, 
         network.distance(*torch.rand(2, 1, 3, least - 1, least - 1))
 
 
-# --- shift, zoom, grid and consistency ---------------------------------------------------------------------------------------------------
+# --- shift, zoom, grid and consistency ----------------------------------------------------------
 
 
 def test_sr_and_hr_are_shifted_together_and_every_offset_is_drawn(squeezenet, pair):

@@ -237,7 +237,7 @@ def test_expanded_and_tied_tensors_take_no_memory(tmp_path):
 
 
 def test_mutated_weight_files_are_loaded_whole_or_refused(tmp_path):
-    """Every flipped bit is noticed in PyTorch's format, which, unlike safetensors, has checksums."""
+    """Flipped bits are noticed in PyTorch's format, which has checksums, unlike safetensors."""
     generator_file.save(tmp_path / "good.pth", Generator(2, 1))
     good = (tmp_path / "good.pth").read_bytes()
     expected = files.load_tensors(tmp_path / "good.pth")["state_dict"]

@@ -48,7 +48,7 @@ def test_the_scripts_are_those_that_users_know():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_args_stop_at_the_scripts(path):
-    """Modules take explicit values; `weights` and `device` add options that several scripts share."""
+    """Modules take explicit values; `weights` and `device` add options of several scripts."""
     takes_args = re.search(r"argparse\.Namespace", path.read_text())
     assert not takes_args or path.stem in SCRIPTS | {"options", "weights", "cli"}
 

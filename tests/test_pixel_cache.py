@@ -92,7 +92,8 @@ def test_bad_images_are_named_or_skipped(photos, tmp_path, cached):
     (folder / "cut.png").write_bytes((folder / "image_0.png").read_bytes()[:3000])
     with pytest.raises(
         ValueError,
-        match=r"3 image\(s\) cannot be read: cut\.png: .*empty\.png: .*text\.jpg: .*--skip-bad-images",
+        match=r"3 image\(s\) cannot be read: cut\.png: .*empty\.png: .*text\.jpg: "
+        r".*--skip-bad-images",
     ):
         TrainDatasetFromFolder(folder, 32, 4, cache_folder=cache)
     dataset = TrainDatasetFromFolder(folder, 32, 4, cache_folder=cache, skip_bad=True)
@@ -114,7 +115,8 @@ def test_lr_files_made_elsewhere_are_paired_by_name(photos, tmp_path):
     Image.new("RGB", (24, 18)).save(lr_folder / "image_2.png")
     with pytest.raises(
         ValueError,
-        match=r"2 image.*image_0\.png: no LR image.*image_2\.png: .*24x18 pixels do not fit .* 100x72",
+        match=r"2 image.*image_0\.png: no LR image.*image_2\.png: "
+        r".*24x18 pixels do not fit .* 100x72",
     ):
         TrainDatasetFromFolder(
             photos[0], 32, 4, lr_folder=lr_folder, cache_folder=tmp_path / "cache"

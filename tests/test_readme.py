@@ -1,8 +1,8 @@
 """The documents: commands work, links lead somewhere, and options and modules are all named.
 
 Every command is parsed. Those that need neither a download nor a data set are run, in order and
-document by document, in a folder with small stand-ins for the user's files. Of trainings that differ
-only in numbers, the first one is run, with `--dry-run`; test_distributed.py runs torchrun.
+document by document, in a folder with small stand-ins for the user's files. Of trainings that
+differ only in numbers, the first one is run, with `--dry-run`; test_distributed.py runs torchrun.
 """
 
 import argparse

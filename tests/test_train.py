@@ -37,7 +37,7 @@ def models_of(*options: str) -> train.Models:
     with torch.no_grad():  # zeros would hide errors
         for parameter in models.generator.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-        # An untrained D scores real and fake alike, and the two halves of its gradient would nearly cancel.
+        # An untrained D scores both alike, and the halves of its gradient would nearly cancel
         last = (
             models.discriminator.last
             if hasattr(models.discriminator, "last")
@@ -48,7 +48,7 @@ def models_of(*options: str) -> train.Models:
 
 
 def plain_step(models: train.Models, lr: torch.Tensor, hr: torch.Tensor) -> dict:
-    """Losses and gradients of the step, contiguous, with a forward pass for every use and a plain last convolution."""
+    """Losses and gradients of the step: a forward pass for every use, a plain last convolution."""
     generator, discriminator = copy.deepcopy(models.generator), copy.deepcopy(models.discriminator)
     tail = nn.Conv2d(64, 3, 9, padding=4)
     tail.load_state_dict(generator.tail.state_dict())
@@ -108,7 +108,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_the_step_is_the_plain_step():
-    """Takes the median of three batches: in one, a value may round to the other side of a ReLU's kink, which changes 0.5%."""
+    """The median of three batches: in one, a value may round across a ReLU's kink (0.5%)."""
     errors = []
     for seed in (1, 2, 3):
         models = models_of()
@@ -128,7 +128,7 @@ def test_the_step_is_the_plain_step():
 
 
 def test_the_generator_step_of_esrgan_uses_the_updated_discriminator_on_both_sides():
-    """ESRGAN's losses, the grid's penalty and consistency: the terms, recomputed after the step from D as it is then."""
+    """ESRGAN's losses, grid and consistency, recomputed after the step from D as it is then."""
     options = [
         "--adversarial-loss",
         "relativistic",
@@ -181,7 +181,7 @@ def test_the_generator_step_of_esrgan_uses_the_updated_discriminator_on_both_sid
 
 @pytest.mark.parametrize("step", [train.pixel_step, train.adversarial_step])
 def test_a_batch_in_parts_has_the_mean_of_the_parts_gradients(step):
-    """Batch statistics are each part's own, so two parts are two batches whose gradients are averaged."""
+    """Batch statistics are each part's own: two batches whose gradients are averaged."""
     torch.manual_seed(1)
     lr, hr = torch.rand(4, 3, 8, 8) * 2 - 1, torch.rand(4, 3, 32, 32) * 2 - 1
     whole, *halves = (models_of() for _ in range(3))
@@ -203,7 +203,7 @@ def test_a_batch_in_parts_has_the_mean_of_the_parts_gradients(step):
 
 
 def test_scaled_losses_give_the_plain_step_and_are_clipped_unscaled():
-    """The gradient scaler of fp16, which the CPU has too, around an fp32 step: two optimisers, one scaler."""
+    """fp16's gradient scaler around an fp32 step on the CPU: two optimisers, one scaler."""
     torch.manual_seed(1)
     lr, hr = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
     plain, scaled = models_of(), models_of()
