@@ -207,7 +207,7 @@ def test_odd_sides_rotation_and_other_containers(tmp_path, weights):
     done = video(clip, "--weights", weights / "x3.pth", "--out", tmp_path / "b.webm")
     assert said(done) == [
         f"{tmp_path / 'b.webm'}: audio stream 1 (aac) is left out: .webm cannot hold it",
-        f"{tmp_path / 'b.webm'}: 75x99 is padded to 76x100, as the codec needs even sides",
+        f"{tmp_path / 'b.webm'}: 75x99 is padded to 76x100, because the codec needs even sides",
     ]
     shown = footage.decoded(tmp_path / "b.webm")[0]
     assert shown[0].shape == (100, 76, 3)

@@ -235,7 +235,7 @@ class Zeros:
 @pytest.mark.parametrize("old_format", [False, True])
 def test_plain_data_that_would_fill_the_memory_are_refused(tmp_path, old_format):
     torch.save({"a": Zeros()}, tmp_path / "t.pth", _use_new_zipfile_serialization=not old_format)
-    with pytest.raises(cli.UserError, match=r"t\.pth: refused, it holds a bytearray"):
+    with pytest.raises(cli.UserError, match=r"t\.pth: refused, it contains a bytearray"):
         files.load_tensors(tmp_path / "t.pth")
 
 

@@ -272,7 +272,7 @@ def test_a_tile_that_is_not_finite_is_computed_again_in_fp32(astronaut, capsys):
     sr = inference.upscale(generator, astronaut[:16, :32], 16, "bf16")
     assert np.array_equal(sr, astronaut[:16, :32].repeat(2, 0).repeat(2, 1))
     assert generator.attempts == ["bf16", "fp32"] * 2
-    assert capsys.readouterr().err.count("bf16 gives values that are not finite") == 1
+    assert capsys.readouterr().err.count("bf16 produces values that are not finite") == 1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -49,7 +49,10 @@ def test_segments_are_kept_until_a_damaged_one_and_the_folder_is_removed_when_em
                 pass
     with segments.kept_segments(out, settings | {"crf": 20}, overwrite=True) as kept:
         assert not kept.check()
-    assert "starting over: the unfinished run had a different crf" in capsys.readouterr().err
+    assert (
+        "starting over: the unfinished run was started with a different crf"
+        in capsys.readouterr().err
+    )
     assert not folder.exists()
 
 
