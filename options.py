@@ -508,7 +508,8 @@ def check_start(args: argparse.Namespace) -> None:
     if args.train_lr_dir and not args.val_lr_dir:
         raise cli.UserError(
             f"--train-lr-dir {args.train_lr_dir} without --val-lr-dir: validation would use "
-            "different LR from training; name the LR files of the validation images with --val-lr-dir"
+            "different LR from training; name the LR files of the validation images with "
+            "--val-lr-dir"
         )
     if args.init and not args.init.exists():
         raise cli.UserError(f"--init {args.init}: no such file")
