@@ -101,7 +101,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     degraded = commands.add_parser(
         "degraded",
         help="write the LR image of every HR image in a folder, for benchmarks; by default "
-        "degraded as by train.py --degradation photo",
+        "degraded as with train.py --degradation photo",
     )
     degraded.add_argument("folder", type=Path, help="folder of HR images; subfolders are included")
     degraded.add_argument(
