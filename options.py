@@ -227,7 +227,8 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         "--perceptual-shift",
         type=cli.non_negative_int,
         help="shift SR and HR randomly by up to this many pixels before they enter the perceptual "
-        "network, to prevent 8-pixel squares (default: 0 for vgg16, 7 for squeezenet)",
+        "network, which prevents a visible pattern of 8-pixel squares in SR (default: 0 for "
+        "vgg16, 7 for squeezenet)",
     )
     group.add_argument(
         "--perceptual-zoom",
