@@ -324,8 +324,8 @@ def _add_optimisation_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--init",
         type=Path,
-        help="generator file to start from; an srresnet file may have fewer blocks than --blocks, and "
-        "the added ones start as the identity",
+        help="generator file to start from; an srresnet file may have fewer blocks than --blocks, "
+        "and the added ones start as the identity",
     )
 
 
