@@ -174,7 +174,10 @@ class TVLoss(nn.Module):
     """Total variation: the mean squared difference of neighbouring pixels, in both directions."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return 2/N · (Σ Δh² / (C·(H-1)·W) + Σ Δw² / (C·H·(W-1))) of images in [0, 1]."""
+        """Return 2/N · (Σ Δh² / (C·(H-1)·W) + Σ Δw² / (C·H·(W-1))).
+
+        Images are (N, C, H, W) in [0, 1].
+        """
         down = (x[:, :, 1:] - x[:, :, :-1]).square().mean()
         across = (x[:, :, :, 1:] - x[:, :, :, :-1]).square().mean()
         return 2 * (down + across)

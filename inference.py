@@ -20,8 +20,8 @@ from utils import cli, generator_file, images, weights
 from utils.device import autocast, free_memory
 
 SMALLEST_TILE = 16  # LR pixels
-# A tile of fewer halos would be mostly halo. Even 3 cost (3 + 2)² / 3² = 2.8 times the work of the
-# whole image.
+# A tile of fewer halos would be mostly halo. Even 3 cost (3 + 2)² / 3² = 2.8 times the work of
+# the whole image.
 _LEAST_HALOS = 3
 _MEMORY_BUDGET = 4 * 2**30  # bytes; larger tiles are no faster
 

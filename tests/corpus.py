@@ -20,7 +20,8 @@ MODES = ("RGB", "L", "P", "RGBA", "CMYK", "I;16", "1")
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" '
     b'exif:PixelXDimension="24" dc:title="XMP title">'
-    b"<xmp:Thumbnails><rdf:Alt>AAAA</rdf:Alt></xmp:Thumbnails><tiff:ImageWidth>24</tiff:ImageWidth></rdf:Description></x:xmpmeta>"
+    b"<xmp:Thumbnails><rdf:Alt>AAAA</rdf:Alt></xmp:Thumbnails><tiff:ImageWidth>24"
+    b"</tiff:ImageWidth></rdf:Description></x:xmpmeta>"
 )
 
 
