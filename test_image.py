@@ -5,10 +5,11 @@ python test_image.py photo.jpg --weights srgan_x4 --out big.tif
 python test_image.py render.png --texture 0.5             halfway from srresnet_x4 to srgan_x4
 python test_image.py photos/ --out enlarged/ --recursive --skip-existing
 
-Results are 8-bit PNG files unless --out names a file of another format (.jpg .webp .tif .bmp).
-Grayscale stays grayscale; CMYK becomes sRGB; transparency, RGB profiles, EXIF, XMP and DPI are
-kept. Only the first of several frames or pages is enlarged. If results would share a name, the
-formats are added: a.png and a.jpg give a_png_x4.png and a_jpg_x4.png.
+The default generator is weights/photo_x4.pth. Results are 8-bit PNG files unless --out names a file
+of another format (.jpg .webp .tif .bmp). Grayscale stays grayscale; CMYK becomes sRGB;
+transparency, RGB profiles, EXIF, XMP and DPI are kept. Only the first of several frames or pages is
+enlarged. If results would share a name, the formats are added: a.png and a.jpg give a_png_x4.png
+and a_jpg_x4.png.
 """
 
 import argparse

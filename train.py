@@ -130,7 +130,7 @@ class Models:
         self.accumulate: int = args.accumulate
         self.grad_clip: float = args.grad_clip
 
-        # Networks
+        # Networks (by default model.Generator and model.Discriminator)
         generator = new_generator(
             args.generator, args.upscale, **options.architecture_options(args)
         )
