@@ -94,7 +94,7 @@ class TrainDatasetFromFolder(Dataset):
             raise cli.UserError(f"crop size {crop_size} is not a multiple of the scale {upscale}")
         if lr_folder is not None and degradation != BICUBIC:
             raise cli.UserError(
-                f"LR files of {lr_folder} with --degradation {degradation.name}: "
+                f"LR files of {lr_folder} with the degradation {degradation.version}: "
                 "LR is read or made, not both"
             )
         self.crop_size = crop_size
@@ -163,18 +163,16 @@ class TrainDatasetFromFolder(Dataset):
             top = int(down * (lr.shape[0] - lr_side + 1))
             left = int(across * (lr.shape[1] - lr_side + 1))
 
-            # LR
+            # Crops
             if self.degradation.random_per_crop:
                 rng = self._degradation_stream(index)
-                lr = self.degradation.degrade_crop(hr, top, left, lr_side, self.upscale, rng)
+                lr, hr = self.degradation.crops(hr, top, left, lr_side, self.upscale, rng)
             else:
                 lr = lr[top : top + lr_side, left : left + lr_side]
+                top *= self.upscale
+                left *= self.upscale
+                hr = hr[top : top + self.crop_size, left : left + self.crop_size]
             _copy_turned(lr, int(turn * 8), lr_batch[position])
-
-            # HR
-            top *= self.upscale
-            left *= self.upscale
-            hr = hr[top : top + self.crop_size, left : left + self.crop_size]
             _copy_turned(hr, int(turn * 8), hr_batch[position])
         return _channels_first(lr_batch), _channels_first(hr_batch)
 

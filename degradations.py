@@ -9,7 +9,7 @@ import unicodedata
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -35,8 +35,8 @@ _BLOCK = 16  # side of a JPEG block with one colour per 2x2 pixels
 class Degradation(ABC):
     """A way to make LR images of HR images.
 
-    Subclasses are frozen dataclasses that implement `degrade`. Their fields are plain data, since
-    config.json and checkpoints record them.
+    Subclasses are frozen dataclasses that implement `degrade`, and `scene` if HR is to change too.
+    Their fields are plain data, since config.json and checkpoints record them.
 
     Attributes:
         version: the name and a number, such as "photo-1". A run is resumed only with the version
@@ -74,6 +74,18 @@ class Degradation(ABC):
             (H / upscale, W / upscale, 3) uint8.
         """
 
+    def scene(self, hr: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return what a training crop is made of: HR itself, or HR with flaws that SR should keep.
+
+        Args:
+            hr: a crop with its margin, (H, W, 3) uint8.
+            rng: the only source of randomness.
+
+        Returns:
+            (H, W, 3) uint8, from which both LR and HR are made.
+        """
+        return hr
+
     def degrade_image(self, hr: np.ndarray, upscale: int, name: str, seed: int = 0) -> np.ndarray:
         """Return the LR image of a whole HR image, the same at every call and on every machine.
 
@@ -85,7 +97,7 @@ class Degradation(ABC):
         checksum = zlib.crc32(stem.encode("utf-8", "surrogateescape"))
         return self.degrade(hr, upscale, np.random.default_rng([seed, checksum]), np.float64)
 
-    def degrade_crop(
+    def crops(
         self,
         hr: np.ndarray,
         top: int,
@@ -93,8 +105,8 @@ class Degradation(ABC):
         side: int,
         upscale: int,
         rng: np.random.Generator,
-    ) -> np.ndarray:
-        """Return the LR image (side, side, 3) of a crop of an HR image.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the LR crop (side, side, 3) at a place of an HR image, and its HR crop.
 
         The crop is degraded together with a margin, which is then cut off, so that a network can
         learn neither the ends of filters nor a fixed position in the grid of JPEG blocks. Beyond
@@ -111,10 +123,14 @@ class Degradation(ABC):
         length = (side + 2 * MARGIN) * upscale
         rows = _mirrored((top - MARGIN + down) * upscale, length, hr.shape[0])
         columns = _mirrored((left - MARGIN + across) * upscale, length, hr.shape[1])
-        lr = self.degrade(hr[rows][:, columns], upscale, rng)
+        scene = self.scene(hr[rows][:, columns], rng)
+        lr = self.degrade(scene, upscale, rng)
         first_row = MARGIN - down
         first_column = MARGIN - across
-        return lr[first_row : first_row + side, first_column : first_column + side]
+        lr_crop = lr[first_row : first_row + side, first_column : first_column + side]
+        hr_rows = slice(first_row * upscale, (first_row + side) * upscale)
+        hr_columns = slice(first_column * upscale, (first_column + side) * upscale)
+        return lr_crop, scene[hr_rows, hr_columns]
 
     def examples(self, hr: np.ndarray, upscale: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Return six LR images of one HR image, for `prepare_data.py degraded --sheet`."""
@@ -290,20 +306,27 @@ class Photo(Degradation):
 
         # Noise
         if rng.random() < ranges.noise:
-            gaussian = rng.random() < 0.5
-            gray = bool(rng.random() < self.gray_noise)
-            if gaussian:
-                strength = rng.uniform(*ranges.gaussian)
-                operations.append(partial(add_gaussian, rng=rng, strength=strength, gray=gray))
-            else:
-                strength = rng.uniform(*ranges.poisson)
-                operations.append(partial(add_poisson, rng=rng, strength=strength, gray=gray))
+            operations.append(self.draw_noise(rng, ranges))
 
         # JPEG
-        quality = integer_between(rng, ranges.quality)
-        full_chroma = bool(rng.random() < self.full_chroma)
-        operations.append(partial(jpeg, quality=quality, full_chroma=full_chroma))
+        operations.append(self.draw_compression(rng, ranges.quality))
         return operations
+
+    def draw_noise(self, rng: np.random.Generator, ranges: Pass) -> Operation:
+        """Draw the noise of a pass: Gaussian or Poisson, in colour or gray."""
+        gaussian = rng.random() < 0.5
+        gray = bool(rng.random() < self.gray_noise)
+        if gaussian:
+            strength = rng.uniform(*ranges.gaussian)
+            return partial(add_gaussian, rng=rng, strength=strength, gray=gray)
+        strength = rng.uniform(*ranges.poisson)
+        return partial(add_poisson, rng=rng, strength=strength, gray=gray)
+
+    def draw_compression(self, rng: np.random.Generator, quality: tuple[int, int]) -> Operation:
+        """Draw the JPEG of a pass, with a quality in the range `quality`."""
+        drawn = integer_between(rng, quality)
+        full_chroma = bool(rng.random() < self.full_chroma)
+        return partial(jpeg, quality=drawn, full_chroma=full_chroma)
 
     def draw_blur(self, rng: np.random.Generator, sigma: tuple[float, float]) -> np.ndarray:
         """Draw a kernel for `filtered`: a sinc filter, or a blur with axes in the range `sigma`."""
@@ -328,6 +351,69 @@ class Photo(Degradation):
     def draw_sinc(self, rng: np.random.Generator, radius: tuple[int, int]) -> np.ndarray:
         """Draw a sinc filter with a radius in the range `radius`."""
         return sinc_kernel(integer_between(rng, radius), rng.uniform(*self.cutoff))
+
+
+@dataclass(frozen=True)
+class CameraPhoto(Photo):
+    """`Photo` with four more flaws of everyday photographs.
+
+    Noise may be that of a sensor behind its colour filter, JPEG may be WebP, and a light sample may
+    be compressed again, as messengers do. A training crop may be out of focus, wholly or in part.
+    That is no flaw to undo, but how most backgrounds look, so HR is out of focus too: a network
+    that never sees it invents texture there.
+    """
+
+    sensor: float  # probability that noise is a sensor's
+    read_noise: tuple[float, float]  # of a sensor without light, in levels
+    webp: float  # probability of WebP in place of a pass's JPEG
+    again: float  # probability that a light sample is compressed again as JPEG
+    again_quality: tuple[int, int]
+    defocus: float  # probability that a crop is out of focus
+    in_part: float  # probability that part of such a crop is in focus
+    defocus_radius: tuple[float, float]  # of the disc that a point becomes, in HR pixels
+    transition: tuple[float, float]  # width of the zone between in and out of focus, in HR pixels
+
+    def scene(self, hr: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return HR, or HR out of focus; see `Degradation.scene`."""
+        if rng.random() >= self.defocus:
+            return hr
+        sharp = hr.astype(np.float32)
+        blurred = filtered(sharp, disc_kernel(rng.uniform(*self.defocus_radius)))
+        if rng.random() >= self.in_part:
+            return to_levels(blurred)
+        # A straight zone at any angle, with its middle anywhere in the crop
+        height, width = hr.shape[:2]
+        y, x = np.ogrid[:height, :width]
+        angle = rng.uniform(-math.pi, math.pi)
+        row, column = rng.uniform(0, (height, width))
+        distance = (y - row) * math.sin(angle) + (x - column) * math.cos(angle)
+        in_focus = np.clip(0.5 + distance / rng.uniform(*self.transition), 0, 1)
+        return to_levels(blurred + (sharp - blurred) * in_focus[..., None].astype(np.float32))
+
+    def draw(
+        self, rng: np.random.Generator, lr_shape: tuple[int, int], kind: str | None = None
+    ) -> list[Operation]:
+        """Draw the operations of a sample, as `Photo.draw` does."""
+        if kind is None:
+            kind = choose(rng, self.shares)
+        operations = super().draw(rng, lr_shape, kind)
+        if kind == "light" and rng.random() < self.again:
+            operations.append(super().draw_compression(rng, self.again_quality))
+        return operations
+
+    def draw_noise(self, rng: np.random.Generator, ranges: Pass) -> Operation:
+        """Draw the noise of a pass: a sensor's, or as `Photo.draw_noise` does."""
+        if rng.random() < self.sensor:
+            strength = rng.uniform(*ranges.poisson)
+            read_noise = rng.uniform(*self.read_noise)
+            return partial(add_sensor_noise, rng=rng, strength=strength, read_noise=read_noise)
+        return super().draw_noise(rng, ranges)
+
+    def draw_compression(self, rng: np.random.Generator, quality: tuple[int, int]) -> Operation:
+        """Draw the WebP or JPEG of a pass, with a quality in the range `quality`."""
+        if rng.random() < self.webp:
+            return partial(webp, quality=integer_between(rng, quality))
+        return super().draw_compression(rng, quality)
 
 
 # --- the values ---------------------------------------------------------------------------------
@@ -421,7 +507,53 @@ PHOTO_1 = Photo(
     final_radius=(3, 6),
 )
 
-DEGRADATIONS: dict[str, Degradation] = {"bicubic": BICUBIC, "photo": PHOTO_1}
+# Against photo-1: the flaws that it lacks, more blur (networks trained with photo-1 hardly undo
+# any), and more clean and light samples (most pictures that people enlarge are such).
+PHOTO_2 = CameraPhoto(
+    version="photo-2",
+    shares={"clean": 0.15, "light": 0.45, "full": 0.4},
+    passes={
+        "light": [
+            replace(
+                PHOTO_1.passes["light"][0],
+                blur=0.6,
+                sigma=(0.2, 2.6),
+                gaussian=(0.5, 5),
+                poisson=(0.05, 0.35),
+                quality=(45, 98),
+            )
+        ],
+        "full": [
+            replace(PHOTO_1.passes["full"][0], sigma=(0.2, 3)),
+            replace(PHOTO_1.passes["full"][1], sigma=(0.2, 1.5), scale=(0.5, 1.5)),
+        ],
+    },
+    blurs=PHOTO_1.blurs,
+    anisotropic=PHOTO_1.anisotropic,
+    beta=PHOTO_1.beta,
+    sinc=PHOTO_1.sinc,
+    final_sinc=PHOTO_1.final_sinc,
+    cutoff=PHOTO_1.cutoff,
+    gray_noise=PHOTO_1.gray_noise,
+    full_chroma=PHOTO_1.full_chroma,
+    radius=PHOTO_1.radius,
+    final_radius=PHOTO_1.final_radius,
+    sensor=0.3,
+    read_noise=(0, 3),
+    webp=0.15,
+    again=0.35,
+    again_quality=(60, 90),
+    defocus=0.25,
+    in_part=0.5,
+    defocus_radius=(4, 14),
+    transition=(2, 60),
+)
+
+DEGRADATIONS: dict[str, Degradation] = {
+    "bicubic": BICUBIC,
+    "photo": PHOTO_1,
+    "photo-2": PHOTO_2,
+}
 
 
 # --- drawing ------------------------------------------------------------------------------------
@@ -481,6 +613,17 @@ def sinc_kernel(radius: int, cutoff: float) -> np.ndarray:
     return kernel / kernel.sum()
 
 
+def disc_kernel(radius: float) -> np.ndarray:
+    """Return what a lens out of focus makes of a point: an even disc with a sum of 1.
+
+    A pixel on the rim counts by the share of its width inside `radius` (pixels).
+    """
+    reach = math.ceil(radius)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    kernel = np.clip(radius + 0.5 - np.hypot(x, y), 0, 1)
+    return kernel / kernel.sum()
+
+
 # --- operations ---------------------------------------------------------------------------------
 
 METHODS = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -533,8 +676,51 @@ def add_poisson(
     return clipped(image + strength * np.sqrt(photons, out=photons) * _normal(image, rng, gray))
 
 
+def add_sensor_noise(
+    image: np.ndarray, rng: np.random.Generator, strength: float, read_noise: float
+) -> np.ndarray:
+    """Add the noise of a sensor with one colour per pixel (RGGB).
+
+    The two other colours of a pixel are interpolated bilinearly, which makes spots of the noise.
+    Only noise takes this way, so the image stays as sharp as it is.
+
+    Args:
+        image: levels (H, W, 3).
+        rng: the only source of randomness.
+        strength: of the noise of counting photons, as for `add_poisson`.
+        read_noise: standard deviation of what is added without light, in levels.
+    """
+    photons = clipped(image.copy())
+    spread = np.sqrt(strength**2 * photons + read_noise**2)
+    noise = spread * _normal(image, rng, gray=True)
+    red_and_blue = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 4
+    green = np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]]) / 4
+    places = {
+        (0, 0): 0,
+        (0, 1): 1,
+        (1, 0): 1,
+        (1, 1): 2,
+    }
+    seen = np.zeros_like(noise)  # what the pixels of each colour measure
+    for (row, column), channel in places.items():
+        seen[row::2, column::2, channel] = noise[row::2, column::2, channel]
+    for channel, kernel in enumerate((red_and_blue, green, red_and_blue)):
+        seen[..., channel] = filtered(seen[..., channel], kernel)
+    return clipped(image + seen)
+
+
 def _normal(image: np.ndarray, rng: np.random.Generator, gray: bool) -> np.ndarray:
     return rng.standard_normal((*image.shape[:2], 1 if gray else 3), image.dtype.type)
+
+
+def webp(image: np.ndarray, quality: int) -> np.ndarray:
+    """Return an image saved as lossy WebP and read again.
+
+    Raises:
+        UserError: the image is too large for WebP.
+    """
+    _check_sides(image, "WEBP")
+    return _saved(image, ".webp", [cv2.IMWRITE_WEBP_QUALITY, quality])
 
 
 def jpeg(image: np.ndarray, quality: int, full_chroma: bool) -> np.ndarray:
@@ -545,17 +731,25 @@ def jpeg(image: np.ndarray, quality: int, full_chroma: bool) -> np.ndarray:
     Raises:
         UserError: the image is too large for JPEG.
     """
-    if max(image.shape) > images.LARGEST_SIDE["JPEG"]:
-        height, width = image.shape[:2]
-        raise cli.UserError(
-            f"{width}x{height} pixels are too large for JPEG; make the image smaller first"
-        )
+    _check_sides(image, "JPEG")
     if full_chroma:
         sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
     else:
         sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(to_levels(image), cv2.COLOR_RGB2BGR), options)
+    return _saved(image, ".jpg", options)
+
+
+def _check_sides(image: np.ndarray, file_format: str) -> None:
+    height, width = image.shape[:2]
+    if max(height, width) > images.LARGEST_SIDE[file_format]:
+        raise cli.UserError(
+            f"{width}x{height} pixels are too large for {file_format}; make the image smaller first"
+        )
+
+
+def _saved(image: np.ndarray, suffix: str, options: list[int]) -> np.ndarray:
+    _, data = cv2.imencode(suffix, cv2.cvtColor(to_levels(image), cv2.COLOR_RGB2BGR), options)
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
     assert decoded is not None  # it was encoded just now
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB).astype(image.dtype)

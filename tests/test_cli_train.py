@@ -721,7 +721,7 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
         (["--crop", 88], "use a smaller --crop"),
         (
             ["--degradation", "photo", "--train-lr-dir", photos[0], "--val-lr-dir", photos[1]],
-            "with --degradation photo: LR is read or made, not both",
+            "with the degradation photo-1: LR is read or made, not both",
         ),
         (["--degradation", "fog"], "invalid choice: 'fog'"),
         (["--crop", 31], "--crop 28 is too small: the networks need at least 32"),

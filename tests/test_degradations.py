@@ -71,7 +71,7 @@ def test_crops_of_photo_1_are_what_they_always_were():
     expected += [127.76, 127.65, 127.82, 127.79, 127.8, 127.77, 127.61, 127.66, 128.6, 127.7]
     for index, mean in enumerate(expected):
         rng = np.random.default_rng([7, 2, index, 3])
-        crop = PHOTO.degrade_crop(pattern(256, 320), 5 + index, 3 + 2 * index, 22, 4, rng)
+        crop = PHOTO.crops(pattern(256, 320), 5 + index, 3 + 2 * index, 22, 4, rng)[0]
         assert crop.mean() == pytest.approx(mean, abs=0.02)
 
 
@@ -95,6 +95,125 @@ def test_real_esrgans_values_stand_beside_those_of_photo_1():
             ours = np.atleast_1d(getattr(ranges, name)).tolist()
             start = 2 * number * len(ours)
             assert numbers[start : start + len(ours)] == ours, name
+
+
+# --- photo-2
+
+
+PHOTO_2 = DEGRADATIONS["photo-2"]
+
+
+def test_the_ranges_of_photo_2_never_change():
+    recorded = {name: value for name, value in PHOTO_2.record().items() if name != "opencv"}
+    assert zlib.crc32(json.dumps(recorded).encode()) == 2622433863
+    assert recorded["version"] == "photo-2"
+
+
+def test_photo_2_keeps_what_photo_1_has_and_adds_its_flaws():
+    rng = np.random.default_rng(1)
+    plans = [PHOTO_2.draw(rng, (16, 20)) for _ in range(3000)]
+    kinds = {
+        kind: [PHOTO_2.draw(rng, (16, 20), kind) for _ in range(1500)] for kind in PHOTO.shares
+    }
+    assert not any(kinds["clean"])
+    empty = sum(not plan for plan in plans) / len(plans)
+    assert empty == pytest.approx(PHOTO_2.shares["clean"], abs=0.02)
+    files = ("jpeg", "webp")
+    names = {
+        kind: [[operation.func.__name__ for operation in plan] for plan in kinds[kind]]
+        for kind in kinds
+    }
+    saved = [sum(name in files for name in plan) for plan in names["light"]]
+    assert_distributed(saved, {1: 1 - PHOTO_2.again, 2: PHOTO_2.again})
+    assert all(sum(name in files for name in plan) == 2 for plan in names["full"])
+    first = [next(name for name in plan if name in files) for plan in names["light"]]
+    assert_distributed(first, {"webp": PHOTO_2.webp, "jpeg": 1 - PHOTO_2.webp})
+    assert all(plan[-1] == "jpeg" for plan, count in zip(names["light"], saved) if count == 2)
+    noises = [name for plan in names["light"] for name in plan if name.startswith("add_")]
+    sensor = [name == "add_sensor_noise" for name in noises]
+    assert_distributed(sensor, {True: PHOTO_2.sensor, False: 1 - PHOTO_2.sensor})
+    for again in (plan[-1] for plan, count in zip(kinds["light"], saved) if count == 2):
+        low, high = PHOTO_2.again_quality
+        assert low <= again.keywords["quality"] <= high
+
+
+def test_sensor_noise_has_its_strength_and_makes_spots():
+    flat = np.full((400, 400, 3), 100.0)
+    rng = np.random.default_rng(2)
+    noisy = degradations.add_sensor_noise(flat, rng, strength=0.5, read_noise=2)
+    noise = noisy - flat
+    spread = np.sqrt(0.5**2 * 100 + 2**2)
+    assert noise[::2, ::2, 0].std() == pytest.approx(spread, rel=0.03)  # measured, not interpolated
+    assert noise[1::2, 1::2, 2].std() == pytest.approx(spread, rel=0.03)
+    assert noise[::2, 1::2, 1].std() == pytest.approx(spread, rel=0.03)
+    # Between two measured pixels is their mean
+    between = (noise[::2, 0:-2:2, 0] + noise[::2, 2::2, 0]) / 2
+    assert np.abs(noise[::2, 1:-1:2, 0] - between).max() < 1e-9
+    neighbours = np.corrcoef(noise[:, :-1, 0].ravel(), noise[:, 1:, 0].ravel())[0, 1]
+    assert neighbours > 0.5
+    channels = np.corrcoef(noise[..., 0].ravel(), noise[..., 2].ravel())[0, 1]
+    assert abs(channels) < 0.05
+    assert degradations.add_sensor_noise(flat * 0, rng, 1.0, 0.0).max() == 0  # no light, no noise
+
+
+def test_webp_is_pillows(astronaut):
+    image = astronaut[:200, :240].astype(np.float64)
+    file = io.BytesIO()
+    Image.fromarray(astronaut[:200, :240]).save(file, "WEBP", quality=60)
+    expected = np.asarray(Image.open(file).convert("RGB")).astype(float)
+    found = degradations.webp(image, 60)
+    assert found.dtype == np.float64
+    assert np.abs(found - expected).mean() < 0.5
+    assert 1 < np.abs(found - image).mean() < np.abs(degradations.webp(image, 20) - image).mean()
+    with pytest.raises(ValueError, match="16400x8 pixels are too large for WEBP"):
+        degradations.webp(np.zeros((8, 16_400, 3)), 60)
+
+
+@pytest.mark.parametrize("radius", [4, 7.3, 14])
+def test_a_point_out_of_focus_is_an_even_disc(radius):
+    kernel = degradations.disc_kernel(radius)
+    assert kernel.sum() == pytest.approx(1)
+    assert kernel.max() == pytest.approx(1 / (np.pi * radius**2), rel=0.03)
+    y, x = np.indices(kernel.shape) - len(kernel) // 2
+    distance = np.hypot(x, y)
+    assert np.ptp(kernel[distance < radius - 0.5]) < 1e-12
+    assert kernel[distance > radius + 0.5].sum() == 0
+
+
+def test_hr_is_out_of_focus_as_often_as_it_should_and_lr_shows_the_same(astronaut):
+    clean = replace(PHOTO_2, shares={"clean": 1})
+    sharp, differs = [], []
+    for seed in range(400):
+        lr, hr = clean.crops(astronaut, 40, 50, 16, 4, np.random.default_rng(seed))
+        assert lr.shape == (16, 16, 3) and hr.shape == (64, 64, 3)
+        sharp.append(np.array_equal(hr, astronaut[160:224, 200:264]))
+        expected = images.downscale(np.ascontiguousarray(hr), 4).astype(int)
+        differs.append(np.abs(lr.astype(int) - expected)[2:-2, 2:-2].max())
+    assert max(differs) <= 1  # but for the border, LR is the bicubic of HR's crop
+    # In part of the crops, all that is out of focus lies in the margin
+    assert 0.75 <= np.mean(sharp) < 0.85
+
+
+def test_a_crop_partly_in_focus_is_sharp_on_one_side(astronaut):
+    halves = replace(PHOTO_2, defocus=1, in_part=1, transition=(2, 2))
+    rng = np.random.default_rng(5)
+    seen = [halves.scene(astronaut[:176, :176], rng) for _ in range(30)]
+    same_pixels = [np.mean((scene == astronaut[:176, :176]).all(-1)) for scene in seen]
+    assert min(same_pixels) < 0.3 < 0.7 < max(same_pixels)
+
+
+def test_hr_is_what_it_was_with_a_degradation_that_has_no_scene(astronaut):
+    for seed in range(20):
+        _, hr = PHOTO.crops(astronaut, 40, 50, 16, 4, np.random.default_rng(seed))
+        assert np.array_equal(hr, astronaut[160:224, 200:264])
+
+
+def test_files_of_photo_2_are_sharp_where_hr_is():
+    """Whole images are for validation: their HR stays as it is."""
+    gray = np.full((64, 64, 3), 90, np.uint8)
+    gray[:, 32:] = 160
+    lr = replace(PHOTO_2, shares={"clean": 1}, defocus=1).degrade_image(gray, 4, "a.png")
+    assert np.array_equal(lr, images.downscale(gray, 4))
 
 
 # --- another degradation
@@ -462,7 +581,7 @@ def test_a_clean_sample_is_the_bicubic_lr(astronaut):
     assert np.array_equal(lr, images.downscale(astronaut[:64, :64], 4))
     whole = images.downscale(astronaut, 4)
     for top, left in ((0, 0), (40, 50), (106, 106)):
-        crop = clean.degrade_crop(astronaut, top, left, 22, 4, np.random.default_rng(0))
+        crop = clean.crops(astronaut, top, left, 22, 4, np.random.default_rng(0))[0]
         assert np.array_equal(crop[2:-2, 2:-2], whole[top : top + 22, left : left + 22][2:-2, 2:-2])
 
 
@@ -471,7 +590,7 @@ def test_a_degraded_crop_lies_where_its_hr_lies(astronaut, top, left):
     hr = astronaut[4 * top : 4 * top + 88, 4 * left : 4 * left + 88]
     mean = np.zeros((22, 22, 3))
     for seed in range(40):
-        mean += PHOTO.degrade_crop(astronaut, top, left, 22, 4, np.random.default_rng(seed)) / 40
+        mean += PHOTO.crops(astronaut, top, left, 22, 4, np.random.default_rng(seed))[0] / 40
     expected = images.downscale(hr, 4).astype(float)
     errors = {
         (y, x): np.abs(np.roll(mean, (y, x), (0, 1)) - expected)[2:-2, 2:-2].mean()
@@ -490,7 +609,7 @@ def test_what_lies_beyond_the_margin_is_hardly_seen_in_the_crop(astronaut, monke
                 patch.setattr(degradations.cv2, "BORDER_REFLECT_101", border)
                 rngs = map(np.random.default_rng, range(60))
                 made.append(
-                    [PHOTO.degrade_crop(astronaut, 40, 50, 22, 4, rng).astype(int) for rng in rngs]
+                    [PHOTO.crops(astronaut, 40, 50, 22, 4, rng)[0].astype(int) for rng in rngs]
                 )
         return np.mean([np.abs(one - two).mean() for one, two in zip(*made)])
 
@@ -502,7 +621,7 @@ def test_crops_at_other_scales_lie_where_their_hr_lies(astronaut, upscale):
     light = replace(PHOTO, shares={"light": 1})
     image = images.crop_to_multiple(astronaut, upscale)
     mean = sum(
-        light.degrade_crop(image, 15, 20, 12, upscale, np.random.default_rng(seed)) / 40.0
+        light.crops(image, 15, 20, 12, upscale, np.random.default_rng(seed))[0] / 40.0
         for seed in range(40)
     )
     expected = images.downscale(image, upscale)[15:27, 20:32]
@@ -512,7 +631,7 @@ def test_crops_at_other_scales_lie_where_their_hr_lies(astronaut, upscale):
 def test_bad_input_is_refused(photos):
     with pytest.raises(ValueError, match="70000x8 pixels are too large for JPEG"):
         degradations.jpeg(np.zeros((8, 70_000, 3), np.float32), 50, True)
-    with pytest.raises(ValueError, match="--degradation photo: LR is read or made, not both"):
+    with pytest.raises(ValueError, match="the degradation photo-1: LR is read or made, not both"):
         TrainDatasetFromFolder(photos[0], 32, 4, lr_folder=photos[0], degradation=PHOTO)
 
 
@@ -531,7 +650,7 @@ def test_pictures_smaller_than_the_margin_are_degraded(shape):
         rng = np.random.default_rng(seed)
         lr = PHOTO.degrade(picture, 4, rng)
         assert lr.shape == (shape[0] // 4, shape[1] // 4, 3) and lr.dtype == np.uint8
-        assert PHOTO.degrade_crop(picture, 0, 0, 1, 4, rng).shape == (1, 1, 3)
+        assert PHOTO.crops(picture, 0, 0, 1, 4, rng)[0].shape == (1, 1, 3)
 
 
 # --- in training
