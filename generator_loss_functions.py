@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.pretrained import squeezenet_layers, vgg16_layers
+from utils.pretrained import squeezenet_layers, vgg16_layers, vgg19_blocks, vgg19_layers
 
 PIXEL_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}  # SRGAN's, and ESRGAN's
 
@@ -162,8 +162,50 @@ class SqueezeNetFeatures(PerceptualNetwork):
         return total
 
 
+class VGG19Features(PerceptualNetwork):
+    """VGG19's last convolution of each block, before activation (Wang et al., 2018, section 3.2).
+
+    The stages and their weights are Real-ESRGAN's (Wang et al., 2021, section 4.1); a file that
+    holds only the first layers has fewer.
+
+    Args:
+        state_dict: of `pretrained.load`.
+    """
+
+    def __init__(self, state_dict: dict[str, Tensor]):
+        super().__init__(vgg19_layers(state_dict), state_dict)
+        last_of_blocks = [block[-1] for block in vgg19_blocks(state_dict)]
+        weights = (0.1, 0.1, 1.0, 1.0, 1.0)[: len(last_of_blocks)]
+        self.stages = dict(zip(last_of_blocks, weights, strict=True))
+
+    def forward(self, x: Tensor) -> Iterator[tuple[float, Tensor]]:
+        """Yield each stage's weight and features (N, C, h, w) of images (N, 3, H, W) in [0, 1].
+
+        The features have unit norm over channels.
+        """
+        layers = dict(self.features.named_children())
+        if "conv0" not in layers:  # which would do the same
+            x = self.normalised(x)
+        for name, layer in layers.items():
+            x = layer(x)
+            if name in self.stages:
+                yield self.stages[name], F.normalize(x.float(), dim=1, eps=1e-10)
+
+    def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Return the distance of each pair (N,) of images of at least 17x17 pixels.
+
+        The squared difference of the features is summed over channels, averaged over positions and
+        summed over stages with their weights. Only `sr` gets a gradient.
+        """
+        total = sr.new_zeros(len(sr), dtype=torch.float32)
+        for (weight, ours), (_, target) in zip(self(sr), self(hr.detach()), strict=True):
+            total = total + weight * (ours - target).square().sum(1).mean((1, 2))
+        return total
+
+
 PERCEPTUAL_NETWORKS: dict[str, Callable[[dict[str, Tensor]], PerceptualNetwork]] = {
     "vgg16": VGG16Features,
+    "vgg19": VGG19Features,
     "squeezenet": SqueezeNetFeatures,
 }
 

@@ -7,18 +7,18 @@ All metrics are computed without TF32 and outside autocast, whatever the precisi
 
 import importlib.util
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from generator_loss_functions import SqueezeNetFeatures
+from generator_loss_functions import PERCEPTUAL_NETWORKS
 from utils import cli, images, pretrained
 from utils.device import true_fp32
 
 LARGEST_PSNR = 100.0
-LARGEST_PART = 2048  # pixels; comparing features of 2048x2048 pixels takes 2.4 GB
+LARGEST_PARTS = {"squeezenet": 2048, "vgg19": 1024}  # pixels; either takes about 2 GB
 LEAST_DETAIL = 0.01 / 255  # an image with less is flat, and a share of it would be rounding noise
 
 # BT.601: the weights of R, G and B in Y, Cb and Cr, in 255ths and without the offsets
@@ -155,28 +155,29 @@ class DistanceNetwork(nn.Module):
     least_side: int  # of the smallest image that it can take, in pixels
 
 
+DISTANCE_COLUMNS = {"squeezenet": "Distance", "vgg19": "Distance_VGG19"}  # of the CSVs
+
+
 def distance_networks(
-    lpips: bool = False, squeezenet: str | dict[str, Tensor] | None = None
+    lpips: bool = False, weights: Sequence[pretrained.Pretrained] = ()
 ) -> nn.ModuleDict:
-    """Return the networks that measure distances, by CSV column: Distance and LPIPS.
+    """Return the networks that measure distances, by CSV column.
 
     Args:
         lpips: whether to measure LPIPS.
-        squeezenet: weights for Distance: `imagenet` (torchvision's, downloaded if missing), a file,
-            or a state dict. None: torchvision's if they are in PyTorch's hub folder already, else
-            no Distance.
+        weights: of SqueezeNet, of VGG19 or of both. Without SqueezeNet's, torchvision's are used if
+            they are in PyTorch's hub folder already.
 
     Raises:
-        UserError: weights cannot be read or downloaded, or the package of LPIPS is not installed.
-        OSError: the file cannot be opened.
+        UserError: weights cannot be read, or the package of LPIPS is not installed.
     """
     networks = nn.ModuleDict()
-    if squeezenet is None and _has_squeezenet():
-        squeezenet = "imagenet"
-    if isinstance(squeezenet, str):
-        squeezenet = pretrained.load("squeezenet", squeezenet).state_dict
-    if squeezenet is not None:
-        networks["Distance"] = FeatureDistance(squeezenet)
+    by_network = {one.network: one for one in weights}
+    if "squeezenet" not in by_network and _has_squeezenet():
+        by_network["squeezenet"] = pretrained.load("squeezenet", "imagenet")
+    for network, column in DISTANCE_COLUMNS.items():
+        if network in by_network:
+            networks[column] = FeatureDistance(by_network[network])
     if lpips:
         networks["LPIPS"] = LPIPS()
     return networks
@@ -191,38 +192,39 @@ def _has_squeezenet() -> bool:
 
 
 class FeatureDistance(DistanceNetwork):
-    """Distance between ImageNet features of SqueezeNet: LPIPS without its calibration.
+    """Distance between the ImageNet features of a perceptual network.
 
-    Args:
-        state_dict: SqueezeNet's, of `pretrained`.
+    With SqueezeNet, it is LPIPS without its calibration.
     """
 
-    least_side = pretrained.LEAST_SIDES["squeezenet"]
-
-    def __init__(self, state_dict: dict[str, Tensor]):
+    def __init__(self, weights: pretrained.Pretrained):
         super().__init__()
-        self.network = SqueezeNetFeatures(state_dict)
+        self.network = PERCEPTUAL_NETWORKS[weights.network](weights.state_dict)
+        self.least_side = pretrained.LEAST_SIDES[weights.network]
+        self.largest_part = LARGEST_PARTS[weights.network]
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Return the distances (N,) of images (N, 3, H, W) in [0, 1], at least 21x21.
+        """Return the distances (N,) of images (N, 3, H, W) in [0, 1], of `least_side` at least.
 
-        Images larger than 2048x2048 are compared in parts to bound the memory, which changes the
-        distance by about 1%.
+        Images larger than `LARGEST_PARTS` are compared in parts to bound the memory, which changes
+        the distance by about 1%.
         """
+        sr_parts = _parts(sr, self.largest_part)
+        hr_parts = _parts(hr, self.largest_part)
         with true_fp32(sr.device):
             total = torch.zeros(len(sr), device=sr.device)
-            for sr_part, hr_part in zip(_parts(sr), _parts(hr), strict=True):
+            for sr_part, hr_part in zip(sr_parts, hr_parts, strict=True):
                 pixels = sr_part[0, 0].numel()
                 total = total + self.network.distance(sr_part, hr_part) * pixels
             return total / sr[0, 0].numel()
 
 
-def _parts(image: Tensor) -> list[Tensor]:
-    """Split (N, C, H, W) into parts of nearly equal size, with sides of at most `LARGEST_PART`."""
+def _parts(image: Tensor, largest: int) -> list[Tensor]:
+    """Split (N, C, H, W) into parts of nearly equal size, with sides of at most `largest`."""
     height, width = image.shape[-2:]
     parts: list[Tensor] = []
-    for rows in image.tensor_split(-(-height // LARGEST_PART), 2):
-        parts += rows.tensor_split(-(-width // LARGEST_PART), 3)
+    for rows in image.tensor_split(-(-height // largest), 2):
+        parts += rows.tensor_split(-(-width // largest), 3)
     return parts
 
 

@@ -17,6 +17,7 @@ from utils import checkpoint, cli, device, distributed, pretrained
 
 DEFAULT_PERCEPTUAL = {
     "vgg16": {"perceptual_weight": 6e-3, "perceptual_shift": 0, "perceptual_zoom": 1.0},
+    "vgg19": {"perceptual_weight": 1.0, "perceptual_shift": 0, "perceptual_zoom": 1.0},
     "squeezenet": {"perceptual_weight": 0.1, "perceptual_shift": 7, "perceptual_zoom": 2.0},
 }
 
@@ -173,8 +174,8 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         "--degradation",
         choices=DEGRADATIONS,
         default="bicubic",
-        help="how LR is made from HR; photo adds the blur, noise and JPEG artefacts of everyday "
-        "photographs",
+        help="how LR is made from HR; photo-2 adds the blur, noise and compression of everyday "
+        "photographs, and photo is its older version",
     )
 
 
@@ -208,8 +209,9 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         "--perceptual",
         choices=PERCEPTUAL_NETWORKS,
         default="vgg16",
-        help="network whose features of SR and HR are compared; squeezenet needs about a thirtieth "
-        "of vgg16's operations and a download of 5 MB instead of 528 MB",
+        help="network whose features of SR and HR are compared: vgg16: SRGAN's; vgg19: ESRGAN's; "
+        "squeezenet needs about a thirtieth of their operations and a download of 5 MB instead of "
+        "over 500 MB",
     )
     group.add_argument(
         "--perceptual-weights",
@@ -221,21 +223,22 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--perceptual-weight",
         type=cli.non_negative_float,
-        help="weight of the perceptual loss (default: 6e-3 for vgg16, 0.1 for squeezenet)",
+        help="weight of the perceptual loss (default: 6e-3 for vgg16, 1 for vgg19, 0.1 for "
+        "squeezenet)",
     )
     group.add_argument(
         "--perceptual-shift",
         type=cli.non_negative_int,
         help="shift SR and HR randomly by up to this many pixels before they enter the perceptual "
-        "network, which prevents a visible pattern of 8-pixel squares in SR (default: 0 for "
-        "vgg16, 7 for squeezenet)",
+        "network, which prevents a visible pattern of 8-pixel squares in SR (default: 7 for "
+        "squeezenet, else 0)",
     )
     group.add_argument(
         "--perceptual-zoom",
         type=cli.number_between(1, 4, step=0.25),
         help="enlarge SR and HR randomly by up to this factor, a multiple of 0.25, before they "
-        "enter the perceptual network, which otherwise misses the finest patterns (default: 1 for "
-        "vgg16, 2 for squeezenet)",
+        "enter the perceptual network, which otherwise misses the finest patterns (default: 2 for "
+        "squeezenet, else 1)",
     )
     group.add_argument(
         "--tv-weight",

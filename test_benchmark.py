@@ -19,7 +19,7 @@ import metrics
 from dataloader import TestDatasetFromFolder
 from model import UPSCALES
 from networks import GeneratorNetwork
-from utils import cli, files, images, weights
+from utils import cli, files, images, pretrained, weights
 from utils.device import add_options, resolve_device, resolve_precision
 
 SRSource = Callable[[str, np.ndarray], np.ndarray]  # (name, LR) -> SR, both (H, W, 3) uint8
@@ -31,6 +31,7 @@ FIGURES = {
     "RGB_PSNR": 2,
     "LPIPS": 4,
     "Distance": 3,
+    "Distance_VGG19": 3,
     "Detail": 2,
     "Colour": 2,
     "Grid": 2,
@@ -64,9 +65,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--perceptual-weights",
+        nargs="+",
+        default=[],
         metavar="imagenet|FILE",
-        help="SqueezeNet's weights, for Distance; imagenet downloads torchvision's once, 5 MB "
-        "(default: torchvision's if already downloaded, else no Distance)",
+        help="weights of SqueezeNet, for Distance, or of VGG19, for Distance_VGG19, or files of "
+        "both; imagenet downloads torchvision's SqueezeNet once, 5 MB (default: torchvision's "
+        "SqueezeNet if already downloaded, else none)",
     )
     parser.add_argument(
         "--lpips",
@@ -176,16 +180,16 @@ def measure_folder(
 
 def print_table(table: pandas.DataFrame) -> None:
     """Print SR below bicubic, with the papers' decimals and a dash for what an image lacks."""
-    columns = [column for column in FIGURES if f"SR_{column}" in table]
-    width = max(len(name) for name in table["Image"])
-    print(f"{'':{width}}  {'':7}" + "".join(f"  {column:>8}" for column in columns))
+    widths = {name: max(8, len(name)) for name in FIGURES if f"SR_{name}" in table}
+    names = max(len(name) for name in table["Image"])
+    print(f"{'':{names}}  {'':7}" + "".join(f"  {name:>{n}}" for name, n in widths.items()))
     for _, row in table.iterrows():
         for name, what in ((row["Image"], "Bicubic"), ("", "SR")):
-            line = f"{name:{width}}  {what:7}"
-            for column in columns:
+            line = f"{name:{names}}  {what:7}"
+            for column, width in widths.items():
                 value = row[f"{what}_{column}"]
                 text = "-" if math.isnan(value) else f"{value:.{FIGURES[column]}f}"
-                line += f"  {text:>8}"
+                line += f"  {text:>{width}}"
             print(line)
 
 
@@ -196,7 +200,7 @@ def main(args: argparse.Namespace) -> None:
             "--weights cannot be combined with --sr, which measures images that are already "
             "enlarged; nor can --texture"
         )
-    if args.perceptual_weights == "random":
+    if "random" in args.perceptual_weights:
         raise cli.UserError(
             "--perceptual-weights random: Distance between untrained features means nothing; pass "
             "imagenet or a file"
@@ -220,7 +224,10 @@ def main(args: argparse.Namespace) -> None:
         sr_of = made_elsewhere(args.sr, dataset.names, upscale)
     else:
         sr_of = generated(generator, resolve_precision(args.precision, device, generator), out)
-    networks = metrics.distance_networks(args.lpips, args.perceptual_weights).to(device)
+    perceptual = [pretrained.load_to_measure(source) for source in args.perceptual_weights]
+    if len({one.network for one in perceptual}) < len(perceptual):
+        raise cli.UserError("--perceptual-weights: name one file of each network at most")
+    networks = metrics.distance_networks(args.lpips, perceptual).to(device)
     files.make_folder(out)
 
     # Measure and report

@@ -459,13 +459,12 @@ def distance_networks(
 
     Distance needs SqueezeNet: the run's own, or else one that was downloaded earlier.
     """
-    own: str | dict[str, Tensor] | None = None
+    own = None
     if args.perceptual == "squeezenet" and args.perceptual_weights != "random":
-        if perceptual:
-            own = perceptual.state_dict
-        elif args.perceptual_weights != "imagenet":  # named for a pixel-only run
-            own = args.perceptual_weights
-    return metrics.distance_networks(args.lpips, own)
+        own = perceptual
+        if own is None and args.perceptual_weights != "imagenet":  # named for a pixel-only run
+            own = pretrained.load("squeezenet", args.perceptual_weights)
+    return metrics.distance_networks(args.lpips, [own] if own else [])
 
 
 def begin_phase(

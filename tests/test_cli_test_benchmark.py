@@ -7,6 +7,7 @@ import torch
 from conftest import run, the_error
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
+from test_cli_train import slice_of_vgg19
 
 import metrics
 from model import Generator
@@ -78,7 +79,7 @@ def test_what_psnr_misses_is_measured_of_bicubic_and_sr(photos, tmp_path, squeez
     options = ["--hr", photos[1], "--out", out, "--perceptual-weights", squeezenet]
     done = run("test_benchmark.py", *options)
     table = table_of(out)
-    networks = metrics.distance_networks(squeezenet=str(squeezenet))
+    networks = metrics.distance_networks(weights=[pretrained.load("squeezenet", str(squeezenet))])
     for name in ("image_0", "image_1"):
         hr = images.crop_to_multiple(images.read_picture(photos[1] / f"{name}.png").rgb, 4)
         sr = images.read_picture(out / f"{name}_x4.png").rgb
@@ -99,6 +100,28 @@ def test_what_psnr_misses_is_measured_of_bicubic_and_sr(photos, tmp_path, squeez
         texture = [f"{mean[f'{what}_{figure}']:.2f}" for figure in ("Detail", "Colour", "Grid")]
         assert line.split()[-4:] == [distance, *texture]
     assert "Distance was not measured" not in done.stdout
+
+
+def test_the_distance_of_vgg19_stands_beside_that_of_squeezenet(photos, tmp_path, squeezenet):
+    torch.save(slice_of_vgg19(), tmp_path / "slice.pth")
+    out = tmp_path / "out"
+    options = ["--hr", photos[1], "--out", out]
+    options += ["--perceptual-weights", tmp_path / "slice.pth", squeezenet]
+    done = run("test_benchmark.py", *options)
+    table = table_of(out)
+    loaded = [pretrained.load("vgg19", str(tmp_path / "slice.pth"))]
+    loaded.append(pretrained.load("squeezenet", str(squeezenet)))
+    networks = metrics.distance_networks(weights=loaded)
+    assert list(networks) == ["Distance", "Distance_VGG19"]
+    hr = images.crop_to_multiple(images.read_picture(photos[1] / "image_0.png").rgb, 4)
+    sr = images.read_picture(out / "image_0_x4.png").rgb
+    expected = metrics.beyond_psnr(images.to_tensor(sr), images.to_tensor(hr), 4, networks)
+    for column in networks:
+        assert table.loc["image_0", f"SR_{column}"] == pytest.approx(expected[column], rel=1e-4)
+    assert "Distance  Distance_VGG19" in done.stdout.splitlines()[0]
+    options[-1] = tmp_path / "slice.pth"
+    error = the_error(run("test_benchmark.py", *options, status=2))
+    assert "--perceptual-weights: name one file of each network at most" in error
 
 
 def test_distance_without_weights_is_left_out_and_a_line_says_how_to_get_it(photos, tmp_path):

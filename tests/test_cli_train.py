@@ -445,6 +445,36 @@ def test_what_is_random_depends_on_the_place_in_the_run_alone(photos, tmp_path):
     assert len(set(losses)) == 3
 
 
+def slice_of_vgg19() -> dict[str, torch.Tensor]:
+    """Untrained first layers of VGG19, with few channels and the names of style transfer."""
+    generator = torch.Generator().manual_seed(1)
+    state = {"0.weight": torch.eye(3).view(3, 3, 1, 1), "0.bias": torch.zeros(3)}
+    channels = 3
+    for name, width in (("2", 4), ("5", 4), ("9", 8), ("12", 8), ("16", 12)):
+        state[f"{name}.weight"] = torch.randn((width, channels, 3, 3), generator=generator) / 5
+        state[f"{name}.bias"] = torch.zeros(width)
+        channels = width
+    return state
+
+
+def test_a_slice_of_vgg19_is_the_perceptual_network_of_a_run(photos, tmp_path):
+    """Also with the degradation that changes HR. A run that was interrupted ends the same."""
+    torch.save(slice_of_vgg19(), tmp_path / "slice.pth")
+    options = ["--perceptual", "vgg19", "--perceptual-weights", tmp_path / "slice.pth"]
+    options += ["--degradation", "photo-2", "--crops-per-image", 2]
+    run("train.py", *command(photos, tmp_path / "a", "--epochs", 2, *options))
+    for epochs in (1, 2):
+        run("train.py", *command(photos, tmp_path / "b", "--epochs", epochs, *options))
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["degradation"]["version"] == "photo-2"
+    for row in rows_of(tmp_path / "a"):
+        total = float(row["Loss_Pixel"]) + 1e-3 * float(row["Loss_Adversarial"])
+        total += float(row["Loss_Perceptual"]) + 2e-8 * float(row["Loss_TV"])
+        assert float(row["Loss_Perceptual"]) > 0
+        assert total == pytest.approx(float(row["Loss_G"]), rel=1e-4)
+
+
 def test_the_degradation_belongs_to_a_run_and_to_its_files(photos, tmp_path):
     options = ["--pretrain-epochs", 1, "--epochs", 0, "--degradation", "photo"]
     run("train.py", *command(photos, tmp_path / "out", *options))
@@ -715,6 +745,9 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
     (tmp_path / "no.pth").write_bytes(b"no weights")
     torch.save(pretrained.load("vgg16", "random").state_dict, tmp_path / "vgg.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "vgg.pth").read_bytes()[:-1000])
+    first = dict(list(slice_of_vgg19().items())[:-2])
+    torch.save(first, tmp_path / "short.pth")
+    vgg19 = ["--perceptual", "vgg19"]
     cases = [
         (["--train-dir", tmp_path / "none"], "none: no such folder"),
         (["--val-dir", tmp_path / "empty"], "no image in this folder"),
@@ -737,6 +770,20 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
         ),
         (["--perceptual-shift", 1], "--perceptual-shift 1, --perceptual vgg16 needs at least 33"),
         (["--perceptual-weights", tmp_path / "cut.pth"], "cut.pth"),
+        (
+            [*vgg19, "--perceptual-weights", tmp_path / "vgg.pth"],
+            "vgg.pth: not a state dict of VGG19",
+        ),
+        ([*vgg19, "--perceptual-weights", tmp_path / "cut.pth"], "cut.pth"),
+        (
+            [*vgg19, "--perceptual-weights", tmp_path / "short.pth"],
+            "short.pth: not a state dict of VGG19 or of its first layers up to conv3_1 at least "
+            "(it ends after conv2_2)",
+        ),
+        (
+            [*vgg19, "--perceptual-shift", 16],
+            "--perceptual-shift 16, --perceptual vgg19 needs at least 33",
+        ),
         (["--vgg-weights", tmp_path / "none.pth"], "none.pth: No such file"),
         (["--out", tmp_path / "file" / "out"], "cannot be written"),
         (["--ema", 1], "--ema 1.0 is not a decay"),

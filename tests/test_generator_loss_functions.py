@@ -12,6 +12,7 @@ from generator_loss_functions import (
     SqueezeNetFeatures,
     TVLoss,
     VGG16Features,
+    VGG19Features,
     consistency_loss,
     grid_loss,
 )
@@ -255,10 +256,86 @@ def test_a_black_image_gives_finite_gradients(squeezenet):
     assert sr.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["vgg16", "squeezenet"])
-def test_the_networks_take_images_of_their_least_side_and_no_smaller_ones(name, vgg, squeezenet):
+def test_vgg19_compares_torchvisions_five_stages_before_activation(pair):
+    """Against torchvision's layers, and the last convolutions of the blocks by their index."""
+    reference = import_torchvision().models.vgg19(weights=None).eval()
+    names = [name for block in pretrained.VGG19_BLOCKS for name in block]
+    layers = [layer for layer in reference.features if isinstance(layer, torch.nn.Conv2d)]
+    state = {}
+    for name, layer in zip(names, layers, strict=True):
+        state |= {f"{name}.weight": layer.weight.detach(), f"{name}.bias": layer.bias.detach()}
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    for layer in reference.features:
+        if isinstance(layer, torch.nn.ReLU):
+            layer.inplace = False
+    expected = np.zeros(2)
+    for index, weight in ((2, 0.1), (7, 0.1), (16, 1), (25, 1), (34, 1)):
+        features = []
+        for image in pair:
+            with torch.no_grad():
+                x = reference.features[: index + 1]((image - mean) / std).double().numpy()
+            features.append(x / np.sqrt((x**2).sum(1, keepdims=True)))
+        a, b = features
+        expected = expected + weight * ((a - b) ** 2).sum(1).mean((1, 2))
+    network = VGG19Features(state)
+    assert network.distance(*pair).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    assert network.distance(pair[1], pair[1]).tolist() == [0, 0]
+
+
+def test_a_slice_of_vgg19_pads_by_reflection_and_has_a_stage_per_block(pair):
+    """Against layers put together as the networks for style transfer are."""
+    torch.manual_seed(4)
+    chain = torch.nn.Sequential()
+    state = {"conv0.weight": torch.randn(3, 3, 1, 1), "conv0.bias": torch.randn(3)}
+    first = torch.nn.Conv2d(3, 3, 1)
+    first.load_state_dict({"weight": state["conv0.weight"], "bias": state["conv0.bias"]})
+    chain.append(first)
+    channels = 3
+    ends = {}
+    for name, width in (("1_1", 8), ("1_2", 8), ("2_1", 16), ("2_2", 16), ("3_1", 24), ("3_2", 24)):
+        if name in ("2_1", "3_1"):
+            chain.append(torch.nn.MaxPool2d(2, 2, ceil_mode=True))
+        chain.append(torch.nn.ReflectionPad2d(1))
+        convolution = torch.nn.Conv2d(channels, width, 3)
+        state[f"conv{name}.weight"] = convolution.weight.detach()
+        state[f"conv{name}.bias"] = convolution.bias.detach()
+        chain.append(convolution)
+        ends[name] = len(chain)
+        chain.append(torch.nn.ReLU())
+        channels = width
+    expected = torch.zeros(2)
+    sr, hr = (image[..., :31, :37] for image in pair)  # odd sides: poolings keep the last row
+    for name, weight in (("1_2", 0.1), ("2_2", 0.1), ("3_2", 1)):
+        with torch.no_grad():
+            a, b = (chain[: ends[name]](image) for image in (sr, hr))
+        a = a / a.square().sum(1, keepdim=True).sqrt()
+        b = b / b.square().sum(1, keepdim=True).sqrt()
+        expected += weight * (a - b).square().sum(1).mean((1, 2))
+    found = VGG19Features(state).distance(sr, hr)
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_only_sr_gets_a_gradient_of_vgg19(pair):
+    network = VGG19Features(pretrained.load("vgg19", "random").state_dict)
+    sr, hr = (image.clone().requires_grad_() for image in pair)
+    network.distance(sr, hr).sum().backward()
+    assert sr.grad.abs().sum() > 0 and hr.grad is None
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg19", "squeezenet"])
+def test_the_networks_take_images_of_their_least_side_and_no_smaller_ones(name, vgg):
     least = pretrained.LEAST_SIDES[name]
-    network = vgg if name == "vgg16" else SqueezeNetFeatures(old_squeezenet_state())
+    if name == "vgg16":
+        network = vgg
+    elif name == "squeezenet":
+        network = SqueezeNetFeatures(old_squeezenet_state())
+    else:  # with conv0, and so with reflection, which needs one pixel more
+        state = pretrained.load("vgg19", "random").state_dict
+        network = VGG19Features(
+            {"conv0.weight": torch.ones(3, 3, 1, 1), "conv0.bias": torch.zeros(3), **state}
+        )
     assert network.distance(*torch.rand(2, 1, 3, least, least)).isfinite()
     with pytest.raises(RuntimeError):
         network.distance(*torch.rand(2, 1, 3, least - 1, least - 1))

@@ -224,7 +224,7 @@ def test_texture_of_known_images(astronaut):
 
 
 def untrained_distance() -> metrics.FeatureDistance:
-    return metrics.FeatureDistance(pretrained.load("squeezenet", "random").state_dict)
+    return metrics.FeatureDistance(pretrained.load("squeezenet", "random"))
 
 
 def test_distance_is_that_of_the_perceptual_loss():
@@ -237,7 +237,7 @@ def test_distance_is_that_of_the_perceptual_loss():
 
 
 def test_distance_of_a_large_image_is_measured_in_parts(monkeypatch):
-    monkeypatch.setattr(metrics, "LARGEST_PART", 50)
+    monkeypatch.setitem(metrics.LARGEST_PARTS, "squeezenet", 50)
     distance = untrained_distance()
     seen = []
     distance.network.features[0].register_forward_pre_hook(
@@ -258,7 +258,9 @@ def test_distance_of_a_large_image_is_measured_in_parts(monkeypatch):
 
 
 def test_distance_of_bicubic_on_set5_is_as_measured_elsewhere(set5, squeezenet_file):
-    distance = metrics.distance_networks(squeezenet=str(squeezenet_file))["Distance"]
+    distance = metrics.distance_networks(
+        weights=[pretrained.load("squeezenet", str(squeezenet_file))]
+    )["Distance"]
     name, lr, hr = next(iter(TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4)))
     bicubic = images.upscale_bicubic(images.to_array(lr), 4)
     found = distance(unit(bicubic), images.uint8_to_unit(hr)).item()
@@ -276,7 +278,7 @@ def test_distance_downloads_only_what_was_asked_for(tmp_path, monkeypatch):
     assert not metrics.distance_networks() and not checkpoints.exists()
     reason = r"SqueezeNet could not be downloaded.*no route to host.*--perceptual-weights FILE"
     with pytest.raises(ValueError, match=reason):
-        metrics.distance_networks(squeezenet="imagenet")
+        pretrained.load_to_measure("imagenet")
     (checkpoints / "squeezenet1_0-b66bff10.pth").write_bytes(b"another version")
     assert not metrics.distance_networks()
     torch.save(

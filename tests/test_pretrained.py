@@ -7,15 +7,19 @@ import pytest
 import torch
 from conftest import run
 
-from generator_loss_functions import SqueezeNetFeatures, VGG16Features
+from generator_loss_functions import PERCEPTUAL_NETWORKS, SqueezeNetFeatures
 from utils import files, pretrained
 from utils.pretrained import import_torchvision
 
-FEATURES = {"vgg16": VGG16Features, "squeezenet": SqueezeNetFeatures}
-NETWORKS = pytest.mark.parametrize("network", FEATURES)
+NETWORKS = pytest.mark.parametrize("network", PERCEPTUAL_NETWORKS)
+HUB_FILES = {
+    "vgg16": "vgg16-397923af.pth",
+    "vgg19": "vgg19-dcbb9e9d.pth",
+    "squeezenet": "squeezenet1_1-b8a52dc0.pth",
+}
 
 
-@NETWORKS
+@pytest.mark.parametrize("network", ["vgg16", "squeezenet"])
 def test_layers_are_those_of_torchvision(network):
     models = import_torchvision().models
     ours = {n: t.shape for n, t in pretrained.load(network, "random").state_dict.items()}
@@ -36,14 +40,16 @@ def test_layers_are_those_of_torchvision(network):
 def test_random_features_are_always_the_same_and_leave_the_global_generator_alone(network):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = FEATURES[network](pretrained.load(network, "random").state_dict).state_dict()
+    first = PERCEPTUAL_NETWORKS[network](pretrained.load(network, "random").state_dict).state_dict()
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(6)
-    second = FEATURES[network](pretrained.load(network, "random").state_dict).state_dict()
+    second = PERCEPTUAL_NETWORKS[network](
+        pretrained.load(network, "random").state_dict
+    ).state_dict()
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
 
 
-@NETWORKS
+@pytest.mark.parametrize("network", ["vgg16", "squeezenet"])
 @pytest.mark.parametrize("prefix", ["features.", ""])
 def test_weights_come_from_a_state_dict_file(tmp_path, network, prefix):
     state = pretrained.load(network, "random").state_dict
@@ -72,7 +78,8 @@ def test_either_version_of_squeezenet_is_recognised(tmp_path):
 
 
 def test_files_of_other_weights_are_refused(tmp_path):
-    vgg, squeezenet = (pretrained.load(network, "random").state_dict for network in FEATURES)
+    vgg = pretrained.load("vgg16", "random").state_dict
+    squeezenet = pretrained.load("squeezenet", "random").state_dict
     missing = {name: tensor for name, tensor in squeezenet.items() if name != "12.squeeze.bias"}
     misshapen = squeezenet | {"12.squeeze.bias": torch.zeros(3)}
     cases = [
@@ -93,6 +100,108 @@ def test_files_of_other_weights_are_refused(tmp_path):
             pretrained.load(network, str(path))
 
 
+# --- VGG19, whole or its first layers, in the three ways that files name them ---------------------
+
+
+def vgg19_file(tmp_path, names: list[str], widths: list[int]) -> tuple[str, dict]:
+    """Write untrained convolutions under these names; the first is 1x1 if it has three channels."""
+    generator = torch.Generator().manual_seed(3)
+    state = {}
+    channels = 3
+    for name, width in zip(names, widths, strict=True):
+        side = 1 if width == 3 else 3
+        shape = (width, channels, side, side)
+        state[f"{name}.weight"] = torch.randn(shape, generator=generator) / 10
+        state[f"{name}.bias"] = torch.randn(width, generator=generator) / 10
+        channels = width
+    path = tmp_path / "vgg19.pth"
+    files.save_tensors(path, state)
+    return str(path), state
+
+
+def test_torchvisions_vgg19_is_read_by_name(tmp_path):
+    theirs = import_torchvision().models.vgg19(weights=None)
+    files.save_tensors(tmp_path / "whole.pth", theirs.state_dict())
+    found = pretrained.load("vgg19", str(tmp_path / "whole.pth")).state_dict
+    convolutions = [layer for layer in theirs.features if isinstance(layer, torch.nn.Conv2d)]
+    names = [name for block in pretrained.VGG19_BLOCKS for name in block]
+    assert names[0] == "conv1_1" and names[-1] == "conv5_4" and len(names) == 16
+    assert list(found) == [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    for name, layer in zip(names, convolutions, strict=True):
+        assert torch.equal(found[f"{name}.weight"], layer.weight)
+        assert torch.equal(found[f"{name}.bias"], layer.bias)
+    untrained = pretrained.load("vgg19", "random").state_dict
+    assert {name: tensor.shape for name, tensor in untrained.items()} == {
+        name: tensor.shape for name, tensor in found.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "widths"),
+    [
+        (["0", "2", "5", "9", "12", "16"], [3, 64, 64, 128, 128, 256]),
+        (["conv0", "conv11", "conv12", "conv21", "conv22", "conv31"], [3, 16, 16, 32, 32, 64]),
+        (["0", "2", "5", "7", "10"], [64, 64, 128, 128, 256]),
+    ],
+)
+def test_the_first_layers_of_vgg19_are_read_under_any_of_their_names(tmp_path, names, widths):
+    path, state = vgg19_file(tmp_path, names, widths)
+    found = pretrained.load("vgg19", path).state_dict
+    wanted = ["conv0", "conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1"][-len(names) :]
+    assert list(found) == [f"{name}.{kind}" for name in wanted for kind in ("weight", "bias")]
+    for tensor, expected in zip(found.values(), state.values(), strict=True):
+        assert torch.equal(tensor, expected)
+
+
+def test_files_that_are_not_vgg19_are_refused(tmp_path):
+    vgg16 = pretrained.load("vgg16", "random").state_dict
+    squeezenet = pretrained.load("squeezenet", "random").state_dict
+    names = ["0", "2", "5", "9", "12", "16"]
+    widths = [3, 8, 8, 8, 8, 8]
+    _, state = vgg19_file(tmp_path, names, widths)
+    short = {name: tensor for name, tensor in state.items() if not name.startswith("16")}
+    gap = {name: tensor for name, tensor in state.items() if not name.startswith("9")}
+    no_bias = {name: tensor for name, tensor in state.items() if name != "9.bias"}
+    narrow = state | {"9.weight": torch.zeros(8, 4, 3, 3)}
+    cases = [
+        (vgg16, r"16\.weight of shape \(N, 256, 3, 3\)"),
+        (squeezenet, r"0\.weight of shape|2\.weight of shape|ends after"),
+        (short, r"up to conv3_1 at least \(it ends after conv2_2\)"),
+        (gap, r"9\.weight of shape \(N, 8, 3, 3\) and its bias are missing"),
+        (no_bias, r"9\.weight of shape"),
+        (narrow, r"9\.weight of shape"),
+        ({"text": "text"}, "before the first"),
+        ([torch.zeros(3)], "before the first"),
+    ]
+    path = tmp_path / "other.pth"
+    for content, reason in cases:
+        files.save_tensors(path, content)
+        with pytest.raises(ValueError, match=rf"other\.pth: not a state dict of VGG19.*{reason}"):
+            pretrained.load("vgg19", str(path))
+
+
+def test_a_file_of_vgg19_that_is_cut_short_is_refused(tmp_path):
+    path, _state = vgg19_file(tmp_path, ["0", "2", "5", "9", "12", "16"], [3, 8, 8, 8, 8, 8])
+    whole = (tmp_path / "vgg19.pth").read_bytes()
+    (tmp_path / "vgg19.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"vgg19\.pth: "):
+        pretrained.load("vgg19", path)
+
+
+def test_the_network_of_a_file_that_measures_is_recognised(tmp_path):
+    path, _state = vgg19_file(tmp_path, ["0", "2", "5", "9", "12", "16"], [3, 8, 8, 8, 8, 8])
+    found = pretrained.load_to_measure(path)
+    same = pretrained.load("vgg19", path)
+    assert found.network == "vgg19" and found.fingerprint == same.fingerprint
+    assert list(found.state_dict) == list(same.state_dict)
+    squeezenet = pretrained.load("squeezenet", "random").state_dict
+    files.save_tensors(tmp_path / "squeezenet.pth", squeezenet)
+    assert pretrained.load_to_measure(str(tmp_path / "squeezenet.pth")).network == "squeezenet"
+
+
+# --- downloads ----------------------------------------------------------------------------------
+
+
 @NETWORKS
 def test_without_network_the_error_names_the_ways_on(tmp_path, monkeypatch, network):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -110,12 +219,7 @@ def test_without_network_the_error_names_the_ways_on(tmp_path, monkeypatch, netw
 @NETWORKS
 def test_a_damaged_file_in_the_hub_folder_is_found_at_the_start(tmp_path, monkeypatch, network):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path = (
-        tmp_path
-        / "hub"
-        / "checkpoints"
-        / {"vgg16": "vgg16-397923af.pth", "squeezenet": "squeezenet1_1-b8a52dc0.pth"}[network]
-    )
+    path = tmp_path / "hub" / "checkpoints" / HUB_FILES[network]
     assert str(path) in pretrained.missing_download(network, "imagenet")
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(1000))

@@ -33,7 +33,7 @@ def squeezenet(tmp_path, monkeypatch):
 
 
 def test_scores_are_the_means_of_the_metrics_of_each_image(photos, generator, squeezenet):
-    networks = metrics.distance_networks(squeezenet=str(squeezenet))
+    networks = metrics.distance_networks(weights=[pretrained.load("squeezenet", str(squeezenet))])
     dataset = ValDatasetFromFolder(photos[1], 4)
     scores = validate(generator, dataset, "fp32", None, 0, cli.StopRequest(), networks)
     expected = []

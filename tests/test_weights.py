@@ -9,7 +9,7 @@ from conftest import ROOT
 import inference
 import metrics
 from dataloader import TestDatasetFromFolder
-from utils import files, images, weights
+from utils import files, images, pretrained, weights
 
 CARD = (ROOT / "weights" / "README.md").read_text()
 FILES = re.findall(r"^\| `(\w+\.pth)` \|.*\| ([\d,]+) \| (\w{64}) \|$", CARD, re.M)
@@ -36,7 +36,7 @@ def test_a_file_is_the_one_of_the_card(name, size, checksum):
 
 @pytest.fixture(scope="module")
 def networks(squeezenet_file):
-    return metrics.distance_networks(squeezenet=str(squeezenet_file))
+    return metrics.distance_networks(weights=[pretrained.load("squeezenet", str(squeezenet_file))])
 
 
 @pytest.mark.parametrize("name", [name for name, *_ in FILES])
