@@ -14,7 +14,7 @@ from pathlib import Path
 from page import server, visitors
 from page.enlarger import Enlarger, Purpose
 from utils import cli, weights
-from utils.device import add_options, resolve_device
+from utils.machine import add_options
 
 # The first one is chosen at the start
 PURPOSES = (
@@ -67,7 +67,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="auto|N|0",
         help="side of a tile in LR pixels; auto: as large as memory allows; 0: no tiles",
     )
-    add_options(parser)
+    add_options(parser, backend=True)
     return parser
 
 
@@ -109,7 +109,8 @@ def main(args: argparse.Namespace) -> None:
         enlarger = Enlarger(
             available_purposes(args.weights or []),
             folder,
-            resolve_device(args.device),
+            args.device,
+            args.backend,
             args.precision,
             args.tile,
             args.max_pixels,

@@ -1,7 +1,10 @@
 """Enlarge LR images of any size in bounded memory: the tiles give the whole image's result.
 
-The generator comes from one file, or is a blend of two.
+The generator comes from one file, or is a blend of two. It runs on PyTorch or on OpenVINO; the
+latter needs no PyTorch, which this module therefore imports only where it is used.
 """
+
+from __future__ import annotations
 
 import copy
 import functools
@@ -9,15 +12,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from model import Generator, fold_batch_norm, move_towards
-from networks import GeneratorNetwork
-from utils import cli, generator_file, images, weights
-from utils.device import autocast, free_memory
+from utils import cli, images, openvino, weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from networks import GeneratorNetwork
 
 SMALLEST_TILE = 16  # LR pixels
 # A tile of fewer halos would be mostly halo. Even 3 cost (3 + 2)² / 3² = 2.8 times the work of
@@ -49,6 +53,11 @@ def open_generator(
     Raises:
         UserError: a file does not exist, the architectures differ, or as for `generator_file.load`.
     """
+    from torch import channels_last, nn
+
+    from model import move_towards
+    from utils import generator_file
+
     generator = _load(path)
     if texture_path is not None:
         textured = _load(texture_path)
@@ -61,31 +70,150 @@ def open_generator(
             )
         assert isinstance(generator, nn.Module) and isinstance(textured, nn.Module)
         move_towards(generator, textured, texture)
-    return prepared(generator).to(device=device, memory_format=torch.channels_last)
+    return prepared(generator).to(device=device, memory_format=channels_last)
 
 
 def _load(path: str | Path) -> GeneratorNetwork:
+    from utils import generator_file
+
+    _check_exists(path)
+    return generator_file.load(path)
+
+
+def _check_exists(path: str | Path) -> None:
     if not Path(path).exists():
         raise cli.UserError(
             f"{path}: no such generator file; train one with train.py, or name one in weights/: "
             f"{', '.join(weights.known())}"
         )
-    return generator_file.load(path)
 
 
 def prepared(generator: GeneratorNetwork) -> GeneratorNetwork:
     """Return a copy for inference: in evaluation mode, with BN folded into the convolutions."""
+    from model import Generator, fold_batch_norm
+
     generator = copy.deepcopy(generator).eval()
     if isinstance(generator, Generator):
         return fold_batch_norm(generator)
     return generator
 
 
+class Engine(Protocol):
+    """A generator that is ready to enlarge, on PyTorch or on OpenVINO.
+
+    Attributes:
+        upscale: the scale.
+        halo: as for `GeneratorNetwork`.
+        place: where it computes: `cpu`, `cuda`, `mps` or `openvino`.
+        package: the package that computes.
+    """
+
+    upscale: int
+    halo: int
+    place: str
+    package: str
+
+    def precision_of(self, name: str) -> str:
+        """Return fp32, bf16 or fp16; `auto` means the fastest that suits the generator."""
+
+    def free_memory(self) -> int | None:
+        """Return how many bytes it can still allocate; None if the system does not say."""
+
+    def release_memory(self) -> None:
+        """Give back memory that is only kept for the next tile."""
+
+    def enlarge(
+        self, patch: np.ndarray, rows: slice, columns: slice, precision: str
+    ) -> np.ndarray | None:
+        """Enlarge an image (H, W, 3) uint8 as a whole.
+
+        Returns:
+            the rows and columns of SR, uint8; None if SR is not finite.
+        """
+
+
+class TorchEngine:
+    """A generator on PyTorch; see `Engine`."""
+
+    package = "torch"
+
+    def __init__(self, generator: GeneratorNetwork):
+        self.generator = generator
+        self.upscale = generator.upscale
+        self.halo = generator.halo
+        self.device = next(generator.parameters()).device
+        self.place = self.device.type
+
+    def precision_of(self, name: str) -> str:
+        """See `Engine`."""
+        from utils.device import resolve_precision
+
+        return resolve_precision(name, self.device, self.generator)
+
+    def free_memory(self) -> int | None:
+        """See `Engine`."""
+        from utils.device import free_memory
+
+        return free_memory(self.device)
+
+    def release_memory(self) -> None:
+        """See `Engine`."""
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def enlarge(
+        self, patch: np.ndarray, rows: slice, columns: slice, precision: str
+    ) -> np.ndarray | None:
+        """See `Engine`."""
+        import torch
+
+        from utils.device import autocast
+
+        with torch.inference_mode(), autocast(self.device, precision):
+            lr = images.uint8_to_signed(images.to_tensor(patch).to(self.device))
+            sr = self.generator(lr)
+            # In one pass: a NaN or an infinity anywhere spoils the sum
+            if not sr.sum(dtype=torch.float32).isfinite():
+                return None
+            return images.to_array(images.signed_to_uint8(sr[:, :, rows, columns]))
+
+
+def open_engine(chosen: weights.Weights, device: str = "auto", backend: str = "auto") -> Engine:
+    """Read a generator and prepare it for enlarging.
+
+    Args:
+        chosen: one generator file, or two to blend.
+        device: auto, cpu, cuda or mps.
+        backend: auto, torch or openvino. `auto` means OpenVINO on the CPU if it is installed, else
+            PyTorch.
+
+    Raises:
+        UserError: as for `open_generator`; OpenVINO cannot be used as asked for.
+    """
+    if openvino.is_wanted(backend, device):
+        _check_exists(chosen.path)
+        model = None if chosen.texture_path else openvino.kept_model(chosen.path)
+        if model is None:
+            import torch
+
+            generator = open_generator(device=torch.device("cpu"), **vars(chosen))
+            model = openvino.convert(generator)
+            if not chosen.texture_path:
+                openvino.keep_model(model, chosen.path)
+        return openvino.OpenVinoEngine(model)
+
+    from utils.device import resolve_device
+
+    return TorchEngine(open_generator(device=resolve_device(device), **vars(chosen)))
+
+
 # --- enlarging ----------------------------------------------------------------------------------
 
 
 def upscale_picture(
-    generator: GeneratorNetwork,
+    generator: GeneratorNetwork | Engine,
     picture: images.Picture,
     tile: int | None = None,
     precision: str = "fp32",
@@ -112,21 +240,21 @@ def upscale_picture(
 
 
 def upscale(
-    generator: GeneratorNetwork,
+    generator: GeneratorNetwork | Engine,
     lr: np.ndarray,
     tile: int | None = None,
     precision: str = "fp32",
     progress: bool = False,
     on_tile: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Enlarge an image with a generator in evaluation mode, on the generator's device.
+    """Enlarge an image with a generator in evaluation mode, where the generator is.
 
     Tiles overlap by the generator's halo. The result differs from that of the whole image by at
     most one of 255 levels; with SRGAN's generator, only where a kernel sums in another order.
     ESRGAN's in bf16 differs by several levels, which is why it sets `avoid_bf16`.
 
     Args:
-        generator: maps (1, 3, H, W) in [-1, 1] to (1, 3, s·H, s·W).
+        generator: of `open_engine`; or one that maps (1, 3, H, W) in [-1, 1] to (1, 3, s·H, s·W).
         lr: (H, W, 3) uint8.
         tile: side of a tile in LR pixels without its halo; None: what the free memory allows; 0:
             the whole image at once. When memory runs out, the tile is halved and a line says so.
@@ -142,11 +270,11 @@ def upscale(
         RunError: the result is not finite in fp32 either.
     """
     # Choose the tile
-    device = next(generator.parameters()).device
+    engine = _engine_of(generator)
     height, width = lr.shape[:2]
     if tile is None:
-        tile = _tile_for_memory(generator, free_memory(device))
-        if height * width <= (tile + 2 * generator.halo) ** 2:  # no more than a tile with its halo
+        tile = _tile_for_memory(engine, engine.free_memory())
+        if height * width <= (tile + 2 * engine.halo) ** 2:  # no more than a tile with its halo
             tile = 0
     if tile == 0:
         tile = max(height, width)
@@ -155,30 +283,33 @@ def upscale(
     # Enlarge, with smaller tiles each time memory runs out
     while True:
         try:
-            return _upscale_tiles(generator, lr, tile, device, precision, progress, on_tile)
+            return _upscale_tiles(engine, lr, tile, precision, progress, on_tile)
         except (RuntimeError, MemoryError) as error:
             if not cli.is_out_of_memory(error) or tile <= SMALLEST_TILE:
                 raise
         # Outside the except block, where the error would still hold the tensors that did not fit
         tile = max(SMALLEST_TILE, tile // 2)
         print(f"out of memory: continuing with tiles of {tile} pixels", file=sys.stderr)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        engine.release_memory()
 
 
-@torch.inference_mode()
+def _engine_of(generator: GeneratorNetwork | Engine) -> Engine:
+    if isinstance(generator, TorchEngine | openvino.OpenVinoEngine):
+        return generator
+    return TorchEngine(cast("GeneratorNetwork", generator))
+
+
 def _upscale_tiles(
-    generator: GeneratorNetwork,
+    engine: Engine,
     lr: np.ndarray,
     tile: int,
-    device: torch.device,
     precision: str,
     progress: bool,
     on_tile: Callable[[int, int], None] | None,
 ) -> np.ndarray:
     height, width = lr.shape[:2]
-    scale = generator.upscale
-    halo = generator.halo
+    scale = engine.upscale
+    halo = engine.halo
     sr = np.empty((height * scale, width * scale, 3), np.uint8)
     corners = [(top, left) for top in range(0, height, tile) for left in range(0, width, tile)]
     hidden = not progress or len(corners) == 1
@@ -191,31 +322,27 @@ def _upscale_tiles(
         outer_left = max(left - halo, 0)
         patch = np.ascontiguousarray(lr[outer_top : bottom + halo, outer_left : right + halo])
 
-        # Enlarge it
-        signed = images.uint8_to_signed(images.to_tensor(patch).to(device))
-        result = _finite_result(generator, signed, precision)
-
-        # Keep what lies inside the halo
+        # Enlarge it, and keep what lies inside the halo
         rows = slice((top - outer_top) * scale, (bottom - outer_top) * scale)
         columns = slice((left - outer_left) * scale, (right - outer_left) * scale)
-        inner = images.to_array(images.signed_to_uint8(result[:, :, rows, columns]))
+        inner = _finite_result(engine, patch, rows, columns, precision)
         sr[top * scale : bottom * scale, left * scale : right * scale] = inner
         if on_tile:
             on_tile(done, len(corners))
     return sr
 
 
-def _finite_result(generator: GeneratorNetwork, lr: Tensor, precision: str) -> Tensor:
-    """Return the generator's result; if it overflows in another precision, that of fp32.
+def _finite_result(
+    engine: Engine, patch: np.ndarray, rows: slice, columns: slice, precision: str
+) -> np.ndarray:
+    """Return the engine's result; if it overflows in another precision, that of fp32.
 
     Raises:
         RunError: it is not finite in fp32 either.
     """
     for attempt in dict.fromkeys((precision, "fp32")):
-        with autocast(lr.device, attempt):
-            result = generator(lr)
-        # In one pass: a NaN or an infinity anywhere spoils the sum
-        if result.sum(dtype=torch.float32).isfinite():
+        result = engine.enlarge(patch, rows, columns, attempt)
+        if result is not None:
             return result
         if attempt != "fp32":
             _say_once(
@@ -233,7 +360,7 @@ def _say_once(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def _tile_for_memory(generator: GeneratorNetwork, free_bytes: int | None) -> int:
+def _tile_for_memory(engine: Engine, free_bytes: int | None) -> int:
     """Return the side of the largest tile whose activations fit the memory, in LR pixels.
 
     They may take half of what is free, and `_MEMORY_BUDGET` at most. The tile never becomes smaller
@@ -243,6 +370,6 @@ def _tile_for_memory(generator: GeneratorNetwork, free_bytes: int | None) -> int
     if free_bytes is not None:
         budget = min(free_bytes / 2, budget)
     # Four float32 tensors of 64 channels at the output's size
-    bytes_per_pixel = 4 * 64 * 4 * generator.upscale**2
-    side = int((budget / bytes_per_pixel) ** 0.5) - 2 * generator.halo
-    return max(SMALLEST_TILE, _LEAST_HALOS * generator.halo, side)
+    bytes_per_pixel = 4 * 64 * 4 * engine.upscale**2
+    side = int((budget / bytes_per_pixel) ** 0.5) - 2 * engine.halo
+    return max(SMALLEST_TILE, _LEAST_HALOS * engine.halo, side)

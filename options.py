@@ -13,7 +13,7 @@ from degradations import DEGRADATIONS
 from generator_loss_functions import ADVERSARIAL_LOSSES, PERCEPTUAL_NETWORKS, PIXEL_LOSSES
 from model import UPSCALES
 from networks import DISCRIMINATORS, GENERATORS, GeneratorNetwork
-from utils import checkpoint, cli, device, distributed, pretrained
+from utils import checkpoint, cli, device, distributed, machine, pretrained
 
 DEFAULT_PERCEPTUAL = {
     "vgg16": {"perceptual_weight": 6e-3, "perceptual_shift": 0, "perceptual_zoom": 1.0},
@@ -72,7 +72,7 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
     _add_loss_options(parser.add_argument_group("loss"))
     _add_optimisation_options(parser.add_argument_group("optimisation"))
     speed = parser.add_argument_group("speed")
-    device.add_options(speed)
+    machine.add_options(speed)
     speed.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,

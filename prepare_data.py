@@ -23,7 +23,7 @@ import numpy as np
 from degradations import DEGRADATIONS, FILE_BYTES_PER_PIXEL, Degradation
 from model import UPSCALES
 from utils import cli, downloads, files, images, pretrained
-from utils.device import free_system_memory
+from utils.machine import free_system_memory
 
 DIV2K_URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 DIV2K = {

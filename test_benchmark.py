@@ -18,9 +18,9 @@ import inference
 import metrics
 from dataloader import TestDatasetFromFolder
 from model import UPSCALES
-from networks import GeneratorNetwork
 from utils import cli, files, images, pretrained, weights
-from utils.device import add_options, resolve_device, resolve_precision
+from utils.device import resolve_device
+from utils.machine import add_options
 
 SRSource = Callable[[str, np.ndarray], np.ndarray]  # (name, LR) -> SR, both (H, W, 3) uint8
 
@@ -77,16 +77,16 @@ def get_args_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also measure LPIPS (pip install lpips; downloads AlexNet's weights once)",
     )
-    add_options(parser, precision="fp32")
+    add_options(parser, precision="fp32", backend=True)
     return parser
 
 
-def generated(generator: GeneratorNetwork, precision: str, out: Path) -> SRSource:
+def generated(engine: inference.Engine, precision: str, out: Path) -> SRSource:
     """Return a function that enlarges an LR image and writes the SR image to `out`."""
 
     def sr_of(name: str, lr: np.ndarray) -> np.ndarray:
-        sr = inference.upscale(generator, lr, precision=precision)
-        images.write_picture(out / f"{name}_x{generator.upscale}.png", images.Picture(sr))
+        sr = inference.upscale(engine, lr, precision=precision)
+        images.write_picture(out / f"{name}_x{engine.upscale}.png", images.Picture(sr))
         return sr
 
     return sr_of
@@ -213,8 +213,8 @@ def main(args: argparse.Namespace) -> None:
         measured = args.sr.resolve().name
     else:
         chosen = weights.chosen_weights(args)
-        generator = inference.open_generator(device=device, **vars(chosen))
-        upscale = generator.upscale
+        engine = inference.open_engine(chosen, args.device, args.backend)
+        upscale = engine.upscale
         measured = chosen.stem
         if args.upscale not in (None, upscale):
             raise cli.UserError(f"--upscale {args.upscale}: {chosen} holds an x{upscale} generator")
@@ -223,7 +223,7 @@ def main(args: argparse.Namespace) -> None:
     if args.sr:
         sr_of = made_elsewhere(args.sr, dataset.names, upscale)
     else:
-        sr_of = generated(generator, resolve_precision(args.precision, device, generator), out)
+        sr_of = generated(engine, engine.precision_of(args.precision), out)
     perceptual = [pretrained.load_to_measure(source) for source in args.perceptual_weights]
     if len({one.network for one in perceptual}) < len(perceptual):
         raise cli.UserError("--perceptual-weights: name one file of each network at most")

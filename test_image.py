@@ -18,12 +18,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import torch
-
 import inference
-from networks import GeneratorNetwork
-from utils import cli, images, weights
-from utils.device import add_options, resolve_device, resolve_precision
+from utils import cli, images, machine, weights
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -77,7 +73,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="auto|N|0",
         help="side of a tile in LR pixels; auto: as large as memory allows; 0: no tiles",
     )
-    add_options(parser)
+    machine.add_options(parser, backend=True)
     parser.add_argument(
         "--max-pixels",
         type=cli.positive_int,
@@ -206,17 +202,18 @@ def _comparable(path: Path) -> str:
 # --- enlarging ----------------------------------------------------------------------------------
 
 
-def open_generators(args: argparse.Namespace, device: torch.device) -> dict[str, GeneratorNetwork]:
+def open_engines(args: argparse.Namespace) -> dict[str, inference.Engine]:
     """Return the generators by their labels in a comparison; the last one makes the result.
 
     Raises:
-        UserError: they have different scales, or as for `inference.open_generator`.
+        UserError: they have different scales, or as for `inference.open_engine`.
     """
     chosen = weights.chosen_weights(args)
-    ours = inference.open_generator(chosen.path, device, chosen.texture_path, chosen.texture)
+    ours = inference.open_engine(chosen, args.device, args.backend)
     if not args.compare_with:
         return {"SR": ours}
-    theirs = inference.open_generator(args.compare_with, device)
+    compared = weights.Weights(args.compare_with)
+    theirs = inference.open_engine(compared, args.device, args.backend)
     if theirs.upscale != ours.upscale:
         raise cli.UserError(
             f"--compare-with {args.compare_with}: an x{theirs.upscale} generator, "
@@ -226,7 +223,7 @@ def open_generators(args: argparse.Namespace, device: torch.device) -> dict[str,
 
 
 def enlarge(
-    generators: dict[str, GeneratorNetwork],
+    engines: dict[str, inference.Engine],
     source: Path,
     target: Path,
     args: argparse.Namespace,
@@ -237,7 +234,7 @@ def enlarge(
     picture = images.read_picture(source, args.max_pixels)
     for note in picture.notes:
         print(f"{source}: {note}", file=sys.stderr)
-    scale = next(iter(generators.values())).upscale
+    scale = next(iter(engines.values())).upscale
     height, width = picture.rgb.shape[:2]
     channels = 1 if picture.gray else 3
     images.check_output_path(target, width * scale, height * scale, channels)
@@ -246,8 +243,8 @@ def enlarge(
     panels = []
     if args.compare:
         panels.append(("bicubic", images.upscale_bicubic(images.on_white(picture), scale)))
-    for label, generator in generators.items():
-        sr = inference.upscale_picture(generator, picture, args.tile, precision, progress=True)
+    for label, engine in engines.items():
+        sr = inference.upscale_picture(engine, picture, args.tile, precision, progress=True)
         if args.compare:
             panels.append((label, images.on_white(sr)))
 
@@ -264,11 +261,10 @@ def main(args: argparse.Namespace) -> int:
     """Enlarge every input; report those that fail and continue; return 2 if there were any."""
     # Plan
     args.compare = args.compare or args.compare_with is not None
-    device = resolve_device(args.device)
-    generators = open_generators(args, device)
-    generator = list(generators.values())[-1]
-    precision = resolve_precision(args.precision, device, generator)
-    suffix = f"_x{generator.upscale}" if args.suffix is None else args.suffix
+    engines = open_engines(args)
+    engine = list(engines.values())[-1]
+    precision = engine.precision_of(args.precision)
+    suffix = f"_x{engine.upscale}" if args.suffix is None else args.suffix
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare)
 
     # Existing results
@@ -291,7 +287,7 @@ def main(args: argparse.Namespace) -> int:
     failed = 0
     for source, target in plan.items():
         try:
-            enlarge(generators, source, target, args, precision)
+            enlarge(engines, source, target, args, precision)
         except (cli.UserError, OSError) as error:
             if len(plan) == 1 or isinstance(error, BrokenPipeError):
                 raise

@@ -22,7 +22,7 @@ from pathlib import Path
 import inference
 import metrics
 from utils import cli, files, images, weights
-from utils.device import add_options, resolve_device, resolve_precision
+from utils.machine import add_options
 from video import animation, clips, encoding, segments
 
 BAR = (
@@ -94,7 +94,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="auto|N|0",
         help="side of a tile in LR pixels; auto: as large as memory allows; 0: no tiles",
     )
-    add_options(parser)
+    add_options(parser, backend=True)
     return parser
 
 
@@ -288,31 +288,28 @@ def write_results(plan: dict[str, Path], tracks: dict[str, Track], kept: segment
 def main(args: argparse.Namespace) -> None:
     """Enlarge a clip, or the part of it that an earlier run did not finish."""
     # Generator
-    device = resolve_device(args.device)
     chosen = weights.chosen_weights(args)
-    generator = inference.open_generator(
-        chosen.path, device, texture_path=chosen.texture_path, texture=chosen.texture
-    )
-    precision = resolve_precision(args.precision, device, generator)
-    upscale_frame = partial(
-        inference.upscale_picture, generator, tile=args.tile, precision=precision
-    )
+    engine = inference.open_engine(chosen, args.device, args.backend)
+    precision = engine.precision_of(args.precision)
+    upscale_frame = partial(inference.upscale_picture, engine, tile=args.tile, precision=precision)
 
     # Clip and outputs
-    plan = plan_outputs(args, generator.upscale)
+    plan = plan_outputs(args, engine.upscale)
     codec = check_options(args, plan["sr"])
     reader = animation if animation.is_picture(args.clip) else clips
     clip = reader.read_clip(args.clip, args.start, args.end)
-    tracks = open_tracks(plan, clip, codec, args.crf, generator.upscale)
+    tracks = open_tracks(plan, clip, codec, args.crf, engine.upscale)
 
     # What the frames depend on: an unfinished run continues only with the same
-    packages = ["torch", "pillow"] if codec is None else ["torch", "pillow", "av"]
+    packages = [engine.package, "pillow"]
+    if codec is not None:
+        packages.append("av")
     settings = {
         "clip": files.sha256(args.clip),
         "generator": [files.sha256(path) for path in (chosen.path, chosen.texture_path) if path],
         "texture": chosen.texture,
         "precision": precision,
-        "device": device.type,
+        "device": engine.place,
         "codec": codec,
         "crf": args.crf,
         "start": str(args.start),

@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import train
 from generator_loss_functions import GeneratorLoss
 from utils import cli, files, pretrained
-from utils.device import PRECISIONS, add_options
+from utils.device import DTYPES
+from utils.machine import add_options
 
 pretrained.import_torchvision()
 
@@ -97,7 +98,7 @@ def in_turns(
 def matrix_product(device: torch.device, precision: str) -> tuple[Callable[[], object], int]:
     """Return a large matrix product to be timed, and its number of floating-point operations."""
     side = 8192 if device.type == "cuda" else 2048
-    dtype = PRECISIONS[precision]
+    dtype = DTYPES[precision]
     a = torch.randn(side, side, device=device, dtype=dtype)
     b = torch.randn(side, side, device=device, dtype=dtype)
     return lambda: a @ b, 2 * side**3

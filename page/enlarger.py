@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import inference
-from networks import GeneratorNetwork
 from page import visitors
 from utils import cli, images
-from utils.device import resolve_precision
+from utils.weights import Weights
 
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp"}  # of downloads
 LARGEST_SIDE = images.LARGEST_SIDE["JPEG"]  # of a result, which the page shows as JPEG
@@ -72,7 +70,8 @@ class Enlarger:
         self,
         purposes: list[Purpose],
         folder: Path,
-        device: torch.device,
+        device: str,
+        backend: str,
         precision: str,
         tile: int | None,
         max_pixels: int,
@@ -82,29 +81,32 @@ class Enlarger:
         Args:
             purposes: what can be chosen; at least one.
             folder: where the files of the page are written.
-            device: where the generators run.
+            device: auto, cpu, cuda or mps.
+            backend: auto, torch or openvino.
             precision: auto, fp32, bf16 or fp16.
             tile: as for `inference.upscale`.
             max_pixels: limit for the pictures that are read.
 
         Raises:
-            UserError: as for `inference.open_generator`.
+            UserError: as for `inference.open_engine`.
         """
         self.purposes = purposes
         self.folder = folder
         self.device = device
+        self.backend = backend
         self.precision = precision
         self.tile = tile
         self.max_pixels = max_pixels
         # Opening a picture sets a limit of Pillow's that all threads share
         self._opening = threading.Lock()
         for purpose in purposes:
-            self.generator(purpose, 0.0)
+            self.engine(purpose, 0.0)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - the enlarger lives as long as the process
-    def generator(self, purpose: Purpose, texture: float) -> GeneratorNetwork:
+    def engine(self, purpose: Purpose, texture: float) -> inference.Engine:
         """Return the generator for a purpose; `texture` is 0 unless the purpose blends files."""
-        return inference.open_generator(purpose.path, self.device, purpose.texture_path, texture)
+        chosen = Weights(purpose.path, purpose.texture_path, texture)
+        return inference.open_engine(chosen, self.device, self.backend)
 
     def read(self, path: Path) -> images.Picture:
         """Decode a picture file, if it does not have too many pixels.
@@ -162,11 +164,11 @@ class Enlarger:
         # Read
         picture = self.read(path)
         try:
-            generator = self.generator(purpose, texture if purpose.texture_path else 0.0)
+            engine = self.engine(purpose, texture if purpose.texture_path else 0.0)
         except cli.UserError as error:
             # It names a file of the server, and the visitor cannot mend it
             raise cli.RunError(str(error)) from error
-        scale = generator.upscale
+        scale = engine.upscale
         height, width = (side * scale for side in picture.rgb.shape[:2])
         if max(height, width) > LARGEST_SIDE:
             limit = f"this page shows up to {LARGEST_SIDE:,} per side"
@@ -175,8 +177,8 @@ class Enlarger:
             )
 
         # Enlarge
-        precision = resolve_precision(self.precision, self.device, generator)
-        sr = inference.upscale_picture(generator, picture, self.tile, precision, on_tile=on_tile)
+        precision = engine.precision_of(self.precision)
+        sr = inference.upscale_picture(engine, picture, self.tile, precision, on_tile=on_tile)
         seconds = time.monotonic() - began
 
         # Keep the result on disk

@@ -11,7 +11,6 @@ from pathlib import Path
 import corpus
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, run, the_error
 from PIL import Image, ImageCms
 
@@ -33,7 +32,7 @@ def weights(tmp_path_factory):
 def new_enlarger(folder: Path, weights: Path) -> enlarger.Enlarger:
     folder.mkdir()
     purposes = [enlarger.Purpose("mine", weights)]
-    return enlarger.Enlarger(purposes, folder, torch.device("cpu"), "fp32", TILE, max_pixels=5000)
+    return enlarger.Enlarger(purposes, folder, "cpu", "torch", "fp32", TILE, max_pixels=5000)
 
 
 @pytest.fixture
@@ -147,7 +146,7 @@ def test_a_generator_file_that_has_gone_is_not_named_to_visitors(tmp_path, weigh
     moved.unlink()
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     assert enlarge(mine, tmp_path / "a.png").picture.rgb.shape == (16, 16, 3)  # it is in memory
-    mine.generator.cache_clear()
+    mine.engine.cache_clear()
     with pytest.raises(cli.RunError) as raised:
         enlarge(mine, tmp_path / "a.png")
     words = visitors.explain(raised.value)

@@ -6,7 +6,7 @@ import torch
 
 from esrgan import RRDBGenerator
 from model import Generator
-from utils import device
+from utils import device, machine
 from utils.device import move_to, resolve_device, resolve_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -44,7 +44,7 @@ def use_processor(monkeypatch, avx512_bf16=False, amx=False, maker="AuthenticAMD
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     cpuinfo = f"vendor_id\t: {maker}\n" if says == "Linux" else ""
     name = f"AMD64 Family 25 Model 97 Stepping 2, {maker}" if says == "Windows" else ""
-    monkeypatch.setattr(device, "_text", lambda _path: cpuinfo)
+    monkeypatch.setattr(machine, "_text", lambda _path: cpuinfo)
     monkeypatch.setattr("platform.processor", lambda: name)
 
 
@@ -130,12 +130,12 @@ def group(place: str, limit: str | int, used: int, inactive: int) -> dict[str, s
 
 
 def test_cached_files_count_as_free(tmp_path):
-    assert device.free_system_memory(**system(tmp_path, {})) == 6000 * MEBI
+    assert machine.free_system_memory(**system(tmp_path, {})) == 6000 * MEBI
 
 
 def test_free_memory_is_within_the_containers_limit(tmp_path):
     files = {"proc/self/cgroup": "0::/", **group("sys", 1000 * MEBI, 800 * MEBI, 300 * MEBI)}
-    assert device.free_system_memory(**system(tmp_path, files)) == 500 * MEBI
+    assert machine.free_system_memory(**system(tmp_path, files)) == 500 * MEBI
 
 
 @pytest.mark.parametrize("inner", ["max", 900 * MEBI])
@@ -143,7 +143,7 @@ def test_limits_of_parent_groups_count_too(tmp_path, inner):
     files = {"proc/self/cgroup": "0::/job.slice/step"}
     files |= group("sys/job.slice/step", inner, 200 * MEBI, 0)
     files |= group("sys/job.slice", 1000 * MEBI, 600 * MEBI, 50 * MEBI)
-    assert device.free_system_memory(**system(tmp_path, files)) == 450 * MEBI
+    assert machine.free_system_memory(**system(tmp_path, files)) == 450 * MEBI
 
 
 # In the container, the group is at the top
@@ -155,16 +155,16 @@ def test_free_memory_is_within_the_limits_of_version_1_groups(tmp_path, place):
         f"{place}/memory.usage_in_bytes": 650 * MEBI,
         f"{place}/memory.stat": f"inactive_file 9\ntotal_inactive_file {40 * MEBI}",
     }
-    assert device.free_system_memory(**system(tmp_path, files)) == 90 * MEBI
+    assert machine.free_system_memory(**system(tmp_path, files)) == 90 * MEBI
 
 
 def test_a_group_over_its_limit_leaves_nothing(tmp_path):
     files = {"proc/self/cgroup": "0::/", **group("sys", 100 * MEBI, 101 * MEBI, 0)}
-    assert device.free_system_memory(**system(tmp_path, files)) == 0
+    assert machine.free_system_memory(**system(tmp_path, files)) == 0
 
 
 def test_a_system_without_proc_does_not_say(tmp_path):
-    assert device.free_system_memory(tmp_path, tmp_path) is None
+    assert machine.free_system_memory(tmp_path, tmp_path) is None
 
 
 def test_pytorchs_own_cache_counts_as_free_on_cuda(monkeypatch):

@@ -314,7 +314,7 @@ def test_the_automatic_tile_is_that_of_the_free_memory(astronaut, monkeypatch):
     generator.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[-1]))
     smallest = (inference._LEAST_HALOS + 2) * generator.halo
     for free, largest in ((0, smallest), (2**33, 128)):
-        monkeypatch.setattr(inference, "free_memory", lambda _device, free=free: free)
+        monkeypatch.setattr(inference.TorchEngine, "free_memory", lambda _engine, free=free: free)
         seen.clear()
         inference.upscale(generator, astronaut[:64, :128])
         assert max(seen) == largest

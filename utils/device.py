@@ -1,36 +1,15 @@
 """Choose the device and the precision, and find out how much memory is free."""
 
-import argparse
 import contextlib
-import platform
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from networks import GeneratorNetwork
-from utils import cli
+from utils import cli, machine
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def add_options(parser: argparse._ActionsContainer, precision: str = "auto") -> None:
-    """Add `--device` and `--precision`, which every script that runs a network has.
-
-    Args:
-        parser: a parser or an argument group.
-        precision: the default.
-    """
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", *PRECISIONS),
-        default=precision,
-        help="auto: the fastest that suits the device and the generator",
-    )
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -92,12 +71,7 @@ def _is_faster_in_bf16(device: torch.device) -> bool:
     # AVX512-BF16 alone is not enough: it makes AMD's EPYC 3 to 4 times as fast as fp32, but an
     # Intel Xeon whose AMX is switched off takes 1.4 to 2 times as long as in fp32. The maker
     # decides, rather than a timing, so that a run resumes with the precision it was started with.
-    return torch.cpu._is_avx512_bf16_supported() and _is_made_by_amd()
-
-
-def _is_made_by_amd() -> bool:
-    """Tell whether the processor is AMD's: Linux says so in /proc/cpuinfo, Windows in its name."""
-    return "AuthenticAMD" in _text(Path("/proc/cpuinfo")) + platform.processor()
+    return torch.cpu._is_avx512_bf16_supported() and machine.is_made_by_amd()
 
 
 def set_switches(same_sizes: bool = False) -> None:
@@ -137,7 +111,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """Return the context manager that runs a network's forward pass at a precision."""
     if precision == "fp32":
         return true_fp32(device)
-    return torch.autocast(device.type, PRECISIONS[precision])
+    return torch.autocast(device.type, DTYPES[precision])
 
 
 @contextlib.contextmanager
@@ -158,67 +132,7 @@ def true_fp32(device: torch.device) -> Iterator[None]:
 def free_memory(device: torch.device) -> int | None:
     """Return how many bytes can still be allocated on a device; None if the system does not say."""
     if device.type != "cuda":
-        return free_system_memory()
+        return machine.free_system_memory()
     free, _total = torch.cuda.mem_get_info(device)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch
     return free + cached
-
-
-def free_system_memory(
-    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
-) -> int | None:
-    """Return how many bytes this process can still allocate; None if there is no `/proc/meminfo`.
-
-    It is what Linux calls available, within the limits of the containers around the process. Pages
-    of cached files that can be dropped count as free.
-    """
-    available = _values(proc / "meminfo").get("MemAvailable:")
-    if available is None:
-        return None
-    return max(0, min([available * 1024, *_cgroup_rooms(proc, cgroups)]))
-
-
-def _cgroup_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Yield the bytes left under each memory limit of the process's control groups.
-
-    These may be of version 1 or 2, and the limits of their parents count too.
-    """
-    for line in _text(proc / "self" / "cgroup").splitlines():
-        number, controllers, path = line.split(":", 2)
-        if number == "0":  # version 2
-            top = cgroups
-            limit_file = "memory.max"
-            used_file = "memory.current"
-            reclaimable = "inactive_file"
-        elif "memory" in controllers.split(","):
-            top = cgroups / "memory"
-            limit_file = "memory.limit_in_bytes"
-            used_file = "memory.usage_in_bytes"
-            reclaimable = "total_inactive_file"
-        else:
-            continue
-        # Inside a container, this path may not exist: the container's own group is then at the top.
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            limit = _text(folder / limit_file).strip()
-            used = _text(folder / used_file).strip()
-            if limit.isdecimal() and used.isdecimal():  # not "max", which means no limit
-                cached = _values(folder / "memory.stat").get(reclaimable, 0)
-                yield int(limit) - int(used) + cached
-
-
-def _values(path: Path) -> dict[str, int]:
-    """Return the numbers in a file of lines `name number ...`; empty if there is no such file."""
-    values = {}
-    for line in _text(path).splitlines():
-        words = line.split()
-        if len(words) > 1 and words[1].isdecimal():
-            values[words[0]] = int(words[1])
-    return values
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

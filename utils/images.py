@@ -5,6 +5,8 @@ networks                      float in [-1, 1]
 losses and metrics            float in [0, 1]
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import warnings
@@ -13,15 +15,16 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, TiffTags
-from torch import Tensor
 
 from utils import cli, decoding, files
 from utils.metadata import Metadata, read_metadata, save_options
+
+if TYPE_CHECKING:  # test_image.py may do without PyTorch, which takes a second to import
+    from torch import Tensor
 
 MAX_PIXELS = 100_000_000
 SUFFIXES = {
@@ -97,11 +100,26 @@ def uint8_to_unit(image: Tensor) -> Tensor:
 
 def signed_to_uint8(image: Tensor) -> Tensor:
     """Clamp float to [-1, 1], then map it to the nearest of the 256 levels of uint8."""
-    return (image.float().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
+    return (image.float().clamp(-1, 1) + 1).mul(127.5).round().byte()
+
+
+def array_to_signed(rgb: np.ndarray) -> np.ndarray:
+    """Map uint8 (H, W, 3) to float32 (1, 3, H, W) in [-1, 1]; as `uint8_to_signed`."""
+    return np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], np.float32) / np.float32(127.5) - 1
+
+
+def signed_to_array(image: np.ndarray) -> np.ndarray:
+    """Map float (1, 3, H, W) to the nearest levels of uint8 (H, W, 3); as `signed_to_uint8`."""
+    levels = np.clip(image[0].transpose(1, 2, 0), -1, 1, dtype=np.float32)
+    levels += 1
+    levels *= 127.5
+    return np.rint(levels, out=levels).astype(np.uint8)
 
 
 def to_tensor(rgb: np.ndarray) -> Tensor:
     """View an array (H, W, 3) as a channels-last tensor (1, 3, H, W) that shares its memory."""
+    import torch
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(0)

@@ -1,0 +1,129 @@
+"""What this machine has, found out without PyTorch, and the options that choose among it.
+
+PyTorch takes more than a second to import, and test_image.py may do without.
+"""
+
+import argparse
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+DEVICES = ("cpu", "cuda", "mps")
+PRECISIONS = ("fp32", "bf16", "fp16")
+BACKENDS = ("torch", "openvino")
+
+
+def add_options(
+    parser: argparse._ActionsContainer, precision: str = "auto", backend: bool = False
+) -> None:
+    """Add `--device` and `--precision`, which every script that runs a network has.
+
+    Args:
+        parser: a parser or an argument group.
+        precision: the default.
+        backend: whether to add `--backend` too, for scripts that enlarge images.
+    """
+    parser.add_argument(
+        "--device", choices=("auto", *DEVICES), default="auto", help="where to compute"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        default=precision,
+        help="auto: the fastest that suits the device and the generator",
+    )
+    if backend:
+        parser.add_argument(
+            "--backend",
+            choices=("auto", *BACKENDS),
+            default="auto",
+            help="what runs the generator; auto: OpenVINO on the CPU if it is installed, else "
+            "PyTorch",
+        )
+
+
+def may_have_gpu() -> bool:
+    """Tell whether there may be a GPU that PyTorch can use: a driver is here, or Apple's chip."""
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    if sys.platform == "win32":
+        return Path(r"C:\Windows\System32\nvcuda.dll").exists()
+    signs = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # NVIDIA, WSL, AMD
+    return any(Path(sign).exists() for sign in signs)
+
+
+# --- the processor ------------------------------------------------------------------------------
+
+
+def is_made_by_amd() -> bool:
+    """Tell whether the processor is AMD's: Linux says so in /proc/cpuinfo, Windows in its name."""
+    return "AuthenticAMD" in _text(Path("/proc/cpuinfo")) + platform.processor()
+
+
+def has_amx() -> bool:
+    """Tell whether Linux lists the processor's matrix unit, Intel's AMX."""
+    return "amx_tile" in _text(Path("/proc/cpuinfo")).split()
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def free_system_memory(
+    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Return how many bytes this process can still allocate; None if there is no `/proc/meminfo`.
+
+    It is what Linux calls available, within the limits of the containers around the process. Pages
+    of cached files that can be dropped count as free.
+    """
+    available = _values(proc / "meminfo").get("MemAvailable:")
+    if available is None:
+        return None
+    return max(0, min([available * 1024, *_cgroup_rooms(proc, cgroups)]))
+
+
+def _cgroup_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
+    """Yield the bytes left under each memory limit of the process's control groups.
+
+    These may be of version 1 or 2, and the limits of their parents count too.
+    """
+    for line in _text(proc / "self" / "cgroup").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":  # version 2
+            top = cgroups
+            limit_file = "memory.max"
+            used_file = "memory.current"
+            reclaimable = "inactive_file"
+        elif "memory" in controllers.split(","):
+            top = cgroups / "memory"
+            limit_file = "memory.limit_in_bytes"
+            used_file = "memory.usage_in_bytes"
+            reclaimable = "total_inactive_file"
+        else:
+            continue
+        # Inside a container, this path may not exist: the container's own group is then at the top.
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            limit = _text(folder / limit_file).strip()
+            used = _text(folder / used_file).strip()
+            if limit.isdecimal() and used.isdecimal():  # not "max", which means no limit
+                cached = _values(folder / "memory.stat").get(reclaimable, 0)
+                yield int(limit) - int(used) + cached
+
+
+def _values(path: Path) -> dict[str, int]:
+    """Return the numbers in a file of lines `name number ...`; empty if there is no such file."""
+    values = {}
+    for line in _text(path).splitlines():
+        words = line.split()
+        if len(words) > 1 and words[1].isdecimal():
+            values[words[0]] = int(words[1])
+    return values
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

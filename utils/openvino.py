@@ -1,0 +1,208 @@
+"""A generator on OpenVINO, Intel's inference engine: the fastest on a CPU, and without PyTorch.
+
+A converted generator is kept in the user's cache folder, so that the next start needs neither
+PyTorch nor the conversion.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils import cli, files, images, machine
+
+if TYPE_CHECKING:
+    from networks import GeneratorNetwork
+
+_FACTS = "srgan"  # where a model holds what `OpenVinoEngine` needs to know of the generator
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+def is_wanted(backend: str, device: str) -> bool:
+    """Tell whether to enlarge on OpenVINO.
+
+    Args:
+        backend: auto, torch or openvino.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        UserError: OpenVINO was asked for, but it is not installed or cannot use the device.
+    """
+    if backend == "torch":
+        return False
+    if backend == "auto":
+        return find_spec("openvino") is not None and (
+            device == "cpu" or (device == "auto" and not machine.may_have_gpu())
+        )
+    if find_spec("openvino") is None:
+        raise cli.UserError("--backend openvino: the package is missing; pip install openvino")
+    if device not in ("auto", "cpu"):
+        raise cli.UserError(
+            f"--backend openvino runs on the CPU, not on --device {device}; leave out one of them"
+        )
+    return True
+
+
+@functools.cache
+def _package() -> Any:
+    """Import the package `openvino`; keep it from importing the one that reports to Intel."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    return importlib.import_module("openvino")
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def convert(generator: GeneratorNetwork) -> Any:
+    """Convert a generator of `inference.open_generator` on the CPU; sides of images are dynamic.
+
+    Raises:
+        UserError: this version of OpenVINO cannot convert it.
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            model = _package().convert_model(
+                generator, example_input=torch.zeros(1, 3, 32, 32), input=[1, 3, -1, -1]
+            )
+    except Exception as error:  # of many kinds, depending on the version
+        reason = str(error).strip().partition("\n")[0]
+        raise cli.UserError(
+            f"OpenVINO {version('openvino')} cannot convert this generator ({reason}); use "
+            "--backend torch"
+        ) from error
+    facts = {
+        "upscale": generator.upscale,
+        "halo": generator.halo,
+        "avoid_bf16": int(getattr(generator, "avoid_bf16", False)),
+    }
+    for name, value in facts.items():
+        model.set_rt_info(str(value), [_FACTS, name])
+    return model
+
+
+def kept_model(path: str | Path) -> Any | None:
+    """Return the model that an earlier start made of a generator file; None if there is none."""
+    folder = _folder_of(path)
+    if not (folder / "model.xml").exists():
+        return None
+    try:
+        return _package().Core().read_model(folder / "model.xml")
+    except RuntimeError:  # damaged: make it again
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+
+def keep_model(model: Any, path: str | Path) -> None:
+    """Keep a model for the next start, if the cache folder can be written."""
+    folder = _folder_of(path)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
+    except OSError:  # nothing is lost
+        return
+    try:
+        _package().save_model(model, unfinished / "model.xml", compress_to_fp16=False)
+        unfinished.rename(folder)
+    except (OSError, RuntimeError):  # another process was first, or the disk is full
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _folder_of(path: str | Path) -> Path:
+    """Return where the model of a generator file is kept.
+
+    The name depends on the file, on the code of the networks and on the version of OpenVINO.
+    """
+    digest = hashlib.sha256(files.sha256(path).encode())
+    root = Path(__file__).parent.parent
+    for module in ("model.py", "esrgan.py", "networks.py", "utils/openvino.py"):
+        digest.update((root / module).read_bytes())
+    digest.update(version("openvino").encode())
+    return cache_folder() / "openvino" / digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the user's folder for what can be made again."""
+    if sys.platform == "win32":
+        home = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    else:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home, "srgan")
+
+
+# --- enlarging ----------------------------------------------------------------------------------
+
+
+class OpenVinoEngine:
+    """A generator on OpenVINO; see `inference.Engine`.
+
+    Args:
+        model: of `convert` or `kept_model`.
+    """
+
+    place = "openvino"
+    package = "openvino"
+
+    def __init__(self, model: Any):
+        self.upscale, self.halo, self.avoid_bf16 = (
+            int(model.get_rt_info([_FACTS, name]).value)
+            for name in ("upscale", "halo", "avoid_bf16")
+        )
+        self.model = model
+        self._lock = threading.Lock()  # a request serves one thread at a time
+
+    def precision_of(self, name: str) -> str:
+        """Return fp32 or bf16; `auto` means bf16 where the processor is faster in it.
+
+        Raises:
+            UserError: fp16.
+        """
+        if name == "fp16":
+            raise cli.UserError(
+                "precision fp16 is for GPUs; use --precision auto, bf16 or fp32 on the CPU"
+            )
+        if name != "auto":
+            return name
+        has_bf16 = "BF16" in _package().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        is_fast = machine.has_amx() or machine.is_made_by_amd()  # see device.resolve_precision
+        return "bf16" if has_bf16 and is_fast and not self.avoid_bf16 else "fp32"
+
+    def free_memory(self) -> int | None:
+        """Return how many bytes can still be allocated; None if the system does not say."""
+        return machine.free_system_memory()
+
+    def release_memory(self) -> None:
+        """Forget what is compiled, and with it the memory that it holds."""
+        self._compiled.cache_clear()
+
+    def enlarge(
+        self, patch: np.ndarray, rows: slice, columns: slice, precision: str
+    ) -> np.ndarray | None:
+        """Return rows and columns of the enlarged image, uint8; None if it is not finite."""
+        lr = images.array_to_signed(patch)
+        with self._lock:
+            sr = self._compiled(precision).infer([lr], share_inputs=True, share_outputs=True)[0]
+            # In one pass: a NaN or an infinity anywhere spoils the sum
+            if not np.isfinite(sr.sum()):
+                return None
+            return images.signed_to_array(sr[:, :, rows, columns])
+
+    @functools.cache  # noqa: B019 - an engine lives as long as its process
+    def _compiled(self, precision: str) -> Any:
+        options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        if threads := os.environ.get("OMP_NUM_THREADS"):  # as PyTorch does
+            options["INFERENCE_NUM_THREADS"] = threads
+        return _package().Core().compile_model(self.model, "CPU", options).create_infer_request()
