@@ -3,7 +3,8 @@
 python test_image.py photo.jpg                            writes photo_x4.png beside it
 python test_image.py photo.jpg --weights srgan_x4 --out big.tif
 python test_image.py render.png --texture 0.5             halfway from srresnet_x4 to srgan_x4
-python test_image.py photos/ --out enlarged/ --recursive --skip-existing
+python test_image.py photo.jpg --size 3840x                at most four times as wide is sharp
+python test_image.py photos/ --out enlarged/ --recursive --skip-existing --format jpg
 
 The default generator is weights/photo_x4.pth. Results are 8-bit PNG files unless --out names a file
 of another format (.jpg .webp .tif .bmp). Grayscale stays grayscale; CMYK becomes sRGB;
@@ -16,6 +17,7 @@ import argparse
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import inference
@@ -48,6 +50,38 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=name_suffix,
         help="text added to each name (default: _x and the scale, as in _x4)",
     )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--outscale",
+        type=cli.number_between(0.01, 64),
+        metavar="S",
+        help="final scale, such as 1.5: the result is resized by Lanczos (default: the "
+        "generator's scale)",
+    )
+    size.add_argument(
+        "--size",
+        type=cli.picture_size,
+        metavar="WxH",
+        help="final width and height in pixels; either may be left out, as in 1920x or x1080",
+    )
+    parser.add_argument(
+        "--format",
+        choices=images.FORMATS,
+        default="png",
+        help="format of results for which --out names no file",
+    )
+    parser.add_argument(
+        "--quality",
+        type=cli.whole_number_between(1, 100),
+        metavar="Q",
+        help="quality of JPEG or WebP, from 1 to 100 (default: 95 for JPEG; WebP is lossless)",
+    )
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="mean of the results for eight orientations of the picture: slightly nearer to the "
+        "original, in eight times the time",
+    )
     parser.add_argument(
         "--compare",
         action="store_true",
@@ -65,6 +99,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--skip-existing",
         action="store_true",
         help="skip images that already have a result, to continue an interrupted run",
+    )
+    parser.add_argument(
+        "--part",
+        type=cli.part,
+        metavar="K/N",
+        help="enlarge only every N-th image, from the K-th on, so that N machines can share a "
+        "folder; torchrun's and srun's processes share it without this option",
     )
     parser.add_argument(
         "--tile",
@@ -92,6 +133,24 @@ def name_suffix(text: str) -> str:
     return text
 
 
+def default_suffix(args: argparse.Namespace, upscale: int) -> str:
+    """Return what is added to names: `_x4`, or the scale or size that was asked for."""
+    if args.size is not None:
+        width, height = (side or "" for side in args.size)
+        return f"_{width}x{height}"
+    return f"_x{args.outscale or upscale:g}"
+
+
+def check_quality(quality: int | None, targets: Iterable[Path]) -> None:
+    """Raise UserError if a format that stores every pixel exactly is given a quality."""
+    for target in targets:
+        if quality is not None and images.check_output_path(target) not in images.LOSSY_FORMATS:
+            raise cli.UserError(
+                f"--quality {quality} is for JPEG and WebP, not for {target.name}; choose --format "
+                "jpg or webp, or an --out that ends so"
+            )
+
+
 # --- names of results ---------------------------------------------------------------------------
 
 
@@ -101,6 +160,7 @@ def plan_outputs(
     suffix: str,
     recursive: bool = False,
     compare: bool = False,
+    file_format: str = "png",
 ) -> dict[Path, Path]:
     """Return the output path of every input image.
 
@@ -127,12 +187,12 @@ def plan_outputs(
         ending = f"{suffix}_compare.png"
         for path, folder in found:
             stem = images.fitting_name(path.stem, ending)
-            plan[path] = folder / f"{stem}{suffix}.png"
+            plan[path] = folder / f"{stem}{suffix}.{file_format}"
         uses = Counter(_comparable(target) for target in plan.values())
         for path, folder in found:
             if uses[_comparable(plan[path])] > 1:
                 stem = images.fitting_name(f"{path.stem}_{path.suffix[1:].lower()}", ending)
-                plan[path] = folder / f"{stem}{suffix}.png"
+                plan[path] = folder / f"{stem}{suffix}.{file_format}"
 
     # Check that no file would be overwritten
     taken: dict[str, Path] = {}
@@ -164,7 +224,7 @@ def find_images(
     """
     own_endings = [f"{suffix}_compare.png"]
     if suffix:
-        own_endings.append(f"{suffix}.png")
+        own_endings += [f"{suffix}.{file_format}" for file_format in images.FORMATS]
     found = []
     for path in inputs:
         if not path.exists():
@@ -187,6 +247,11 @@ def find_images(
     return found
 
 
+def part_of(plan: dict[Path, Path], number: int, count: int) -> dict[Path, Path]:
+    """Return one of several parts of a plan, counted from 1: every `count`-th image."""
+    return dict(list(plan.items())[number - 1 :: count])
+
+
 def result_files(target: Path, compare: bool) -> list[Path]:
     """Return the files written for an image: the result and, with `compare`, the comparison."""
     if not compare:
@@ -202,7 +267,7 @@ def _comparable(path: Path) -> str:
 # --- enlarging ----------------------------------------------------------------------------------
 
 
-def open_engines(args: argparse.Namespace) -> dict[str, inference.Engine]:
+def open_engines(args: argparse.Namespace) -> Mapping[str, inference.Engine]:
     """Return the generators by their labels in a comparison; the last one makes the result.
 
     Raises:
@@ -223,7 +288,7 @@ def open_engines(args: argparse.Namespace) -> dict[str, inference.Engine]:
 
 
 def enlarge(
-    engines: dict[str, inference.Engine],
+    engines: Mapping[str, inference.Engine],
     source: Path,
     target: Path,
     args: argparse.Namespace,
@@ -234,23 +299,33 @@ def enlarge(
     picture = images.read_picture(source, args.max_pixels)
     for note in picture.notes:
         print(f"{source}: {note}", file=sys.stderr)
-    scale = next(iter(engines.values())).upscale
+
+    # Size of the result
     height, width = picture.rgb.shape[:2]
-    channels = 1 if picture.gray else 3
-    images.check_output_path(target, width * scale, height * scale, channels)
+    scale = next(iter(engines.values())).upscale
+    size = inference.output_size(width, height, scale, args.outscale, args.size)
+    if size[0] * size[1] > args.max_pixels * scale**2:
+        raise cli.UserError(
+            f"{source}: a result of {size[0]}x{size[1]} pixels is too large; --max-pixels limits "
+            f"results to {args.max_pixels * scale**2:,} pixels"
+        )
+    images.check_output_path(target, *size, 1 if picture.gray else 3)
 
     # Enlarge
     panels = []
     if args.compare:
-        panels.append(("bicubic", images.upscale_bicubic(images.on_white(picture), scale)))
+        bicubic = images.resize_bicubic(images.on_white(picture), size[1], size[0])
+        panels.append(("bicubic", bicubic))
     for label, engine in engines.items():
-        sr = inference.upscale_picture(engine, picture, args.tile, precision, progress=True)
+        sr = inference.upscale_picture(
+            engine, picture, args.tile, precision, progress=True, size=size
+        )
         if args.compare:
             panels.append((label, images.on_white(sr)))
 
     # Write
     written = result_files(target, args.compare)
-    images.write_picture(target, sr)
+    images.write_picture(target, sr, args.quality)
     if args.compare:
         row = images.side_by_side(panels)
         images.write_picture(written[1], images.Picture(row, icc_profile=picture.icc_profile))
@@ -264,8 +339,15 @@ def main(args: argparse.Namespace) -> int:
     engines = open_engines(args)
     engine = list(engines.values())[-1]
     precision = engine.precision_of(args.precision)
-    suffix = f"_x{engine.upscale}" if args.suffix is None else args.suffix
-    plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare)
+    if args.ensemble:
+        engines = {label: inference.Ensemble(engine) for label, engine in engines.items()}
+    suffix = default_suffix(args, engine.upscale) if args.suffix is None else args.suffix
+    plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare, args.format)
+    check_quality(args.quality, plan.values())
+    number, count = args.part or machine.process_part()
+    plan = part_of(plan, number, count)
+    if not plan:
+        print(f"part {number}/{count}: no image is left for it")
 
     # Existing results
     if args.skip_existing:

@@ -126,7 +126,7 @@ def main(args: argparse.Namespace) -> int:
         )
     ]
     flops = least_flops(options, models, args.images, args.val_images)
-    limit_seconds = flops / common.matrix_product_flops(device, options.precision)
+    limit_seconds = flops / common.limit_flops(device, options.precision)
     result = {
         "ratio": sum(slow.values()) / sum(ours.values()),
         "limit_fraction": limit_seconds / sum(ours.values()),

@@ -84,8 +84,9 @@ def started_script(script: str, *args, cwd: Path | None = None, environment: dic
     a small generator of their own would take longer than to enlarge with it.
     """
     arguments = [str(script), *map(str, args)]
-    if set(arguments) & ENLARGING_SCRIPTS and "--backend" not in arguments:
-        arguments += ["--backend", "torch"]
+    for place, name in enumerate(arguments):
+        if name in ENLARGING_SCRIPTS and "--backend" not in arguments:
+            arguments[place + 1 : place + 1] = ["--backend", "torch"]
     folder = tempfile.TemporaryDirectory()
     out, errors = (Path(folder.name, name) for name in ("out", "errors"))
     variables = dict(os.environ) | {name: str(value) for name, value in (environment or {}).items()}

@@ -1,5 +1,7 @@
 import argparse
 import sys
+import types
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -30,11 +32,13 @@ def parsed(*arguments) -> argparse.Namespace:
     return export_model.get_args_parser().parse_args([str(argument) for argument in arguments])
 
 
-def results(path, generator, shape) -> tuple[np.ndarray, np.ndarray]:
+def results(path, generator, shape, half=False) -> tuple[np.ndarray, np.ndarray]:
+    """What onnxruntime and PyTorch make of the same random images in [0, 1]."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    lr = torch.rand(shape) * 2 - 1
+    unit = torch.rand(shape)
     with torch.inference_mode():
-        return session.run(None, {"lr": lr.numpy()})[0], generator(lr).numpy()
+        expected = (generator(unit * 2 - 1) + 1) / 2
+    return session.run(None, {"input": unit.numpy()})[0], expected.clamp(0, 1).numpy()
 
 
 @pytest.mark.parametrize(
@@ -42,14 +46,19 @@ def results(path, generator, shape) -> tuple[np.ndarray, np.ndarray]:
 )
 def test_the_file_gives_pytorchs_result_at_any_size(generator, tmp_path):
     generator_file.save(tmp_path / "generator.pth", trained(generator))
-    done = run("export_model.py", "--weights", tmp_path / "generator.pth", cwd=tmp_path)
+    words = ["--weights", tmp_path / "generator.pth", "--licence", "CC0"]
+    done = run("export_model.py", *words, cwd=tmp_path)
     assert done.stdout.count("from PyTorch") == 3
     assert done.stderr == ""
     path = tmp_path / "generator.onnx"
     onnx.checker.check_model(path, full_check=True)
-    metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
-    assert metadata["upscale"] == str(generator.upscale)
+    model = onnx.load(path)
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
     scale = generator.upscale
+    assert metadata["scale"] == metadata["upscale"] == str(scale)
+    assert metadata["halo"] == str(generator.halo)
+    assert metadata["range"] == "[0, 1]" and metadata["licence"] == "CC0"
+    assert [opset.version for opset in model.opset_import if not opset.domain] == [18]
     for count, height, width in [(1, 7, 5), (1, 61, 83), (3, 12, 12)]:
         result, expected = results(path, generator, (count, 3, height, width))
         assert result.shape == expected.shape == (count, 3, height * scale, width * scale)
@@ -61,6 +70,50 @@ def test_the_default_weights_are_exported_without_options(tmp_path):
     generator = generator_file.load(weights.FAITHFUL)
     result, expected = results(tmp_path / "srresnet_x4.onnx", generator, (1, 3, 30, 20))
     assert np.abs(result - expected).max() <= 1e-4
+
+
+@pytest.mark.parametrize("size", [(40, 30), (33, 57), (16, 16)])
+def test_onnx_and_ncnn_give_the_picture_of_test_image(exports, tmp_path, astronaut, size):
+    """Within one 8-bit level."""
+    lr = astronaut[100 : 100 + size[0], 60 : 60 + size[1]]
+    generator = inference.open_generator(weights.FAITHFUL, torch.device("cpu"))
+    expected = inference.upscale(generator, lr).astype(int)
+    unit = np.ascontiguousarray(lr.transpose(2, 0, 1)[None], np.float32) / 255
+    for name, enlarge in exports.items():
+        sr = np.rint(enlarge(unit)[0].transpose(1, 2, 0) * 255).astype(int)
+        assert np.abs(sr - expected).max() <= 1, name
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory) -> dict[str, export_model.Run]:
+    """What enlarges with the exported files of weights/srresnet_x4.pth."""
+    folder = tmp_path_factory.mktemp("exports")
+    found = {}
+    run("export_model.py", cwd=folder)
+    found["onnx"] = export_model.run_onnx((folder / "srresnet_x4.onnx").read_bytes())
+    if find_spec("ncnn") and find_spec("pnnx"):
+        run("export_model.py", "--format", "ncnn", cwd=folder)
+        description = (folder / "srresnet_x4.param").read_text()
+        assert (
+            " data\n" in description and description.strip().splitlines()[-1].split()[5] == "output"
+        )
+        model = (folder / "srresnet_x4.bin").read_bytes()
+        found["ncnn"] = export_model.run_ncnn(description, model)
+    return found
+
+
+def test_half_precision_halves_the_file(tmp_path):
+    run("export_model.py", "--half", cwd=tmp_path)
+    path = tmp_path / "srresnet_x4.onnx"
+    assert 3.0e6 < path.stat().st_size < 3.5e6
+    model = onnx.load(path)
+    kinds = [
+        value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)
+    ]
+    assert kinds == [onnx.TensorProto.FLOAT] * 2
+    generator = generator_file.load(weights.FAITHFUL)
+    result, expected = results(path, generator, (2, 3, 30, 20))
+    assert 0 < np.abs(result - expected).max() <= 4e-3
 
 
 def test_a_blend_is_exported_under_a_name_that_tells(tmp_path):
@@ -84,19 +137,22 @@ def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
     out = tmp_path / "generator.onnx"
     generator_file.save(weights_file, trained(Generator(2, 1)))
     other = trained(Generator(2, 1))
-    other.tail.bias.data += 2e-4
-    model = export_model.export(other)
-    monkeypatch.setattr(export_model, "export", lambda _generator: model)
+    other.tail.bias.data += 4e-4
+    model = export_model.export_onnx(other)
+    monkeypatch.setattr(export_model, "export_onnx", lambda *_arguments: model)
     with pytest.raises(cli.RunError, match="differs from PyTorch by 2"):
         export_model.main(parsed("--weights", weights_file, "--out", out))
     assert not out.exists()
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime", "pnnx", "ncnn"])
 def test_a_missing_package_is_named(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
+    if package == "ncnn":
+        monkeypatch.setitem(sys.modules, "pnnx", types.ModuleType("pnnx"))
+    words = ["--format", "ncnn"] if "nn" in package.replace("onnx", "") else []
     with pytest.raises(ValueError, match=f"{package} is missing; pip install .*{package}"):
-        export_model.main(parsed("--out", tmp_path / "a.onnx"))
+        export_model.main(parsed("--out", tmp_path / "a.param", *words))
     assert not list(tmp_path.iterdir())
 
 
@@ -107,5 +163,6 @@ def test_wrong_paths_are_one_line(tmp_path):
         (["--weights", tmp_path / "none.pth"], "no such generator file"),
         (["--weights", path, "--out", tmp_path], "is a folder"),
         (["--weights", path, "--out", path], "is the generator file itself"),
+        (["--format", "ncnn", "--half"], "--half is for ONNX"),
     ]:
         assert reason in the_error(run("export_model.py", *arguments, status=None))

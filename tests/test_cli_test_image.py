@@ -4,7 +4,7 @@ import corpus
 import numpy as np
 import pytest
 import torch
-from conftest import photograph, run, the_error
+from conftest import photograph, run, started_script, the_error
 from PIL import Image, ImageCms, ImageDraw
 
 import inference
@@ -296,3 +296,170 @@ def test_a_jpeg_by_default_and_a_clean_picture_by_srresnet_beat_bicubic(tmp_path
         for image in (sr, bicubic)
     ]
     assert scores[0] - scores[1] > 0.4
+
+
+# --- sizes, formats, parts ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def picture(tmp_path, astronaut):
+    """A transparent picture of 30x20 pixels."""
+    rgba = Image.fromarray(astronaut[100:120, 100:130]).convert("RGBA")
+    rgba.putalpha(Image.linear_gradient("L").resize((30, 20)))
+    rgba.save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "size"),
+    [
+        (["--outscale", 1.5], "a_x1.5.png", (45, 30)),
+        (["--outscale", 2], "a_x2.png", (60, 40)),
+        (["--outscale", 6], "a_x6.png", (180, 120)),
+        (["--outscale", 0.5], "a_x0.5.png", (15, 10)),
+        (["--size", "100x"], "a_100x.png", (100, 67)),
+        (["--size", "x50"], "a_x50.png", (75, 50)),
+        (["--size", "90x60"], "a_90x60.png", (90, 60)),
+        (["--size", "90X61"], "a_90x61.png", (90, 61)),  # rounding
+        (["--size", "90x60", "--suffix", "_big"], "a_big.png", (90, 60)),
+    ],
+)
+def test_any_size_comes_from_the_result_by_lanczos(weights, picture, options, name, size):
+    words = ["--weights", weights / "x4.pth", "--precision", "fp32", "--overwrite"]
+    run("test_image.py", picture, *words)
+    full = Image.open(picture.with_name("a_x4.png"))
+    done = run("test_image.py", picture, *words, *options, "--compare")
+    found = Image.open(picture.with_name(name))
+    assert found.size == size and found.mode == "RGBA"
+    rgb = full.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    assert np.array_equal(np.asarray(found.convert("RGB")), np.asarray(rgb))
+    alpha = full.getchannel("A").resize(size, Image.Resampling.LANCZOS)
+    assert np.array_equal(np.asarray(found.getchannel("A")), np.asarray(alpha))
+    assert str(picture.with_name(name)) in done.stdout
+    compared = Image.open(picture.with_name(name.replace(".png", "_compare.png")))
+    assert compared.size == images.side_by_side_size(*size, 2)
+
+
+def test_sizes_that_cannot_be_are_one_line(weights, picture):
+    for options, reason in [
+        (["--size", "0x100"], "'0x100' is not WIDTHxHEIGHT in pixels, such as 1920x1080"),
+        (["--size", "x"], "'x' is not WIDTHxHEIGHT"),
+        (["--size", "-5x5"], "expected one argument"),
+        (["--size", "100"], "'100' is not WIDTHxHEIGHT"),
+        (["--size", "90x90"], "--size 90x90 would distort 30x20 pixels; use --size 90x or"),
+        (["--size", "1000000x"], "a result of 1000000x666667 pixels is too large; --max-pixels"),
+        (["--outscale", 0], "'0' is not a number from 0.01 to 64"),
+        (["--outscale", 2, "--size", "9x"], "not allowed with argument"),
+        (["--part", "0/4"], "'0/4' is not K/N with K from 1 to N"),
+        (["--part", "5/4"], "'5/4' is not K/N"),
+        (["--part", "half"], "'half' is not K/N"),
+        (["--quality", 80], "--quality 80 is for JPEG and WebP, not for a_x4.png"),
+        (["--quality", 0, "--format", "jpg"], "'0' is not a whole number from 1 to 100"),
+    ]:
+        words = ["test_image.py", picture, "--weights", weights / "x4.pth", *options]
+        error = the_error(run(*words, status=2))
+        assert reason in error, error
+    assert [path.name for path in picture.parent.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["png", "jpg", "webp", "tif"])
+def test_a_folder_of_results_has_the_format_that_is_asked_for(weights, picture, name):
+    words = ["test_image.py", picture.parent, "--weights", weights / "x4.pth", "--format", name]
+    run(*words)
+    (result,) = picture.parent.glob("a_x4.*")
+    expected = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "tif": "TIFF"}[name]
+    assert result.suffix == f".{name}" and Image.open(result).format == expected
+    before = result.read_bytes()
+    run(*words, "--overwrite")  # its own result is no input
+    assert result.read_bytes() == before
+    assert sorted(path.name for path in picture.parent.iterdir()) == ["a.png", f"a_x4.{name}"]
+    if name in ("jpg", "webp"):
+        run(*words, "--overwrite", "--quality", 20)
+        assert result.stat().st_size < len(before)
+        assert Image.open(result).size == (120, 80)
+
+
+def test_an_ensemble_is_the_mean_over_eight_orientations(astronaut):
+    path = weights_file("srresnet_x4")
+    engine = inference.TorchEngine(inference.open_generator(path, torch.device("cpu")))
+    lr = astronaut[100:125, 60:103]
+    expected = np.zeros((100, 172, 3))
+    for turns in range(4):
+        for flip in (1, -1):
+            turned = np.ascontiguousarray(np.rot90(lr, turns)[:, ::flip])
+            sr = inference.upscale(engine, turned)
+            expected += np.rot90(sr[:, ::flip], -turns) / 8
+    ensemble = inference.Ensemble(engine)
+    whole = inference.upscale(ensemble, lr, tile=0)
+    assert np.abs(whole - expected).max() <= 0.5
+    tiles = inference.upscale(ensemble, lr, tile=16)
+    assert np.abs(tiles.astype(int) - whole).max() <= 1
+    turned = inference.upscale(ensemble, np.ascontiguousarray(np.rot90(lr)))
+    assert np.abs(np.rot90(whole.astype(int)) - turned).max() <= 1
+
+
+def test_ensemble_of_the_command_line(picture):
+    words = ["test_image.py", picture, "--weights", "srresnet_x4", "--precision", "fp32"]
+    run(*words)
+    run(*words, "--ensemble", "--suffix", "_mean")
+    single, mean = (
+        np.asarray(Image.open(picture.with_name(name)).convert("RGB")).astype(int)
+        for name in ("a_x4.png", "a_mean.png")
+    )
+    assert 0 < np.abs(single - mean).max() < 60 and np.abs(single - mean).mean() < 2
+
+
+def test_parts_that_are_killed_and_started_again_give_what_one_run_gives(
+    tmp_path, weights, astronaut
+):
+    """Forty pictures, four parts, each killed at random; then three parts finish."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(40):
+        Image.fromarray(astronaut[number : number + 12, :16]).save(folder / f"{number:02d}.png")
+    words = ["--weights", weights / "x4.pth", "--precision", "fp32"]
+    run("test_image.py", folder, *words, "--out", tmp_path / "whole")
+    out = tmp_path / "parts"
+    rng = np.random.default_rng(1)
+    for number in range(1, 5):
+        options = [*words, "--out", out, "--part", f"{number}/4"]
+        event = int(rng.integers(5, 40))
+        faulty = ["tests/faulty.py", "kill", event, "test_image.py", folder, *options]
+        assert started_script(*faulty)().returncode == -9
+    finished = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    assert 0 < len(finished) < 40
+    for number in range(1, 4):
+        run(
+            "test_image.py",
+            folder,
+            *words,
+            "--out",
+            out,
+            "--part",
+            f"{number}/3",
+            "--skip-existing",
+        )
+    results = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.png")}
+    assert results == expected and len(results) == 40
+    assert finished.items() <= results.items()
+
+
+@pytest.mark.parametrize(
+    "variables", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")]
+)
+def test_processes_of_torchrun_or_srun_share_a_folder(tmp_path, weights, astronaut, variables):
+    for number in range(5):
+        Image.fromarray(astronaut[:8, :9]).save(tmp_path / f"{number}.png")
+    made = []
+    for rank in range(3):
+        environment = dict(zip(variables, (rank, 3)))
+        words = ["test_image.py", tmp_path, "--weights", weights / "x4.pth"]
+        done = started_script(*words, environment=environment)()
+        assert done.returncode == 0, done.stderr
+        made.append(sorted(path.name for path in tmp_path.glob("*_x4.png")))
+    assert made[0] == ["0_x4.png", "3_x4.png"]
+    assert made[1] == ["0_x4.png", "1_x4.png", "3_x4.png", "4_x4.png"]
+    assert len(made[2]) == 5
+    words = [tmp_path, "--weights", weights / "x4.pth", "--skip-existing", "--part", "7/9"]
+    assert "part 7/9: no image is left for it" in run("test_image.py", *words).stdout

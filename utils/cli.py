@@ -117,6 +117,11 @@ def non_negative_float(text: str) -> float:
     return _number(text, float, 0)
 
 
+def whole_number_between(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `least` to `most`."""
+    return lambda text: _number(text, int, least, most)
+
+
 def tile_side(text: str) -> int | None:
     """Parse the side of a tile in LR pixels: `auto` (None), or 0 for the whole image, or more."""
     return None if text == "auto" else non_negative_int(text)
@@ -134,6 +139,27 @@ def number_between(least: float, most: float, step: float = 0.0) -> Callable[[st
         return value
 
     return parse
+
+
+def picture_size(text: str) -> tuple[int | None, int | None]:
+    """Parse WIDTHxHEIGHT in pixels, where one of the two may be left out (None)."""
+    match = re.fullmatch(r"(\d*)x(\d*)", text.lower())
+    sides = [int(digits) if digits else None for digits in match.groups()] if match else []
+    if not any(sides) or 0 in sides:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not WIDTHxHEIGHT in pixels, such as 1920x1080, 1920x or x1080"
+        )
+    width, height = sides
+    return width, height
+
+
+def part(text: str) -> tuple[int, int]:
+    """Parse K/N, the K-th of N parts, counted from 1."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 1 to N, such as 1/4")
+    return number, count
 
 
 def _number(text: str, kind: Callable[[str], float], least: float, most: float = math.inf) -> Any:

@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ OUTPUT_SUFFIXES = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
+FORMATS = ("png", "jpg", "webp", "tif")  # of a folder's results
+LOSSY_FORMATS = ("JPEG", "WEBP")
 LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # libjpeg stops a little before JPEG's own 65,535
 # Bytes of pixels in a file with 32-bit offsets; the rest is for its header and metadata
 _LARGEST_FILE = 2**32 - 2**24
@@ -280,10 +282,15 @@ def prepare_output(path: str | Path) -> None:
     files.make_folder(Path(path).parent)
 
 
-def write_picture(path: str | Path, picture: Picture) -> None:
+def write_picture(path: str | Path, picture: Picture, quality: int | None = None) -> None:
     """Write a picture in the format of the path's suffix, whole or not at all.
 
     JPEG and BMP, which have no transparency, show the picture on a white background.
+
+    Args:
+        path: output path.
+        picture: what to write.
+        quality: of JPEG or WebP, from 1 to 100. None: 95 for JPEG, and WebP without loss.
 
     Raises:
         UserError: the format is not supported or cannot hold the size.
@@ -303,6 +310,8 @@ def write_picture(path: str | Path, picture: Picture) -> None:
 
     # Options of the encoder
     options = _ENCODER_OPTIONS.get(file_format, {})
+    if quality is not None:
+        options = options | {"quality": quality, "lossless": False}
     options = options | save_options(picture.metadata, file_format, height, width)
     if file_format == "TIFF" and width * channels * height > _LARGEST_FILE:
         options["big_tiff"] = True
@@ -374,6 +383,19 @@ def to_gray(rgb: np.ndarray) -> np.ndarray:
 def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize uint8 (H, W, 3) or (H, W) with Pillow's bicubic, which low-pass filters to shrink."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def resized(picture: Picture, width: int, height: int) -> Picture:
+    """Return a picture at another size, by Lanczos."""
+    if picture.rgb.shape[:2] == (height, width):
+        return picture
+
+    def at_size(image: np.ndarray) -> np.ndarray:
+        method = Image.Resampling.LANCZOS
+        return np.asarray(Image.fromarray(image).resize((width, height), method))
+
+    alpha = None if picture.alpha is None else at_size(picture.alpha)
+    return replace(picture, rgb=at_size(picture.rgb), alpha=alpha)
 
 
 def crop_to_multiple(image: np.ndarray, factor: int) -> np.ndarray:

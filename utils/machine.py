@@ -4,6 +4,7 @@ PyTorch takes more than a second to import, and test_image.py may do without.
 """
 
 import argparse
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -51,6 +52,19 @@ def may_have_gpu() -> bool:
         return Path(r"C:\Windows\System32\nvcuda.dll").exists()
     signs = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # NVIDIA, WSL, AMD
     return any(Path(sign).exists() for sign in signs)
+
+
+def process_part() -> tuple[int, int]:
+    """Return (K, N): this process is the K-th of N that torchrun or srun started, from 1."""
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]) + 1, int(os.environ[size])
+    return 1, 1
+
+
+def process_on_machine() -> int:
+    """Return the number of this process on its machine, from 0, as torchrun or srun counts."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 # --- the processor ------------------------------------------------------------------------------
