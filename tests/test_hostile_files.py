@@ -1,6 +1,5 @@
 """Untrusted files give a good result or a clear refusal, in bounded time and memory."""
 
-import argparse
 import json
 import resource
 import shutil
@@ -49,7 +48,8 @@ def test_the_corpus_is_what_it_says(tmp_path):
 
 def test_mutated_images_are_enlarged_or_refused(broken, tmp_path):
     generator = Generator(2, 1).eval()
-    args = argparse.Namespace(max_pixels=100_000, tile=None, compare=False)
+    words = ["none", "--max-pixels", "100000"]
+    args = test_image.get_args_parser().parse_args(words)
     good = 0
     refused = 0
     before = peak()

@@ -98,7 +98,8 @@ def training(place: Path, kills: int) -> list[Row]:
 def pictures(place: Path, count: int, seed: int) -> list[Row]:
     """Enlarge mutated pictures as test_image.py does."""
     generator = Generator(2, 1).eval()
-    args = argparse.Namespace(max_pixels=100_000, tile=None, compare=False)
+    words = ["none", "--max-pixels", "100000"]
+    args = test_image.get_args_parser().parse_args(words)
     rows = []
     cases = corpus.mutated(count, seed)
     bar = cli.progress_bar(cases, total=count, desc="pictures", unit="file", delay=0)
