@@ -239,26 +239,38 @@ def open_engine(
         UserError: as for `open_generator`; OpenVINO cannot be used as asked for.
     """
     if openvino.is_wanted(backend, device):
-        _check_exists(chosen.path)
-        model = None if chosen.texture_path else openvino.kept_model(chosen.path)
-        if model is None:
-            import torch
-
-            generator = open_generator(device=torch.device("cpu"), **vars(chosen))
-            model = openvino.convert(generator)
-            if not chosen.texture_path:
-                openvino.keep_model(model, chosen.path)
-        return openvino.OpenVinoEngine(model)
+        try:
+            return _open_on_openvino(chosen)
+        except openvino.UnusableError as error:
+            if backend == "openvino":
+                raise
+            _say_once(f"{error}; using PyTorch")
 
     from utils.device import resolve_device
 
     place = resolve_device(device)
+    if place.type == "cpu" and backend == device == "auto" and openvino.is_wanted("auto", "cpu"):
+        # There is a GPU's driver, but no GPU that PyTorch can use
+        return open_engine(chosen, "cpu", backend)
     if place.type == "cuda":
         import torch
 
         # Each process that torchrun or srun started on this machine takes a GPU of its own
         place = torch.device("cuda", machine.process_on_machine() % torch.cuda.device_count())
     return TorchEngine(open_generator(device=place, **vars(chosen)))
+
+
+def _open_on_openvino(chosen: weights.Weights) -> openvino.OpenVinoEngine:
+    _check_exists(chosen.path)
+    model = None if chosen.texture_path else openvino.kept_model(chosen.path)
+    if model is None:
+        import torch
+
+        generator = open_generator(device=torch.device("cpu"), **vars(chosen))
+        model = openvino.convert(generator)
+        if not chosen.texture_path:
+            openvino.keep_model(model, chosen.path)
+    return openvino.OpenVinoEngine(model)
 
 
 # --- enlarging ----------------------------------------------------------------------------------

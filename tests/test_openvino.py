@@ -221,8 +221,42 @@ def test_a_generator_that_cannot_be_converted_is_one_line():
         def forward(self, lr):
             return torch.linalg.eigh(lr @ lr.mT).eigenvectors
 
-    with pytest.raises(ValueError, match=r"OpenVINO [\d.]+ cannot convert this generator \(.+\); "):
+    with pytest.raises(
+        openvino.UnusableError, match=r"OpenVINO [\d.]+ cannot convert this .+ \(.+\)"
+    ):
         openvino.convert(Odd())
+
+
+@pytest.mark.parametrize("fails", ["convert", "_package"])
+def test_where_openvino_cannot_run_pytorch_does_and_a_line_says_so(
+    path, monkeypatch, capsys, fails
+):
+    def fail(*_arguments):
+        raise openvino.UnusableError("OpenVINO cannot be used (broken)")
+
+    monkeypatch.setattr(openvino, fails, fail)
+    inference._say_once.cache_clear()
+    chosen = weights.Weights(path)
+    engine = inference.open_engine(chosen, "cpu")
+    assert isinstance(engine, inference.TorchEngine)
+    assert capsys.readouterr().err == "OpenVINO cannot be used (broken); using PyTorch\n"
+    with pytest.raises(ValueError, match="broken"):
+        inference.open_engine(chosen, backend="openvino")
+
+
+def test_a_broken_installation_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    openvino._package.cache_clear()
+    with pytest.raises(openvino.UnusableError, match=r"OpenVINO cannot be imported \("):
+        openvino._package()
+
+
+def test_a_driver_without_a_gpu_leaves_the_work_to_openvino(path, monkeypatch):
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setattr(machine, "may_have_gpu", lambda: True)
+    engine = inference.open_engine(weights.Weights(path))
+    assert isinstance(engine, openvino.OpenVinoEngine)
 
 
 @pytest.mark.parametrize(

@@ -260,12 +260,15 @@ def is_dead_helper(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error of PyTorch, NumPy or the system means that memory ran out."""
+    """Tell whether an error of PyTorch, OpenVINO, NumPy or the system means that memory ran out."""
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    signs = r"out of memory|can't allocate memory|Cannot allocate memory|^Caught MemoryError"
+    signs = (
+        r"out of memory|can't allocate memory|Cannot allocate memory|^Caught MemoryError"
+        r"|bad_alloc|[Ff]ailed to allocate"
+    )
     return isinstance(error, RuntimeError) and re.search(signs, str(error)) is not None
 
 

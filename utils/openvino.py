@@ -30,6 +30,10 @@ _FACTS = "srgan"  # where a model holds what `OpenVinoEngine` needs to know of t
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
+class UnusableError(cli.UserError):
+    """OpenVINO cannot be imported, or cannot run a generator; the message says why."""
+
+
 def is_wanted(backend: str, device: str) -> bool:
     """Tell whether to enlarge on OpenVINO.
 
@@ -57,9 +61,20 @@ def is_wanted(backend: str, device: str) -> bool:
 
 @functools.cache
 def _package() -> Any:
-    """Import the package `openvino`; keep it from importing the one that reports to Intel."""
+    """Import the package `openvino`; keep it from importing the one that reports to Intel.
+
+    Raises:
+        UnusableError: it cannot be imported.
+    """
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    return importlib.import_module("openvino")
+    try:
+        return importlib.import_module("openvino")
+    except (ImportError, OSError) as error:  # a broken installation
+        raise UnusableError(f"OpenVINO cannot be imported ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 # --- models -------------------------------------------------------------------------------------
@@ -69,20 +84,19 @@ def convert(generator: GeneratorNetwork) -> Any:
     """Convert a generator of `inference.open_generator` on the CPU; sides of images are dynamic.
 
     Raises:
-        UserError: this version of OpenVINO cannot convert it.
+        UnusableError: this version of OpenVINO cannot convert it.
     """
     import torch
 
+    package = _package()
     try:
         with torch.inference_mode():
-            model = _package().convert_model(
+            model = package.convert_model(
                 generator, example_input=torch.zeros(1, 3, 32, 32), input=[1, 3, -1, -1]
             )
     except Exception as error:  # of many kinds, depending on the version
-        reason = str(error).strip().partition("\n")[0]
-        raise cli.UserError(
-            f"OpenVINO {version('openvino')} cannot convert this generator ({reason}); use "
-            "--backend torch"
+        raise UnusableError(
+            f"OpenVINO {version('openvino')} cannot convert this generator ({_first_line(error)})"
         ) from error
     facts = {
         "upscale": generator.upscale,
