@@ -46,6 +46,19 @@ def set5() -> Path:
 
 
 @pytest.fixture(scope="session")
+def vgg19_files() -> dict[str, Path]:
+    """VGG19 up to conv3_1, and a network distilled from it up to conv5_1."""
+    folder = SHARED / "perceptual"
+    files = {
+        "slice": folder / "vgg19_conv3_1.pth",
+        "distilled": folder / "vgg19_distilled_conv5_1.pth",
+    }
+    if not all(path.exists() for path in files.values()):
+        pytest.skip("VGG19's first layers are not here")
+    return files
+
+
+@pytest.fixture(scope="session")
 def squeezenet_file() -> Path:
     path = SHARED / "squeezenet" / "squeezenet1_0_imagenet.pth"
     if not path.exists():

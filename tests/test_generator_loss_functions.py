@@ -316,6 +316,30 @@ def test_a_slice_of_vgg19_pads_by_reflection_and_has_a_stage_per_block(pair):
     assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "stages", "known"),
+    [
+        ("slice", ["conv1_2", "conv2_2", "conv3_1"], [0.95741, 0.51469, 1.21918, 1.59653, 0.78974]),
+        (
+            "distilled",
+            ["conv1_2", "conv2_2", "conv3_4", "conv4_4", "conv5_1"],
+            [0.32835, 0.36208, 0.60323, 0.538, 0.32417],
+        ),
+    ],
+)
+def test_vgg19s_first_layers_give_the_known_distances(vgg19_files, set5, name, stages, known):
+    """Of bicubic on Set5 at x4, computed layer by layer in another program."""
+    network = VGG19Features(pretrained.load("vgg19", str(vgg19_files[name])).state_dict)
+    assert list(network.stages) == stages
+    distances = []
+    with torch.no_grad():
+        for _name, lr, hr in TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4):
+            bicubic = images.to_tensor(images.upscale_bicubic(images.to_array(lr), 4))
+            pair = (images.uint8_to_unit(image) for image in (bicubic, hr))
+            distances.append(network.distance(*pair).item())
+    assert distances == pytest.approx(known, abs=1e-4)
+
+
 def test_only_sr_gets_a_gradient_of_vgg19(pair):
     network = VGG19Features(pretrained.load("vgg19", "random").state_dict)
     sr, hr = (image.clone().requires_grad_() for image in pair)
