@@ -50,20 +50,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=name_suffix,
         help="text added to each name (default: _x and the scale, as in _x4)",
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--outscale",
-        type=cli.number_between(0.01, 64),
-        metavar="S",
-        help="final scale, such as 1.5: the result is resized by Lanczos (default: the "
-        "generator's scale)",
-    )
-    size.add_argument(
-        "--size",
-        type=cli.picture_size,
-        metavar="WxH",
-        help="final width and height in pixels; either may be left out, as in 1920x or x1080",
-    )
+    cli.add_size_options(parser)
     parser.add_argument(
         "--format",
         choices=images.FORMATS,
@@ -131,14 +118,6 @@ def name_suffix(text: str) -> str:
             f"{text!r} must not contain / or \\ or exceed 50 bytes; name a folder with --out"
         )
     return text
-
-
-def default_suffix(args: argparse.Namespace, upscale: int) -> str:
-    """Return what is added to names: `_x4`, or the scale or size that was asked for."""
-    if args.size is not None:
-        width, height = (side or "" for side in args.size)
-        return f"_{width}x{height}"
-    return f"_x{args.outscale or upscale:g}"
 
 
 def check_quality(quality: int | None, targets: Iterable[Path]) -> None:
@@ -341,7 +320,9 @@ def main(args: argparse.Namespace) -> int:
     precision = engine.precision_of(args.precision)
     if args.ensemble:
         engines = {label: inference.Ensemble(engine) for label, engine in engines.items()}
-    suffix = default_suffix(args, engine.upscale) if args.suffix is None else args.suffix
+    suffix = args.suffix
+    if suffix is None:
+        suffix = cli.size_suffix(engine.upscale, args.outscale, args.size)
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare, args.format)
     check_quality(args.quality, plan.values())
     number, count = args.part or machine.process_part()

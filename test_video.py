@@ -57,6 +57,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"{', '.join(encoding.CODECS)} (default: vp9 for .webm, otherwise h264)",
     )
+    cli.add_size_options(parser)
     parser.add_argument(
         "--crf",
         type=cli.non_negative_int,
@@ -133,7 +134,7 @@ def plan_outputs(args: argparse.Namespace, upscale: int) -> dict[str, Path]:
     suffix = clip.suffix.lower()
     if suffix not in SUFFIXES:
         suffix = ".webp" if animation.is_picture(clip) else ".mp4"
-    ending = f"_x{upscale}"
+    ending = cli.size_suffix(upscale, args.outscale, args.size)
     stem = images.fitting_name(clip.stem, f".{ending}_compare{suffix}.unfinished")
     name = f"{stem}{ending}{suffix}"
 
@@ -174,12 +175,14 @@ def check_options(args: argparse.Namespace, out: Path) -> str | None:
 
 
 def open_tracks(
-    plan: dict[str, Path], clip: clips.Clip, codec: str | None, crf: int | None, upscale: int
+    plan: dict[str, Path],
+    clip: clips.Clip,
+    codec: str | None,
+    crf: int | None,
+    size: tuple[int, int],
 ) -> dict[str, Track]:
     """Return what encodes and writes each output; print what will not be kept."""
-    height = clip.height * upscale
-    width = clip.width * upscale
-    sizes = {"sr": (width, height), "compare": images.side_by_side_size(width, height, 2)}
+    sizes = {"sr": size, "compare": images.side_by_side_size(*size, 2)}
     tracks: dict[str, Track] = {}
     for name, path in plan.items():
         if codec is None:
@@ -253,7 +256,7 @@ def add_frame(
     """Encode a frame and its comparison, and measure how it differs from the frame before."""
     tracks["sr"].add(sr)
     shown = images.on_white(sr)
-    bicubic = images.upscale_bicubic(images.on_white(lr), shown.shape[0] // lr.rgb.shape[0])
+    bicubic = images.resize_bicubic(images.on_white(lr), *shown.shape[:2])
     if "compare" in tracks:
         pair = images.side_by_side([("bicubic", bicubic), ("SR", shown)])
         tracks["compare"].add(images.Picture(pair))
@@ -291,14 +294,17 @@ def main(args: argparse.Namespace) -> None:
     chosen = weights.chosen_weights(args)
     engine = inference.open_engine(chosen, args.device, args.backend)
     precision = engine.precision_of(args.precision)
-    upscale_frame = partial(inference.upscale_picture, engine, tile=args.tile, precision=precision)
 
     # Clip and outputs
     plan = plan_outputs(args, engine.upscale)
     codec = check_options(args, plan["sr"])
     reader = animation if animation.is_picture(args.clip) else clips
     clip = reader.read_clip(args.clip, args.start, args.end)
-    tracks = open_tracks(plan, clip, codec, args.crf, engine.upscale)
+    size = inference.output_size(clip.width, clip.height, engine.upscale, args.outscale, args.size)
+    tracks = open_tracks(plan, clip, codec, args.crf, size)
+    upscale_frame = partial(
+        inference.upscale_picture, engine, tile=args.tile, precision=precision, size=size
+    )
 
     # What the frames depend on: an unfinished run continues only with the same
     packages = [engine.package, "pillow"]
@@ -312,6 +318,7 @@ def main(args: argparse.Namespace) -> None:
         "device": engine.place,
         "codec": codec,
         "crf": args.crf,
+        "size": list(size),
         "start": str(args.start),
         "end": str(args.end),
         "compare": args.compare,

@@ -288,3 +288,24 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights):
     assert sorted(tmp_path.rglob("*")) == before
     video(tmp_path / "cut.mp4", *good, "--end", 0.2)  # what the message advises
     assert len(footage.decoded(tmp_path / "cut_x2.mp4")[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "size"),
+    [(["--outscale", 3], "a_x3.mp4", (96, 72)), (["--size", "x54"], "a_x54.mp4", (72, 54))],
+)
+def test_a_clip_of_any_size(tmp_path, weights, options, name, size):
+    clip = footage.make_clip(tmp_path / "a.mp4", 3)
+    video(clip, "--weights", weights / "x2.pth", *options, "--compare")
+    width, height = size
+    shown, _times = footage.decoded(tmp_path / name)
+    assert [frame.shape for frame in shown] == [(height, width, 3)] * 3
+    compared, _times = footage.decoded(tmp_path / name.replace(".mp4", "_compare.mp4"))
+    assert compared[0].shape[1] >= 2 * width
+
+
+def test_a_size_that_would_distort_a_clip_is_one_line(tmp_path, weights):
+    clip = footage.make_clip(tmp_path / "a.mp4", 1)
+    error = the_error(video(clip, "--weights", weights / "x2.pth", "--size", "50x50", status=2))
+    assert "--size 50x50 would distort 32x24 pixels" in error
+    assert os.listdir(tmp_path) == ["a.mp4"]

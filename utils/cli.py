@@ -153,6 +153,34 @@ def picture_size(text: str) -> tuple[int | None, int | None]:
     return width, height
 
 
+def add_size_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--outscale` and `--size`, at most one of which may be given."""
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--outscale",
+        type=number_between(0.01, 64),
+        metavar="S",
+        help="final scale, such as 1.5: the result is resized by Lanczos (default: the "
+        "generator's scale)",
+    )
+    size.add_argument(
+        "--size",
+        type=picture_size,
+        metavar="WxH",
+        help="final width and height in pixels; either may be left out, as in 1920x or x1080",
+    )
+
+
+def size_suffix(
+    upscale: int, outscale: float | None, size: tuple[int | None, int | None] | None
+) -> str:
+    """Return what is added to the names of results: `_x4`, `_x1.5` or `_1920x`."""
+    if size is not None:
+        width, height = (side or "" for side in size)
+        return f"_{width}x{height}"
+    return f"_x{outscale or upscale:g}"
+
+
 def part(text: str) -> tuple[int, int]:
     """Parse K/N, the K-th of N parts, counted from 1."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
