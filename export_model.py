@@ -17,6 +17,7 @@ import io
 import logging
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -164,6 +165,7 @@ def export_ncnn(generator: GeneratorNetwork) -> tuple[str, bytes]:
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """Discard what programs in the background print, such as pnnx's converter."""
+    sys.stdout.flush()
     streams = [os.dup(number) for number in (1, 2)]
     with open(os.devnull, "w") as nothing:
         for number in (1, 2):
@@ -280,6 +282,8 @@ def main(args: argparse.Namespace) -> None:
     # Plan
     if args.half and args.format == "ncnn":
         raise cli.UserError("--half is for ONNX; ncnn itself computes in fp16 where a GPU can")
+    if args.licence and args.format == "ncnn":
+        raise cli.UserError("--licence is for ONNX; ncnn's files have no place for it")
     check_packages(PACKAGES[args.format])
     chosen = weights.chosen_weights(args)
     generator = inference.open_generator(device=torch.device("cpu"), **vars(chosen))
@@ -289,8 +293,11 @@ def main(args: argparse.Namespace) -> None:
         raise cli.UserError(f"--out {out} is a folder; name a file")
     if args.format == "ncnn" and out.suffix != suffix:
         raise cli.UserError(f"--out {out}: ncnn's description is a {suffix} file; name it so")
-    if out.resolve() in {path.resolve() for path in (chosen.path, chosen.texture_path) if path}:
-        raise cli.UserError(f"--out {out} is the generator file itself; name another file")
+    written_files = {out} if args.format == "onnx" else {out, out.with_suffix(".bin")}
+    sources = {path.resolve() for path in (chosen.path, chosen.texture_path) if path}
+    for path in written_files:
+        if path.resolve() in sources:
+            raise cli.UserError(f"--out {path} is the generator file itself; name another file")
     files.make_folder(out.parent)
 
     # Export and check

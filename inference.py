@@ -287,9 +287,11 @@ def upscale_picture(
 ) -> images.Picture:
     """Enlarge a decoded picture: RGB with the generator, alpha with bicubic.
 
-    Gray stays gray; profile and metadata are kept. Arguments and errors are those of `upscale`, and
+    Gray stays gray; profile and metadata are kept.
 
     Args:
+        generator, tile, precision, progress, on_tile: see `upscale`, which raises the same errors.
+        picture: the picture.
         size: (width, height) of the result, which is resized by Lanczos; None: the generator's.
     """
     # Colour

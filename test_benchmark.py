@@ -195,10 +195,11 @@ def print_table(table: pandas.DataFrame) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print and write."""
-    if args.sr and (args.weights or args.texture_weights or args.texture is not None):
+    generator_options = (args.weights, args.texture_weights, args.backend != "auto")
+    if args.sr and (any(generator_options) or args.texture is not None):
         raise cli.UserError(
             "--weights cannot be combined with --sr, which measures images that are already "
-            "enlarged; nor can --texture"
+            "enlarged; nor can --texture or --backend"
         )
     if "random" in args.perceptual_weights:
         raise cli.UserError(

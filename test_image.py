@@ -54,8 +54,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format",
         choices=images.FORMATS,
-        default="png",
-        help="format of results for which --out names no file",
+        help="format of the results (default: png, or what --out names)",
     )
     parser.add_argument(
         "--quality",
@@ -139,7 +138,7 @@ def plan_outputs(
     suffix: str,
     recursive: bool = False,
     compare: bool = False,
-    file_format: str = "png",
+    file_format: str | None = None,
 ) -> dict[Path, Path]:
     """Return the output path of every input image.
 
@@ -150,12 +149,16 @@ def plan_outputs(
         UserError: an input does not exist, there is no image, an output is also an input, or two
             inputs share an output.
     """
-    found = find_images(inputs, out, suffix, recursive)
+    found = find_images(inputs, out, suffix, recursive, file_format or "png")
 
     # Name the results
     plan: dict[Path, Path] = {}
     if out is not None and not out.is_dir() and out.suffix.lower() in images.SUFFIXES:
         images.check_output_path(out)  # refuses formats that cannot be written
+        if file_format and not _is_format(out, file_format):
+            raise cli.UserError(
+                f"--out {out} contradicts --format {file_format}; leave out one of them"
+            )
         if len(found) > 1 or inputs[0].is_dir():
             raise cli.UserError(
                 f"--out {out}: one file cannot hold several results, or those of a folder; "
@@ -166,12 +169,12 @@ def plan_outputs(
         ending = f"{suffix}_compare.png"
         for path, folder in found:
             stem = images.fitting_name(path.stem, ending)
-            plan[path] = folder / f"{stem}{suffix}.{file_format}"
+            plan[path] = folder / f"{stem}{suffix}.{file_format or 'png'}"
         uses = Counter(_comparable(target) for target in plan.values())
         for path, folder in found:
             if uses[_comparable(plan[path])] > 1:
                 stem = images.fitting_name(f"{path.stem}_{path.suffix[1:].lower()}", ending)
-                plan[path] = folder / f"{stem}{suffix}.{file_format}"
+                plan[path] = folder / f"{stem}{suffix}.{file_format or 'png'}"
 
     # Check that no file would be overwritten
     taken: dict[str, Path] = {}
@@ -190,8 +193,12 @@ def plan_outputs(
     return plan
 
 
+def _is_format(path: Path, file_format: str) -> bool:
+    return images.OUTPUT_SUFFIXES[path.suffix.lower()] == images.OUTPUT_SUFFIXES[f".{file_format}"]
+
+
 def find_images(
-    inputs: list[Path], out: Path | None, suffix: str, recursive: bool
+    inputs: list[Path], out: Path | None, suffix: str, recursive: bool, file_format: str
 ) -> list[tuple[Path, Path]]:
     """Return every input image with the folder for its result.
 
@@ -203,7 +210,7 @@ def find_images(
     """
     own_endings = [f"{suffix}_compare.png"]
     if suffix:
-        own_endings += [f"{suffix}.{file_format}" for file_format in images.FORMATS]
+        own_endings += [f"{suffix}.png", f"{suffix}.{file_format}"]
     found = []
     for path in inputs:
         if not path.exists():
@@ -271,9 +278,16 @@ def enlarge(
     source: Path,
     target: Path,
     args: argparse.Namespace,
-    precision: str,
+    precisions: Mapping[str, str],
 ) -> None:
-    """Read, enlarge and write one image, and its comparison with `--compare`."""
+    """Read, enlarge and write one image, and its comparison with `--compare`.
+
+    Args:
+        engines: the generators by their labels in the comparison; the last one makes the result.
+        source, target: the image's path and the result's.
+        args: the options.
+        precisions: of the generators, by label.
+    """
     # Read
     picture = images.read_picture(source, args.max_pixels)
     for note in picture.notes:
@@ -297,10 +311,12 @@ def enlarge(
         panels.append(("bicubic", bicubic))
     for label, engine in engines.items():
         sr = inference.upscale_picture(
-            engine, picture, args.tile, precision, progress=True, size=size
+            engine, picture, args.tile, precisions[label], progress=True, size=size
         )
         if args.compare:
             panels.append((label, images.on_white(sr)))
+        if len(engines) > 1:
+            engine.release_memory()  # for the next one
 
     # Write
     written = result_files(target, args.compare)
@@ -317,18 +333,19 @@ def main(args: argparse.Namespace) -> int:
     args.compare = args.compare or args.compare_with is not None
     engines = open_engines(args)
     engine = list(engines.values())[-1]
-    precision = engine.precision_of(args.precision)
+    precisions = {label: each.precision_of(args.precision) for label, each in engines.items()}
     if args.ensemble:
-        engines = {label: inference.Ensemble(engine) for label, engine in engines.items()}
+        engines = {label: inference.Ensemble(each) for label, each in engines.items()}
     suffix = args.suffix
     if suffix is None:
         suffix = cli.size_suffix(engine.upscale, args.outscale, args.size)
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare, args.format)
     check_quality(args.quality, plan.values())
-    number, count = args.part or machine.process_part()
-    plan = part_of(plan, number, count)
-    if not plan:
-        print(f"part {number}/{count}: no image is left for it")
+    number, parts = args.part or machine.process_part()
+    if parts > 1:
+        total = len(plan)
+        plan = part_of(plan, number, parts)
+        print(f"part {number}/{parts}: {len(plan)} of {total} images")
 
     # Existing results
     if args.skip_existing:
@@ -350,7 +367,7 @@ def main(args: argparse.Namespace) -> int:
     failed = 0
     for source, target in plan.items():
         try:
-            enlarge(engines, source, target, args, precision)
+            enlarge(engines, source, target, args, precisions)
         except (cli.UserError, OSError) as error:
             if len(plan) == 1 or isinstance(error, BrokenPipeError):
                 raise

@@ -179,6 +179,7 @@ class Enlarger:
         # Enlarge
         precision = engine.precision_of(self.precision)
         sr = inference.upscale_picture(engine, picture, self.tile, precision, on_tile=on_tile)
+        engine.release_memory()  # other visitors may need another generator
         seconds = time.monotonic() - began
 
         # Keep the result on disk

@@ -98,7 +98,7 @@ def started_script(script: str, *args, cwd: Path | None = None, environment: dic
     """
     arguments = [str(script), *map(str, args)]
     for place, name in enumerate(arguments):
-        if name in ENLARGING_SCRIPTS and "--backend" not in arguments:
+        if name in ENLARGING_SCRIPTS and not {"--backend", "--sr"} & set(arguments):
             arguments[place + 1 : place + 1] = ["--backend", "torch"]
     folder = tempfile.TemporaryDirectory()
     out, errors = (Path(folder.name, name) for name in ("out", "errors"))

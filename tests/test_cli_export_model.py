@@ -164,5 +164,20 @@ def test_wrong_paths_are_one_line(tmp_path):
         (["--weights", path, "--out", tmp_path], "is a folder"),
         (["--weights", path, "--out", path], "is the generator file itself"),
         (["--format", "ncnn", "--half"], "--half is for ONNX"),
+        (["--format", "ncnn", "--licence", "CC0"], "--licence is for ONNX"),
+        (["--format", "ncnn", "--out", "a.bin"], "a.bin: ncnn's description is a .param file"),
     ]:
         assert reason in the_error(run("export_model.py", *arguments, status=None))
+
+
+def test_ncnns_weights_never_replace_the_generator_file(tmp_path):
+    pytest.importorskip("ncnn")
+    pytest.importorskip("pnnx")
+    path = tmp_path / "mine.bin"
+    generator_file.save(tmp_path / "mine.pth", Generator(2, 1))
+    (tmp_path / "mine.pth").rename(path)
+    before = path.read_bytes()
+    words = ["--weights", path, "--format", "ncnn"]
+    error = the_error(run("export_model.py", *words, cwd=tmp_path, status=None))
+    assert "mine.bin is the generator file itself" in error
+    assert path.read_bytes() == before

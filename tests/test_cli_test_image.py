@@ -353,6 +353,7 @@ def test_sizes_that_cannot_be_are_one_line(weights, picture):
         (["--part", "0/4"], "'0/4' is not K/N with K from 1 to N"),
         (["--part", "5/4"], "'5/4' is not K/N"),
         (["--part", "half"], "'half' is not K/N"),
+        (["--format", "jpg", "--out", "b.png"], "--out b.png contradicts --format jpg"),
         (["--quality", 80], "--quality 80 is for JPEG and WebP, not for a_x4.png"),
         (["--quality", 0, "--format", "jpg"], "'0' is not a whole number from 1 to 100"),
     ]:
@@ -462,4 +463,18 @@ def test_processes_of_torchrun_or_srun_share_a_folder(tmp_path, weights, astrona
     assert made[1] == ["0_x4.png", "1_x4.png", "3_x4.png", "4_x4.png"]
     assert len(made[2]) == 5
     words = [tmp_path, "--weights", weights / "x4.pth", "--skip-existing", "--part", "7/9"]
-    assert "part 7/9: no image is left for it" in run("test_image.py", *words).stdout
+    assert "part 7/9: 0 of 5 images" in run("test_image.py", *words).stdout
+
+
+def test_what_resembles_a_result_of_another_format_is_enlarged(weights, picture):
+    Image.open(picture).convert("RGB").save(picture.with_name("scan_x4.jpg"))
+    run("test_image.py", picture.parent, "--weights", weights / "x4.pth")
+    names = sorted(path.name for path in picture.parent.glob("*.png"))
+    assert names == ["a.png", "a_x4.png", "scan_x4_x4.png"]
+
+
+def test_variables_of_torchrun_that_make_no_sense_are_one_line(weights, picture):
+    words = ["test_image.py", picture, "--weights", weights / "x4.pth"]
+    for rank in ("x", "7"):
+        done = started_script(*words, environment={"RANK": rank, "WORLD_SIZE": 2})()
+        assert f"RANK={rank}, WORLD_SIZE=2: not a process of several" in the_error(done)

@@ -58,7 +58,9 @@ def test_mutated_images_are_enlarged_or_refused(broken, tmp_path):
         began = time.monotonic()
         signal.alarm(20)  # a hang ends the test
         try:
-            test_image.enlarge({"SR": generator}, source, tmp_path / "out.png", args, "fp32")
+            test_image.enlarge(
+                {"SR": generator}, source, tmp_path / "out.png", args, {"SR": "fp32"}
+            )
             with Image.open(tmp_path / "out.png") as result:
                 result.load()
             good += 1

@@ -1,6 +1,8 @@
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -141,13 +143,26 @@ def test_a_model_is_kept_per_file_and_made_again_if_it_is_damaged(path, cache, a
     lr = astronaut[:20, :30]
     first = inference.upscale(inference.open_engine(chosen, backend="openvino"), lr)
     (kept,) = cache.iterdir()
-    assert {file.name for file in kept.iterdir()} == {"model.xml", "model.bin"}
+    assert {file.name for file in kept.iterdir()} == {"model.xml", "model.bin", "checksum"}
     assert not [name for name in cache.iterdir() if name.name.startswith(".")]
 
-    # Damaged
-    (kept / "model.xml").write_text("<net")
-    again = inference.upscale(inference.open_engine(chosen, backend="openvino"), lr)
-    assert np.array_equal(first, again) and (kept / "model.xml").stat().st_size > 100
+    # Damaged: the network, what is known of it, one bit of its weights, a file missing
+    network = (kept / "model.xml").read_text()
+    content = bytearray((kept / "model.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    for name, damaged in [
+        ("model.xml", b"<net"),
+        ("model.xml", network.replace("<srgan", "<other").replace("</srgan", "</other").encode()),
+        ("model.bin", bytes(content)),
+        ("checksum", None),
+    ]:
+        (kept / name).unlink()
+        if damaged is not None:
+            (kept / name).write_bytes(damaged)
+        again = inference.upscale(inference.open_engine(chosen, backend="openvino"), lr)
+        assert np.array_equal(first, again)
+        assert len((kept / "model.xml").read_text()) == pytest.approx(len(network), abs=9)
+        assert len(list(kept.iterdir())) == 3
 
     # Another file under the same name
     torch.manual_seed(8)
@@ -172,6 +187,70 @@ def test_without_a_cache_folder_nothing_is_kept_and_nothing_fails(path, tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     engine = inference.open_engine(weights.Weights(path), backend="openvino")
     assert inference.upscale(engine, np.zeros((5, 6, 3), np.uint8)).shape == (10, 12, 3)
+
+
+@pytest.mark.parametrize("fault", [PermissionError("closed"), RuntimeError("no home")])
+def test_a_home_folder_that_is_closed_or_unknown_keeps_nothing(path, monkeypatch, fault):
+    def fail():
+        raise fault
+
+    monkeypatch.setattr(openvino, "cache_folder", fail)
+    engine = inference.open_engine(weights.Weights(path), backend="openvino")
+    assert engine.upscale == 2
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+LIMITED = """
+import resource, sys
+import numpy as np
+import inference
+from utils import weights
+engine = inference.open_engine(weights.Weights(sys.argv[1]), backend="openvino")
+rng = np.random.default_rng(0)
+first, second = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+large = rng.integers(0, 256, (600, 600, 3), dtype=np.uint8)
+expected = [inference.upscale(engine, lr) for lr in (first, second)]
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+_soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20, hard))
+try:
+    result = inference.upscale(engine, large, tile=0)
+    print("enlarged", result.shape)
+except (RuntimeError, MemoryError) as error:
+    print("refused", type(error).__name__)
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+again = [inference.upscale(engine, lr) for lr in (first, second)]
+print(all(np.array_equal(one, two) for one, two in zip(expected, again)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does")
+def test_without_memory_no_earlier_result_passes_for_this_one(path):
+    words = [sys.executable, "-c", LIMITED, path]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "continuing with tiles of 300 pixels" in done.stderr, done.stderr
+    what, again = done.stdout.splitlines()
+    assert what in ("enlarged (1200, 1200, 3)", "refused RuntimeError", "refused MemoryError")
+    assert again == "True"
+
+
+def test_an_engine_that_is_no_longer_used_gives_its_memory_back(path):
+    engine = inference.open_engine(weights.Weights(path), backend="openvino")
+    inference.upscale(engine, np.zeros((20, 20, 3), np.uint8))
+    seen = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert seen() is None
+
+
+def test_where_memory_is_scarce_what_is_kept_is_given_back_first(path, monkeypatch):
+    engine = inference.open_engine(weights.Weights(path), backend="openvino")
+    inference.upscale(engine, np.zeros((20, 20, 3), np.uint8), tile=0)
+    monkeypatch.setattr(machine, "free_system_memory", lambda: 2**36)
+    assert engine.free_memory() == 2**36 and engine._requests
+    monkeypatch.setattr(machine, "free_system_memory", lambda: 2**31)
+    assert engine.free_memory() == 2**31 and not engine._requests
 
 
 # --- choices ------------------------------------------------------------------------------------
@@ -222,7 +301,7 @@ def test_a_generator_that_cannot_be_converted_is_one_line():
             return torch.linalg.eigh(lr @ lr.mT).eigenvectors
 
     with pytest.raises(
-        openvino.UnusableError, match=r"OpenVINO [\d.]+ cannot convert this .+ \(.+\)"
+        openvino.UnusableError, match=r"OpenVINO 20\S+ cannot convert this .+ \(.+\)"
     ):
         openvino.convert(Odd())
 

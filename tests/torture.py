@@ -107,7 +107,7 @@ def pictures(place: Path, count: int, seed: int) -> list[Row]:
         source = place / name
         source.write_bytes(content)
         enlarge = partial(
-            test_image.enlarge, {"SR": generator}, source, place / "out.png", args, "fp32"
+            test_image.enlarge, {"SR": generator}, source, place / "out.png", args, {"SR": "fp32"}
         )
         wrong = what_went_wrong(enlarge, name, (ValueError, OSError))
         rows.append((f"mutated {source.suffix[1:]}", name, wrong))

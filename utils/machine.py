@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from utils import cli
+
 DEVICES = ("cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16", "fp16")
 BACKENDS = ("torch", "openvino")
@@ -49,16 +51,29 @@ def may_have_gpu() -> bool:
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
     if sys.platform == "win32":
-        return Path(r"C:\Windows\System32\nvcuda.dll").exists()
-    signs = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # NVIDIA, WSL, AMD
+        system = Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32")
+        return any((system / name).exists() for name in ("nvcuda.dll", "amdhip64.dll"))
+    # NVIDIA, its Jetson, WSL, AMD
+    signs = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
     return any(Path(sign).exists() for sign in signs)
 
 
 def process_part() -> tuple[int, int]:
-    """Return (K, N): this process is the K-th of N that torchrun or srun started, from 1."""
+    """Return (K, N): this process is the K-th of N that torchrun or srun started, from 1.
+
+    Raises:
+        UserError: their variables make no sense.
+    """
     for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
         if rank in os.environ and size in os.environ:
-            return int(os.environ[rank]) + 1, int(os.environ[size])
+            found = f"{rank}={os.environ[rank]}, {size}={os.environ[size]}"
+            try:
+                number, count = int(os.environ[rank]) + 1, int(os.environ[size])
+            except ValueError:
+                number, count = 0, 0
+            if not 1 <= number <= count:
+                raise cli.UserError(f"{found}: not a process of several; unset them")
+            return number, count
     return 1, 1
 
 

@@ -14,7 +14,6 @@ import shutil
 import sys
 import tempfile
 import threading
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from networks import GeneratorNetwork
 
 _FACTS = "srgan"  # where a model holds what `OpenVinoEngine` needs to know of the generator
+_FACT_NAMES = ("upscale", "halo", "avoid_bf16")
+_SCARCE = 8 * 2**30  # bytes; with less, memory that is kept for the next tile is given back first
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -96,40 +97,47 @@ def convert(generator: GeneratorNetwork) -> Any:
             )
     except Exception as error:  # of many kinds, depending on the version
         raise UnusableError(
-            f"OpenVINO {version('openvino')} cannot convert this generator ({_first_line(error)})"
+            f"OpenVINO {package.get_version()} cannot convert this generator ({_first_line(error)})"
         ) from error
-    facts = {
-        "upscale": generator.upscale,
-        "halo": generator.halo,
-        "avoid_bf16": int(getattr(generator, "avoid_bf16", False)),
-    }
-    for name, value in facts.items():
+    facts = (generator.upscale, generator.halo, int(getattr(generator, "avoid_bf16", False)))
+    for name, value in zip(_FACT_NAMES, facts, strict=True):
         model.set_rt_info(str(value), [_FACTS, name])
     return model
 
 
 def kept_model(path: str | Path) -> Any | None:
     """Return the model that an earlier start made of a generator file; None if there is none."""
-    folder = _folder_of(path)
-    if not (folder / "model.xml").exists():
+    try:
+        folder = _folder_of(path)
+        if not folder.exists():
+            return None
+    except (OSError, RuntimeError):  # a home folder that is unknown or closed
         return None
     try:
-        return _package().Core().read_model(folder / "model.xml")
-    except RuntimeError:  # damaged: make it again
+        if files.sha256(folder / "model.bin") != (folder / "checksum").read_text():
+            raise RuntimeError("damaged")
+        model = _package().Core().read_model(folder / "model.xml")
+        _facts_of(model)
+        return model
+    except (OSError, RuntimeError, ValueError):  # damaged: make it again
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
 def keep_model(model: Any, path: str | Path) -> None:
     """Keep a model for the next start, if the cache folder can be written."""
-    folder = _folder_of(path)
     try:
+        folder = _folder_of(path)
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
-    except OSError:  # nothing is lost
+    except (OSError, RuntimeError):  # nothing is lost
         return
     try:
         _package().save_model(model, unfinished / "model.xml", compress_to_fp16=False)
+        (unfinished / "checksum").write_text(files.sha256(unfinished / "model.bin"))
+        for file in unfinished.iterdir():
+            with open(file, "rb+") as written:
+                os.fsync(written.fileno())
         unfinished.rename(folder)
     except (OSError, RuntimeError):  # another process was first, or the disk is full
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -144,8 +152,13 @@ def _folder_of(path: str | Path) -> Path:
     root = Path(__file__).parent.parent
     for module in ("model.py", "esrgan.py", "networks.py", "utils/openvino.py"):
         digest.update((root / module).read_bytes())
-    digest.update(version("openvino").encode())
+    digest.update(_package().get_version().encode())
     return cache_folder() / "openvino" / digest.hexdigest()
+
+
+def _facts_of(model: Any) -> list[int]:
+    """Return the scale, the halo and whether to avoid bf16, which `convert` left in a model."""
+    return [int(model.get_rt_info([_FACTS, name]).value) for name in _FACT_NAMES]
 
 
 def cache_folder() -> Path:
@@ -171,11 +184,10 @@ class OpenVinoEngine:
     package = "openvino"
 
     def __init__(self, model: Any):
-        self.upscale, self.halo, self.avoid_bf16 = (
-            int(model.get_rt_info([_FACTS, name]).value)
-            for name in ("upscale", "halo", "avoid_bf16")
-        )
+        self.upscale, self.halo, avoid_bf16 = _facts_of(model)
+        self.avoid_bf16 = bool(avoid_bf16)
         self.model = model
+        self._requests: dict[str, Any] = {}  # by precision
         self._lock = threading.Lock()  # a request serves one thread at a time
 
     def precision_of(self, name: str) -> str:
@@ -196,27 +208,55 @@ class OpenVinoEngine:
 
     def free_memory(self) -> int | None:
         """Return how many bytes can still be allocated; None if the system does not say."""
-        return machine.free_system_memory()
+        free = machine.free_system_memory()
+        if free is not None and free < _SCARCE:
+            self.release_memory()
+            free = machine.free_system_memory()
+        return free
 
     def release_memory(self) -> None:
         """Forget what is compiled, and with it the memory that it holds."""
-        self._compiled.cache_clear()
+        with self._lock:
+            self._requests.clear()
 
     def enlarge(
         self, patch: np.ndarray, rows: slice, columns: slice, precision: str
     ) -> np.ndarray | None:
-        """Return rows and columns of the enlarged image, uint8; None if it is not finite."""
+        """Return rows and columns of the enlarged image, uint8; None if it is not finite.
+
+        Raises:
+            MemoryError: OpenVINO has not enough memory.
+            UnusableError: it cannot run on this machine.
+        """
         lr = images.array_to_signed(patch)
+        height, width = (side * self.upscale for side in patch.shape[:2])
         with self._lock:
-            sr = self._compiled(precision).infer([lr], share_inputs=True, share_outputs=True)[0]
+            request = self._request(precision)
+            # `infer` would not report a failure, and the last result would pass for this one
+            request.start_async([lr], share_inputs=True)
+            request.wait()
+            sr = request.get_output_tensor().data
+            if sr.shape != (1, 3, height, width):
+                raise MemoryError(f"OpenVINO gave no result for {patch.shape[1]}x{patch.shape[0]}")
             # In one pass: a NaN or an infinity anywhere spoils the sum
             if not np.isfinite(sr.sum()):
                 return None
             return images.signed_to_array(sr[:, :, rows, columns])
 
-    @functools.cache  # noqa: B019 - an engine lives as long as its process
-    def _compiled(self, precision: str) -> Any:
-        options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
-        if threads := os.environ.get("OMP_NUM_THREADS"):  # as PyTorch does
-            options["INFERENCE_NUM_THREADS"] = threads
-        return _package().Core().compile_model(self.model, "CPU", options).create_infer_request()
+    def _request(self, precision: str) -> Any:
+        """Return what infers at a precision; it is compiled once."""
+        if precision not in self._requests:
+            options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+            if threads := os.environ.get("OMP_NUM_THREADS"):  # as PyTorch does
+                options["INFERENCE_NUM_THREADS"] = threads
+            try:
+                compiled = _package().Core().compile_model(self.model, "CPU", options)
+                self._requests[precision] = compiled.create_infer_request()
+            except RuntimeError as error:
+                if cli.is_out_of_memory(error):
+                    raise
+                raise UnusableError(
+                    f"OpenVINO cannot run on this machine ({_first_line(error)}); use "
+                    "--backend torch"
+                ) from error
+        return self._requests[precision]
