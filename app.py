@@ -5,7 +5,7 @@ python app.py --host 0.0.0.0       lets other computers use the page, without a 
 python app.py --port 8000 --weights results/srgan/checkpoints/generator_last.pth
 
 Needs: pip install gradio. The results are identical to those of test_image.py with the same
-generator, precision and tile size.
+generator, backend, precision and tile size.
 """
 
 import argparse

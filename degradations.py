@@ -510,34 +510,27 @@ PHOTO_1 = Photo(
 # Against photo-1: the flaws that it lacks, more blur (networks trained with photo-1 hardly undo
 # any), and more clean and light samples (most pictures that people enlarge are such).
 PHOTO_2 = CameraPhoto(
-    version="photo-2",
-    shares={"clean": 0.15, "light": 0.45, "full": 0.4},
-    passes={
-        "light": [
-            replace(
-                PHOTO_1.passes["light"][0],
-                blur=0.6,
-                sigma=(0.2, 2.6),
-                gaussian=(0.5, 5),
-                poisson=(0.05, 0.35),
-                quality=(45, 98),
-            )
-        ],
-        "full": [
-            replace(PHOTO_1.passes["full"][0], sigma=(0.2, 3)),
-            replace(PHOTO_1.passes["full"][1], sigma=(0.2, 1.5), scale=(0.5, 1.5)),
-        ],
+    **vars(PHOTO_1)
+    | {
+        "version": "photo-2",
+        "shares": {"clean": 0.15, "light": 0.45, "full": 0.4},
+        "passes": {
+            "light": [
+                replace(
+                    PHOTO_1.passes["light"][0],
+                    blur=0.6,
+                    sigma=(0.2, 2.6),
+                    gaussian=(0.5, 5),
+                    poisson=(0.05, 0.35),
+                    quality=(45, 98),
+                )
+            ],
+            "full": [
+                replace(PHOTO_1.passes["full"][0], sigma=(0.2, 3)),
+                replace(PHOTO_1.passes["full"][1], sigma=(0.2, 1.5), scale=(0.5, 1.5)),
+            ],
+        },
     },
-    blurs=PHOTO_1.blurs,
-    anisotropic=PHOTO_1.anisotropic,
-    beta=PHOTO_1.beta,
-    sinc=PHOTO_1.sinc,
-    final_sinc=PHOTO_1.final_sinc,
-    cutoff=PHOTO_1.cutoff,
-    gray_noise=PHOTO_1.gray_noise,
-    full_chroma=PHOTO_1.full_chroma,
-    radius=PHOTO_1.radius,
-    final_radius=PHOTO_1.final_radius,
     sensor=0.3,
     read_noise=(0, 3),
     webp=0.15,

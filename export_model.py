@@ -6,7 +6,8 @@ python export_model.py --weights photo_x4 --format ncnn        writes photo_x4.p
 
 ONNX is for chaiNNer, vs-mlrt, onnxruntime, OpenVINO, TensorRT or a browser; ncnn is for Upscayl and
 Real-ESRGAN-ncnn-vulkan. The model takes RGB images of any size in [0, 1], (N, 3, H, W), and returns
-them in [0, 1]. It is written only if its results for images of three sizes are PyTorch's.
+enlarged images in [0, 1]. It is written only if its results for images of three sizes match
+PyTorch's.
 """
 
 import argparse

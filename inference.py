@@ -238,6 +238,10 @@ def open_engine(
     Raises:
         UserError: as for `open_generator`; OpenVINO cannot be used as asked for.
     """
+    if backend == device == "auto" and machine.may_have_gpu():
+        from utils.device import resolve_device
+
+        device = resolve_device().type  # cpu if there is a driver, but no GPU that PyTorch can use
     if openvino.is_wanted(backend, device):
         try:
             return _open_on_openvino(chosen)
@@ -245,22 +249,23 @@ def open_engine(
             if backend == "openvino":
                 raise
             _say_once(f"{error}; using PyTorch")
+    return _open_on_torch(chosen, device)
+
+
+def _open_on_torch(chosen: weights.Weights, device: str) -> TorchEngine:
+    import torch
 
     from utils.device import resolve_device
 
     place = resolve_device(device)
-    if place.type == "cpu" and backend == device == "auto" and openvino.is_wanted("auto", "cpu"):
-        # There is a GPU's driver, but no GPU that PyTorch can use
-        return open_engine(chosen, "cpu", backend)
     if place.type == "cuda":
-        import torch
-
         # Each process that torchrun or srun started on this machine takes a GPU of its own
         place = torch.device("cuda", machine.process_on_machine() % torch.cuda.device_count())
     return TorchEngine(open_generator(device=place, **vars(chosen)))
 
 
 def _open_on_openvino(chosen: weights.Weights) -> openvino.OpenVinoEngine:
+    """Only the first start reads the generator file; later ones find the model that it left."""
     _check_exists(chosen.path)
     model = None if chosen.texture_path else openvino.kept_model(chosen.path)
     if model is None:

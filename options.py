@@ -209,9 +209,9 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         "--perceptual",
         choices=PERCEPTUAL_NETWORKS,
         default="vgg16",
-        help="network whose features of SR and HR are compared: vgg16: SRGAN's; vgg19: ESRGAN's; "
-        "squeezenet needs about a thirtieth of their operations and a download of 5 MB instead of "
-        "over 500 MB",
+        help="network whose features of SR and HR are compared; vgg19: as in Real-ESRGAN; "
+        "squeezenet: needs about a thirtieth of vgg16's operations and a download of 5 MB instead "
+        "of over 500 MB",
     )
     group.add_argument(
         "--perceptual-weights",

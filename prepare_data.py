@@ -82,7 +82,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--network",
         choices=pretrained.LEAST_SIDES,
         default="squeezenet",
-        help="the network, as for train.py --perceptual",
+        help="the network; name it with train.py --perceptual too, whose default is vgg16",
     )
 
     # Copies

@@ -68,9 +68,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="imagenet|FILE",
-        help="weights of SqueezeNet, for Distance, or of VGG19, for Distance_VGG19, or files of "
-        "both; imagenet downloads torchvision's SqueezeNet once, 5 MB (default: torchvision's "
-        "SqueezeNet if already downloaded, else none)",
+        help="one or two networks' weights: SqueezeNet's give Distance, VGG19's give "
+        "Distance_VGG19; imagenet: torchvision's SqueezeNet, downloaded once, 5 MB (default: that "
+        "one if already downloaded, else none)",
     )
     parser.add_argument(
         "--lpips",

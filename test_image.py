@@ -3,11 +3,11 @@
 python test_image.py photo.jpg                            writes photo_x4.png beside it
 python test_image.py photo.jpg --weights srgan_x4 --out big.tif
 python test_image.py render.png --texture 0.5             halfway from srresnet_x4 to srgan_x4
-python test_image.py photo.jpg --size 3840x                at most four times as wide is sharp
+python test_image.py photo.jpg --size 3840x               3840 pixels wide (no detail beyond x4)
 python test_image.py photos/ --out enlarged/ --recursive --skip-existing --format jpg
 
-The default generator is weights/photo_x4.pth. Results are 8-bit PNG files unless --out names a file
-of another format (.jpg .webp .tif .bmp). Grayscale stays grayscale; CMYK becomes sRGB;
+The default generator is weights/photo_x4.pth. Results are 8-bit PNG files unless --format or --out
+names another format. Grayscale stays grayscale; CMYK becomes sRGB;
 transparency, RGB profiles, EXIF, XMP and DPI are kept. Only the first of several frames or pages is
 enlarged. If results would share a name, the formats are added: a.png and a.jpg give a_png_x4.png
 and a_jpg_x4.png.
@@ -48,7 +48,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--suffix",
         type=name_suffix,
-        help="text added to each name (default: _x and the scale, as in _x4)",
+        help="text added to each name (default: the scale or the size, as in _x4 or _3840x)",
     )
     cli.add_size_options(parser)
     parser.add_argument(
@@ -60,7 +60,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--quality",
         type=cli.whole_number_between(1, 100),
         metavar="Q",
-        help="quality of JPEG or WebP, from 1 to 100 (default: 95 for JPEG; WebP is lossless)",
+        help="quality of JPEG or WebP, from 1 to 100 (default: 95 for JPEG, lossless for WebP)",
     )
     parser.add_argument(
         "--ensemble",
@@ -91,7 +91,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=cli.part,
         metavar="K/N",
         help="enlarge only every N-th image, from the K-th on, so that N machines can share a "
-        "folder; torchrun's and srun's processes share it without this option",
+        "folder; under torchrun or srun, the processes divide it without this option",
     )
     parser.add_argument(
         "--tile",
@@ -318,7 +318,7 @@ def enlarge(
         if len(engines) > 1:
             engine.release_memory()  # for the next one
 
-    # Write
+    # Write, whole or not at all; the picture's metadata come with it
     written = result_files(target, args.compare)
     images.write_picture(target, sr, args.quality)
     if args.compare:

@@ -69,8 +69,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--start",
         type=seconds,
         metavar="TIME",
-        help="skip what comes before this time: seconds, or minutes:seconds (default: the "
-        "beginning)",
+        help="skip what comes before this time: seconds, minutes:seconds or hours:minutes:seconds "
+        "(default: the beginning)",
     )
     parser.add_argument(
         "--end",

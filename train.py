@@ -48,7 +48,8 @@ get_args_parser = options.get_args_parser
 def adversarial_step(models: "Models", lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
     """Update D and then G on a batch in [-1, 1]; return losses and scores by CSV column.
 
-    LR is (N, 3, H, W), HR (N, 3, upscale·H, upscale·W). The values stay on the device.
+    LR is (N, 3, H, W), by default (64, 3, 22, 22), and HR (N, 3, upscale·H, upscale·W). The values
+    stay on the device. A batch is one part by default, so G's step uses the `fake` of D's step.
     """
     assert models.loss is not None
     adversarial = models.loss.adversarial
@@ -126,7 +127,7 @@ class Models:
     def __init__(self, args: argparse.Namespace, initial: GeneratorNetwork | None = None):
         torch.manual_seed(args.seed)
         self.device = torch.device(args.device)
-        self.precision: str = args.precision
+        self.precision: str = args.precision  # auto: bf16 where it is faster, else fp16 or fp32
         self.accumulate: int = args.accumulate
         self.grad_clip: float = args.grad_clip
 

@@ -225,6 +225,19 @@ print(all(np.array_equal(one, two) for one, two in zip(expected, again)))
 """
 
 
+def test_a_generator_that_cannot_be_converted_is_tried_once(path, monkeypatch, capsys):
+    tried = []
+
+    def fail(*_arguments):
+        tried.append(1)
+        raise openvino.UnusableError("OpenVINO cannot be used (broken)")
+
+    monkeypatch.setattr(openvino, "convert", fail)
+    monkeypatch.setattr(machine, "may_have_gpu", lambda: False)
+    engine = inference.open_engine(weights.Weights(path))
+    assert isinstance(engine, inference.TorchEngine) and tried == [1]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does")
 def test_without_memory_no_earlier_result_passes_for_this_one(path):
     words = [sys.executable, "-c", LIMITED, path]

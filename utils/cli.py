@@ -295,7 +295,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     signs = (
         r"out of memory|can't allocate memory|Cannot allocate memory|^Caught MemoryError"
-        r"|bad_alloc|[Ff]ailed to allocate|Resource temporarily unavailable"
+        r"|bad_alloc|[Ff]ailed to allocate"
     )
     return isinstance(error, RuntimeError) and re.search(signs, str(error)) is not None
 

@@ -50,10 +50,8 @@ def resolve_precision(
     Raises:
         UserError: fp16 on the CPU.
     """
-    if name == "fp16" and device.type == "cpu":
-        raise cli.UserError(
-            "precision fp16 is for GPUs; use --precision auto, bf16 or fp32 on the CPU"
-        )
+    if device.type == "cpu":
+        machine.check_cpu_precision(name)
     if name != "auto":
         return name
     if _is_faster_in_bf16(device) and not getattr(generator, "avoid_bf16", False):
@@ -66,12 +64,9 @@ def _is_faster_in_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    if torch.cpu._is_amx_tile_supported():
-        return True
-    # AVX512-BF16 alone is not enough: it makes AMD's EPYC 3 to 4 times as fast as fp32, but an
-    # Intel Xeon whose AMX is switched off takes 1.4 to 2 times as long as in fp32. The maker
-    # decides, rather than a timing, so that a run resumes with the precision it was started with.
-    return torch.cpu._is_avx512_bf16_supported() and machine.is_made_by_amd()
+    return machine.is_cpu_faster_in_bf16(
+        torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported()
+    )
 
 
 def set_switches(same_sizes: bool = False) -> None:

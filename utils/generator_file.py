@@ -151,7 +151,7 @@ def _from_json(value: Any) -> Any:
 def _build_empty(path: str | Path, metadata: dict[str, Any], tensors: int) -> GeneratorNetwork:
     """Build the network that a file names without allocating its weights.
 
-    The files in weights/ name `srresnet`, which is `model.Generator`.
+    The files in weights/ name `srresnet`, which is `model.Generator`, with 16 blocks.
     A file that asks for more blocks than it has tensors is refused: even empty blocks take time.
     """
     name = metadata.get("generator")

@@ -41,8 +41,8 @@ def add_options(
             "--backend",
             choices=("auto", *BACKENDS),
             default="auto",
-            help="what runs the generator; auto: OpenVINO on the CPU if it is installed, else "
-            "PyTorch",
+            help="what runs the generator; auto: OpenVINO if it is installed and no GPU is used, "
+            "else PyTorch",
         )
 
 
@@ -83,6 +83,28 @@ def process_on_machine() -> int:
 
 
 # --- the processor ------------------------------------------------------------------------------
+
+
+def check_cpu_precision(name: str) -> None:
+    """Raise UserError for fp16, in which a CPU does not compute."""
+    if name == "fp16":
+        raise cli.UserError(
+            "precision fp16 is for GPUs; use --precision auto, bf16 or fp32 on the CPU"
+        )
+
+
+def is_cpu_faster_in_bf16(bf16: bool, amx: bool) -> bool:
+    """Tell whether the processor is faster in bf16 than in fp32.
+
+    Instructions for bf16 alone are not enough: they make AMD's EPYC 3 to 4 times as fast as in
+    fp32, but an Intel Xeon whose AMX is switched off takes 1.4 to 2 times as long. The maker
+    decides, rather than a timing, so that a run resumes with the precision it was started with.
+
+    Args:
+        bf16: whether the processor has such instructions (AVX512-BF16).
+        amx: whether it has Intel's matrix unit.
+    """
+    return amx or (bf16 and is_made_by_amd())
 
 
 def is_made_by_amd() -> bool:

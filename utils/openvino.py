@@ -196,15 +196,12 @@ class OpenVinoEngine:
         Raises:
             UserError: fp16.
         """
-        if name == "fp16":
-            raise cli.UserError(
-                "precision fp16 is for GPUs; use --precision auto, bf16 or fp32 on the CPU"
-            )
+        machine.check_cpu_precision(name)
         if name != "auto":
             return name
         has_bf16 = "BF16" in _package().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        is_fast = machine.has_amx() or machine.is_made_by_amd()  # see device.resolve_precision
-        return "bf16" if has_bf16 and is_fast and not self.avoid_bf16 else "fp32"
+        is_faster = machine.is_cpu_faster_in_bf16(has_bf16, machine.has_amx())
+        return "bf16" if is_faster and not self.avoid_bf16 else "fp32"
 
     def free_memory(self) -> int | None:
         """Return how many bytes can still be allocated; None if the system does not say."""
@@ -223,6 +220,8 @@ class OpenVinoEngine:
         self, patch: np.ndarray, rows: slice, columns: slice, precision: str
     ) -> np.ndarray | None:
         """Return rows and columns of the enlarged image, uint8; None if it is not finite.
+
+        Levels of LR are mapped to [-1, 1], and SR is clamped to it and rounded to levels.
 
         Raises:
             MemoryError: OpenVINO has not enough memory.
@@ -253,8 +252,8 @@ class OpenVinoEngine:
                 compiled = _package().Core().compile_model(self.model, "CPU", options)
                 self._requests[precision] = compiled.create_infer_request()
             except RuntimeError as error:
-                if cli.is_out_of_memory(error):
-                    raise
+                if cli.is_out_of_memory(error) or "temporarily unavailable" in str(error):
+                    raise MemoryError(f"OpenVINO: {_first_line(error)}") from error
                 raise UnusableError(
                     f"OpenVINO cannot run on this machine ({_first_line(error)}); use "
                     "--backend torch"
