@@ -206,7 +206,7 @@ class Models:
 
 def new_adam(network: nn.Module) -> torch.optim.Adam:
     """Return Adam with betas (0.9, 0.999); the learning rate is set before every update."""
-    return torch.optim.Adam(network.parameters(), betas=(0.9, 0.999))
+    return torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), fused=True)
 
 
 # --- an epoch -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import model
 from esrgan import UNetDiscriminator
 from model import Discriminator, Generator, MultiScaleDiscriminator, TailConv, fold_batch_norm
 
@@ -157,6 +158,24 @@ def test_folding_batch_norm_changes_the_weights_and_not_the_result():
     folded = fold_batch_norm(generator)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
     assert torch.allclose(folded(lr), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("upscale", [2, 3, 4])
+def test_training_on_the_cpu_computes_what_plain_layers_do(upscale, monkeypatch):
+    generator = Generator(upscale, 2).double().train()
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    lr = torch.rand(2, 3, 6, 7, dtype=torch.float64, requires_grad=True)
+    variables = [lr, *generator.parameters()]
+
+    def forward_and_backward():
+        sr = generator(lr)
+        return [sr, *torch.autograd.grad(sr.square().sum(), variables)]
+
+    ours = forward_and_backward()
+    monkeypatch.setattr(model, "is_trained_on_cpu", lambda layer, x: False)
+    plain = forward_and_backward()
+    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-10) for a, b in zip(ours, plain))
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 7), (1, 8, 1, 3)])

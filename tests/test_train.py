@@ -108,9 +108,9 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_the_step_is_the_plain_step():
-    """The median of three batches: in one, a value may round across a ReLU's kink (0.5%)."""
+    """The median of five batches: in some, a value rounds across a ReLU's kink (up to 0.5%)."""
     errors = []
-    for seed in (1, 2, 3):
+    for seed in range(1, 6):
         models = models_of()
         torch.manual_seed(seed)
         lr, hr = torch.rand(4, 3, 8, 8) * 2 - 1, torch.rand(4, 3, 32, 32) * 2 - 1
@@ -124,7 +124,7 @@ def test_the_step_is_the_plain_step():
             ours = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
             found.append(distance(ours, plain[name]))
         errors.append(max(found))
-    assert sorted(errors)[1] < 1e-4
+    assert sorted(errors)[2] < 1e-4
 
 
 def test_the_generator_step_of_esrgan_uses_the_updated_discriminator_on_both_sides():
