@@ -100,7 +100,25 @@ class PerceptualNetwork(nn.Module, ABC):
 
     @abstractmethod
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Return the distance (N,) of pairs of images (N, 3, H, W); only `sr` gets a gradient."""
+        """Return the loss (N,) of pairs of images (N, 3, H, W); only `sr` gets a gradient."""
+
+    def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Return the distance (N,) that `test_benchmark.py` reports: by default, the loss."""
+        return self.distance(sr, hr)
+
+
+def normalised_difference(ours: Tensor, target: Tensor) -> Tensor:
+    """Compare features (N, C, h, w) as LPIPS does, but without its calibration.
+
+    Zhang et al., 2018, equation 1: the squared difference of features of unit norm is summed over
+    channels and averaged over positions.
+
+    Returns:
+        (N,), float32.
+    """
+    ours = F.normalize(ours.float(), dim=1, eps=1e-10)
+    target = F.normalize(target.float(), dim=1, eps=1e-10)
+    return (ours - target).square().sum(1).mean((1, 2))
 
 
 class VGG16Features(PerceptualNetwork):
@@ -124,9 +142,7 @@ class VGG16Features(PerceptualNetwork):
 
 
 class SqueezeNetFeatures(PerceptualNetwork):
-    """Seven stages of SqueezeNet, compared as in LPIPS but without its calibration.
-
-    Zhang et al., 2018, equation 1.
+    """Seven stages of SqueezeNet, compared by `normalised_difference`.
 
     Args:
         state_dict: of `pretrained.squeezenet_layers`; it tells version 1.0 from 1.1.
@@ -140,25 +156,21 @@ class SqueezeNetFeatures(PerceptualNetwork):
         self.stages = (1, 4, 7, 8, 9, 10, 12) if is_1_0 else (1, 4, 7, 9, 10, 11, 12)
 
     def forward(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield each stage's features (N, C, h, w) of images (N, 3, H, W) in [0, 1].
-
-        They have unit norm over channels.
-        """
+        """Yield each stage's features (N, C, h, w) of images (N, 3, H, W) in [0, 1]."""
         x = self.normalised(x)
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in self.stages:
-                yield F.normalize(x.float(), dim=1, eps=1e-10)
+                yield x
 
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
         """Return the distance of each pair (N,) of images of at least 21x21 pixels.
 
-        The squared difference of the features is summed over channels, averaged over positions and
-        summed over stages. Only `sr` gets a gradient.
+        It is summed over stages. Only `sr` gets a gradient.
         """
         total = sr.new_zeros(len(sr), dtype=torch.float32)
         for ours, target in zip(self(sr), self(hr.detach()), strict=True):
-            total = total + (ours - target).square().sum(1).mean((1, 2))
+            total = total + normalised_difference(ours, target)
         return total
 
 
@@ -179,27 +191,34 @@ class VGG19Features(PerceptualNetwork):
         self.stages = dict(zip(last_of_blocks, weights, strict=True))
 
     def forward(self, x: Tensor) -> Iterator[tuple[float, Tensor]]:
-        """Yield each stage's weight and features (N, C, h, w) of images (N, 3, H, W) in [0, 1].
-
-        The features have unit norm over channels.
-        """
+        """Yield each stage's weight and features (N, C, h, w) of images (N, 3, H, W) in [0, 1]."""
         layers = dict(self.features.named_children())
         if "conv0" not in layers:  # which would do the same
             x = self.normalised(x)
         for name, layer in layers.items():
             x = layer(x)
             if name in self.stages:
-                yield self.stages[name], F.normalize(x.float(), dim=1, eps=1e-10)
+                yield self.stages[name], x
 
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Return the distance of each pair (N,) of images of at least 17x17 pixels.
+        """Return the L1 distance of each pair (N,) of images of at least 17x17 pixels.
 
-        The squared difference of the features is summed over channels, averaged over positions and
-        summed over stages with their weights. Only `sr` gets a gradient.
+        The features' absolute difference is averaged and summed over stages with their weights, as
+        in Real-ESRGAN. Only `sr` gets a gradient.
         """
         total = sr.new_zeros(len(sr), dtype=torch.float32)
         for (weight, ours), (_, target) in zip(self(sr), self(hr.detach()), strict=True):
-            total = total + weight * (ours - target).square().sum(1).mean((1, 2))
+            total = total + weight * (ours.float() - target.float()).abs().mean((1, 2, 3))
+        return total
+
+    def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Return `normalised_difference`, summed over stages with their weights (N,).
+
+        Unlike the loss, it is comparable between files whose features have different scales.
+        """
+        total = sr.new_zeros(len(sr), dtype=torch.float32)
+        for (weight, ours), (_, target) in zip(self(sr), self(hr.detach()), strict=True):
+            total = total + weight * normalised_difference(ours, target)
         return total
 
 

@@ -215,7 +215,7 @@ class FeatureDistance(DistanceNetwork):
             total = torch.zeros(len(sr), device=sr.device)
             for sr_part, hr_part in zip(sr_parts, hr_parts, strict=True):
                 pixels = sr_part[0, 0].numel()
-                total = total + self.network.distance(sr_part, hr_part) * pixels
+                total = total + self.network.measure(sr_part, hr_part) * pixels
             return total / sr[0, 0].numel()
 
 

@@ -269,17 +269,19 @@ def test_vgg19_compares_torchvisions_five_stages_before_activation(pair):
     for layer in reference.features:
         if isinstance(layer, torch.nn.ReLU):
             layer.inplace = False
-    expected = np.zeros(2)
+    loss, measured = np.zeros(2), np.zeros(2)
     for index, weight in ((2, 0.1), (7, 0.1), (16, 1), (25, 1), (34, 1)):
-        features = []
-        for image in pair:
-            with torch.no_grad():
-                x = reference.features[: index + 1]((image - mean) / std).double().numpy()
-            features.append(x / np.sqrt((x**2).sum(1, keepdims=True)))
-        a, b = features
-        expected = expected + weight * ((a - b) ** 2).sum(1).mean((1, 2))
+        with torch.no_grad():
+            a, b = (
+                reference.features[: index + 1]((image - mean) / std).double().numpy()
+                for image in pair
+            )
+        loss = loss + weight * np.abs(a - b).mean((1, 2, 3))
+        a, b = (x / np.sqrt((x**2).sum(1, keepdims=True)) for x in (a, b))
+        measured = measured + weight * ((a - b) ** 2).sum(1).mean((1, 2))
     network = VGG19Features(state)
-    assert network.distance(*pair).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    assert network.distance(*pair).tolist() == pytest.approx(loss.tolist(), rel=1e-4)
+    assert network.measure(*pair).tolist() == pytest.approx(measured.tolist(), rel=1e-4)
     assert network.distance(pair[1], pair[1]).tolist() == [0, 0]
 
 
@@ -304,16 +306,18 @@ def test_a_slice_of_vgg19_pads_by_reflection_and_has_a_stage_per_block(pair):
         ends[name] = len(chain)
         chain.append(torch.nn.ReLU())
         channels = width
-    expected = torch.zeros(2)
+    loss, measured = torch.zeros(2), torch.zeros(2)
     sr, hr = (image[..., :31, :37] for image in pair)  # odd sides: poolings keep the last row
     for name, weight in (("1_2", 0.1), ("2_2", 0.1), ("3_2", 1)):
         with torch.no_grad():
             a, b = (chain[: ends[name]](image) for image in (sr, hr))
+        loss += weight * (a - b).abs().mean((1, 2, 3))
         a = a / a.square().sum(1, keepdim=True).sqrt()
         b = b / b.square().sum(1, keepdim=True).sqrt()
-        expected += weight * (a - b).square().sum(1).mean((1, 2))
-    found = VGG19Features(state).distance(sr, hr)
-    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+        measured += weight * (a - b).square().sum(1).mean((1, 2))
+    network = VGG19Features(state)
+    assert network.distance(sr, hr).tolist() == pytest.approx(loss.tolist(), rel=1e-4)
+    assert network.measure(sr, hr).tolist() == pytest.approx(measured.tolist(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +340,7 @@ def test_vgg19s_first_layers_give_the_known_distances(vgg19_files, set5, name, s
         for _name, lr, hr in TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4):
             bicubic = images.to_tensor(images.upscale_bicubic(images.to_array(lr), 4))
             pair = (images.uint8_to_unit(image) for image in (bicubic, hr))
-            distances.append(network.distance(*pair).item())
+            distances.append(network.measure(*pair).item())
     assert distances == pytest.approx(known, abs=1e-4)
 
 
