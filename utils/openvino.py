@@ -6,6 +6,7 @@ PyTorch nor the conversion.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _FACTS = "srgan"  # where a model holds what `OpenVinoEngine` needs to know of the generator
 _FACT_NAMES = ("upscale", "halo", "avoid_bf16")
 _SCARCE = 8 * 2**30  # bytes; with less, memory that is kept for the next tile is given back first
+_LARGEST_CACHE = 2**30  # bytes of kept models; those that were used longest ago go first
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -118,6 +120,8 @@ def kept_model(path: str | Path) -> Any | None:
             raise RuntimeError("damaged")
         model = _package().Core().read_model(folder / "model.xml")
         _facts_of(model)
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(folder)
         return model
     except (OSError, RuntimeError, ValueError):  # damaged: make it again
         shutil.rmtree(folder, ignore_errors=True)
@@ -139,8 +143,18 @@ def keep_model(model: Any, path: str | Path) -> None:
             with open(file, "rb+") as written:
                 os.fsync(written.fileno())
         unfinished.rename(folder)
+        _forget_oldest(folder.parent)
     except (OSError, RuntimeError):  # another process was first, or the disk is full
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _forget_oldest(cache: Path) -> None:
+    """Remove the models that were used longest ago, until the others fit into `_LARGEST_CACHE`."""
+    total = 0
+    for folder in sorted(cache.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
+        total += sum(file.stat().st_size for file in folder.iterdir())
+        if total > _LARGEST_CACHE:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folder_of(path: str | Path) -> Path:
