@@ -103,7 +103,7 @@ class PerceptualNetwork(nn.Module, ABC):
         """Return the loss (N,) of pairs of images (N, 3, H, W); only `sr` gets a gradient."""
 
     def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Return the distance (N,) that `test_benchmark.py` reports: by default, the loss."""
+        """Return the distance (N,) that the metrics report: by default, the loss."""
         return self.distance(sr, hr)
 
 
@@ -203,8 +203,8 @@ class VGG19Features(PerceptualNetwork):
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
         """Return the L1 distance of each pair (N,) of images of at least 17x17 pixels.
 
-        The features' absolute difference is averaged and summed over stages with their weights, as
-        in Real-ESRGAN. Only `sr` gets a gradient.
+        The mean absolute difference of the features is summed over stages with their weights, as in
+        Real-ESRGAN. Only `sr` gets a gradient.
         """
         total = sr.new_zeros(len(sr), dtype=torch.float32)
         for (weight, ours), (_, target) in zip(self(sr), self(hr.detach()), strict=True):
@@ -214,7 +214,7 @@ class VGG19Features(PerceptualNetwork):
     def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
         """Return `normalised_difference`, summed over stages with their weights (N,).
 
-        Unlike the loss, it is comparable between files whose features have different scales.
+        Unlike the loss, it does not depend on the scale of a file's features.
         """
         total = sr.new_zeros(len(sr), dtype=torch.float32)
         for (weight, ours), (_, target) in zip(self(sr), self(hr.detach()), strict=True):

@@ -46,7 +46,7 @@ class UpsampleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map features (N, C, H, W) to (N, C, factor·H, factor·W)."""
         if is_trained_on_cpu(self, x):
-            return self.prelu(convolve_and_shuffle(x, self.conv))
+            return self.prelu(convolve_and_shuffle(x, self.conv, self.pixel_shuffle.upscale_factor))
         return self.prelu(self.pixel_shuffle(self.conv(x)))
 
 
@@ -210,7 +210,10 @@ class TailConv(nn.Conv2d):
 
 
 class PReLU(nn.PReLU):
-    """`nn.PReLU` with one slope, whose gradient takes a tenth of the time on a CPU."""
+    """`nn.PReLU` with one slope, and a faster gradient on a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a tensor of any shape to one of the same shape."""
@@ -220,40 +223,42 @@ class PReLU(nn.PReLU):
 
 
 class _Rectify(torch.autograd.Function):
-    """PReLU by way of leaky ReLU, which PyTorch vectorises on a CPU."""
+    """PReLU by way of leaky ReLU, which PyTorch vectorises on a CPU; differentiable once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
         ctx.save_for_backward(x, slope)
-        return F.leaky_relu(x, slope.item())
+        ctx.rounded = slope.to(x.dtype).item()  # as autocast rounds it for `nn.PReLU`
+        return F.leaky_relu(x, ctx.rounded)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, slope = ctx.saved_tensors
-        gradient_x = torch.ops.aten.leaky_relu_backward(gradient, x, slope.item(), False)
+        gradient_x = torch.ops.aten.leaky_relu_backward(gradient, x, ctx.rounded, False)
         gradient_slope = (gradient * x.clamp(max=0)).sum(dtype=slope.dtype)
         return gradient_x, gradient_slope.view_as(slope)
 
 
-def convolve_and_shuffle(x: Tensor, conv: nn.Conv2d) -> Tensor:
+def convolve_and_shuffle(x: Tensor, conv: nn.Conv2d, factor: int) -> Tensor:
     """Map features (N, C, H, W) to (N, C, factor·H, factor·W), as a conv and a pixel shuffle do.
 
-    `nn.PixelShuffle` moves one value at a time, because the channels that become one pixel lie
-    apart. Here the convolution computes them side by side.
+    `nn.PixelShuffle` moves one value at a time, because the channels of one output pixel lie
+    factor² apart. Here the convolution computes them side by side.
     """
-    factor = math.isqrt(conv.out_channels // conv.in_channels)
     assert conv.bias is not None
     weight = conv.weight.unflatten(0, (-1, factor**2)).transpose(0, 1).flatten(0, 1)
     bias = conv.bias.unflatten(0, (-1, factor**2)).T.flatten()
-    features = F.conv2d(x, weight, bias, padding=1).permute(0, 2, 3, 1)  # (N, H, W, factor²·C)
+    features = F.conv2d(x, weight, bias, padding=conv.padding).permute(
+        0, 2, 3, 1
+    )  # (N, H, W, factor²·C)
     rows = features.unflatten(3, (factor, -1)).transpose(2, 3)  # (N, H, factor, W, factor·C)
     shuffled = rows.flatten(1, 2).unflatten(3, (factor, -1)).flatten(2, 3)
     return shuffled.permute(0, 3, 1, 2)
 
 
 def is_trained_on_cpu(layer: nn.Module, x: Tensor) -> bool:
-    """Tell whether a layer can replace PyTorch's operations by ones that train faster."""
+    """Tell whether to use the operations that train faster: in training, on a CPU, uncompiled."""
     return layer.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

@@ -250,14 +250,14 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         "--grid-weight",
         type=cli.non_negative_float,
         default=0.0,
-        help="weight of the penalty on grids; start with 50000 times the perceptual weight",
+        help="weight of the penalty on grids; start with 50000 times SqueezeNet's weight",
     )
     group.add_argument(
         "--consistency-weight",
         type=cli.non_negative_float,
         default=0.0,
         help="weight of the difference between SR and HR after both are reduced to LR's size; "
-        "start with 300 times the perceptual weight",
+        "start with 300 times SqueezeNet's weight",
     )
 
 

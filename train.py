@@ -206,7 +206,10 @@ class Models:
 
 def new_adam(network: nn.Module) -> torch.optim.Adam:
     """Return Adam with betas (0.9, 0.999); the learning rate is set before every update."""
-    return torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), fused=True)
+    # On a CPU, the default is a loop over the tensors. Elsewhere the default is fast, and it works
+    # with the gradient scaler on every device and after a resume.
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    return torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), fused=on_cpu or None)
 
 
 # --- an epoch -----------------------------------------------------------------------------------

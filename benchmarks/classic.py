@@ -27,11 +27,17 @@ except ImportError:
 
 
 def new_generator(blocks: int = 8) -> Generator:
-    """Return the generator with a plain last convolution, contiguous."""
+    """Return the generator in PyTorch's own layers, contiguous."""
     generator = Generator(4, blocks)
     plain = nn.Conv2d(64, 3, 9, padding=4)
     plain.load_state_dict(generator.tail.state_dict())
     generator.add_module("tail", plain)
+    for block in generator.trunk:
+        block.add_module("prelu", nn.PReLU())
+    head = nn.Sequential(generator.head[0], nn.PReLU())
+    generator.add_module("head", head)
+    steps = [nn.Sequential(one.conv, one.pixel_shuffle, nn.PReLU()) for one in generator.upsample]
+    generator.add_module("upsample", nn.Sequential(*steps))
     return generator
 
 

@@ -161,21 +161,53 @@ def test_folding_batch_norm_changes_the_weights_and_not_the_result():
 
 
 @pytest.mark.parametrize("upscale", [2, 3, 4])
-def test_training_on_the_cpu_computes_what_plain_layers_do(upscale, monkeypatch):
-    generator = Generator(upscale, 2).double().train()
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_training_on_the_cpu_computes_what_plain_layers_do(upscale, memory_format, monkeypatch):
+    generator = Generator(upscale, 2).double().train().to(memory_format=memory_format)
     for parameter in generator.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    lr = torch.rand(2, 3, 6, 7, dtype=torch.float64, requires_grad=True)
-    variables = [lr, *generator.parameters()]
+    torch.nn.init.zeros_(generator.head[1].weight)
+    lr = torch.rand(2, 3, 6, 7, dtype=torch.float64).to(memory_format=memory_format)
+    variables = [lr.requires_grad_(), *generator.parameters()]
 
     def forward_and_backward():
         sr = generator(lr)
-        return [sr, *torch.autograd.grad(sr.square().sum(), variables)]
+        names = {type(node).__name__ for node in nodes_of(sr.grad_fn)}
+        return [sr, *torch.autograd.grad(sr.square().sum(), variables)], names
 
-    ours = forward_and_backward()
+    ours, our_names = forward_and_backward()
     monkeypatch.setattr(model, "is_trained_on_cpu", lambda layer, x: False)
-    plain = forward_and_backward()
+    plain, plain_names = forward_and_backward()
     assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-10) for a, b in zip(ours, plain))
+    slow = {"PreluKernelBackward0", "PixelShuffleBackward0"}
+    assert not slow & our_names and slow <= plain_names
+
+
+def nodes_of(node) -> set:
+    """All nodes of a graph of gradients."""
+    found, waiting = set(), [node]
+    while waiting:
+        if (node := waiting.pop()) is not None and node not in found:
+            found.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return found
+
+
+def test_training_in_bf16_on_the_cpu_is_close_to_plain_layers(monkeypatch):
+    generator = Generator(4, 2).train().to(memory_format=torch.channels_last)
+    lr = torch.rand(2, 3, 8, 8).to(memory_format=torch.channels_last)
+
+    def gradient():
+        with torch.autocast("cpu", torch.bfloat16):
+            sr = generator(lr)
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(sr.float().sum(), generator.parameters())]
+        )
+
+    ours = gradient()
+    monkeypatch.setattr(model, "is_trained_on_cpu", lambda layer, x: False)
+    plain = gradient()
+    assert (ours - plain).norm() < 0.02 * plain.norm()
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 7), (1, 8, 1, 3)])

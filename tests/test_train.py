@@ -1,6 +1,7 @@
 """The steps of train.py, compared with the same updates in plain code."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import model
 import train
 from generator_loss_functions import consistency_loss, grid_loss
 from utils.device import compile_for
@@ -47,6 +49,7 @@ def models_of(*options: str) -> train.Models:
     return models
 
 
+@mock.patch.object(model, "is_trained_on_cpu", lambda layer, x: False)
 def plain_step(models: train.Models, lr: torch.Tensor, hr: torch.Tensor) -> dict:
     """Losses and gradients of the step: a forward pass for every use, a plain last convolution."""
     generator, discriminator = copy.deepcopy(models.generator), copy.deepcopy(models.discriminator)
@@ -124,7 +127,7 @@ def test_the_step_is_the_plain_step():
             ours = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
             found.append(distance(ours, plain[name]))
         errors.append(max(found))
-    assert sorted(errors)[2] < 1e-4
+    assert sorted(errors)[2] < 1e-4 and max(errors) < 1e-2
 
 
 def test_the_generator_step_of_esrgan_uses_the_updated_discriminator_on_both_sides():
