@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from torchvision import transforms, utils
 
 from generator_loss_functions import GeneratorLoss
-from model import Discriminator, Generator
+from model import Discriminator, Generator, UpsampleBlock
 
 try:
     from pytorch_msssim import ssim
@@ -34,10 +34,12 @@ def new_generator(blocks: int = 8) -> Generator:
     generator.add_module("tail", plain)
     for block in generator.trunk:
         block.add_module("prelu", nn.PReLU())
-    head = nn.Sequential(generator.head[0], nn.PReLU())
-    generator.add_module("head", head)
-    steps = [nn.Sequential(one.conv, one.pixel_shuffle, nn.PReLU()) for one in generator.upsample]
-    generator.add_module("upsample", nn.Sequential(*steps))
+    generator.add_module("head", nn.Sequential(generator.head[0], nn.PReLU()))
+    upsample = nn.Sequential()
+    for block in generator.upsample:
+        assert isinstance(block, UpsampleBlock)
+        upsample.append(nn.Sequential(block.conv, block.pixel_shuffle, nn.PReLU()))
+    generator.add_module("upsample", upsample)
     return generator
 
 
