@@ -7,6 +7,7 @@ Networks and losses are the same as ours.
 """
 
 import random
+from collections import OrderedDict
 from pathlib import Path
 
 import common  # noqa: F401 - makes the repository and torchvision importable
@@ -38,7 +39,8 @@ def new_generator(blocks: int = 8) -> Generator:
     upsample = nn.Sequential()
     for block in generator.upsample:
         assert isinstance(block, UpsampleBlock)
-        upsample.append(nn.Sequential(block.conv, block.pixel_shuffle, nn.PReLU()))
+        steps = {"conv": block.conv, "shuffle": block.pixel_shuffle, "prelu": nn.PReLU()}
+        upsample.append(nn.Sequential(OrderedDict(steps)))
     generator.add_module("upsample", upsample)
     return generator
 
