@@ -11,7 +11,7 @@ from PIL import Image
 
 from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder
 from degradations import BICUBIC, DEGRADATIONS, Bicubic
-from utils import distributed, pixel_cache
+from utils import cli, distributed, pixel_cache
 
 
 def test_the_cache_is_used_again_and_rebuilt_when_a_file_changes(photos, tmp_path, monkeypatch):
@@ -116,11 +116,35 @@ def test_lr_files_made_elsewhere_are_paired_by_name(photos, tmp_path):
     with pytest.raises(
         ValueError,
         match=r"2 image.*image_0\.png: no LR image.*image_2\.png: "
-        r".*24x18 pixels do not fit .* 100x72",
+        r".*24x18 pixels do not fit .* 102x75",
     ):
         TrainDatasetFromFolder(
             photos[0], 32, 4, lr_folder=lr_folder, cache_folder=tmp_path / "cache"
         )
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((26, 18), None),  # HR is 101x72: the division may be rounded up
+        ((25, 18), None),
+        ((27, 18), "27x18 pixels do not fit the HR image of 101x72 at x4\\. Fix"),
+        ((25, 19), "25x19 pixels do not fit the HR image of 101x72 at x4\\. Fix"),
+        ((50, 36), "50x36 .* at x4: it is an LR image for x2\\. Fix"),
+        ((101, 72), "101x72 .* at x4: it is as large\\. Fix"),
+        ((101, 36), "101x36 .* at x4\\. Fix"),
+    ],
+)
+def test_lr_files_of_another_scale_are_refused(tmp_path, size, reason):
+    for name, sides in (("hr", (101, 72)), ("lr", size)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", sides).save(tmp_path / name / "a.png")
+    layout = pixel_cache.Layout(tmp_path / "hr", 4, tmp_path / "lr")
+    if reason is None:
+        assert pixel_cache.ImageStore.open(layout, None)[0][1].shape == (18, 25, 3)
+        return
+    with pytest.raises(cli.UserError, match=reason):
+        _ = pixel_cache.ImageStore.open(layout, None)[0]
 
 
 def test_the_cache_goes_where_it_can_be_written(tmp_path, monkeypatch):

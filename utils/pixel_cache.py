@@ -98,26 +98,37 @@ class Layout:
             OSError: a file cannot be opened.
             UserError: a file is damaged, or LR does not fit HR.
         """
-        hr = images.read_picture(self.folder / entry.name).rgb
-        hr = images.crop_to_multiple(hr, self.upscale)
+        whole = images.read_picture(self.folder / entry.name).rgb
+        hr = images.crop_to_multiple(whole, self.upscale)
         if not hr.size:
             return []
         if isinstance(self.lr, Path):
             assert entry.lr_name is not None  # `_pair` has found it
-            lr = self._read_lr(self.lr / entry.lr_name, hr)
+            height, width = whole.shape[:2]
+            lr = self._read_lr(self.lr / entry.lr_name, height, width)
         else:
             lr = self.lr.degrade_image(hr, self.upscale, entry.name)
         return [hr, lr, images.upscale_bicubic(lr, self.upscale)] if self.enlarged else [hr, lr]
 
-    def _read_lr(self, path: Path, hr: np.ndarray) -> np.ndarray:
-        height, width = (side // self.upscale for side in hr.shape[:2])
-        lr = images.read_picture(path).rgb[:height, :width]
-        if lr.shape[:2] != (height, width):
-            raise cli.UserError(
-                f"{path}: {lr.shape[1]}x{lr.shape[0]} pixels do not fit the HR image of "
-                f"{hr.shape[1]}x{hr.shape[0]} at x{self.upscale}"
-            )
-        return lr
+    def _read_lr(self, path: Path, height: int, width: int) -> np.ndarray:
+        """Read the LR image of an HR image; its sides are HR's divided by the scale, or one more."""
+        lr = images.read_picture(path).rgb
+        lr_height, lr_width = lr.shape[:2]
+        rows = height // self.upscale
+        columns = width // self.upscale
+        if not (
+            rows <= lr_height <= -(-height // self.upscale)
+            and columns <= lr_width <= -(-width // self.upscale)
+        ):
+            text = f"{path}: {lr_width}x{lr_height} pixels do not fit the HR image of "
+            text += f"{width}x{height} at x{self.upscale}"
+            scale = round(height / lr_height)
+            if scale == round(width / lr_width) == 1:
+                text += ": it is as large"
+            elif scale == round(width / lr_width) != self.upscale:
+                text += f": it is an LR image for x{scale}"
+            raise cli.UserError(text)
+        return lr[:rows, :columns]
 
 
 class ImageStore:
