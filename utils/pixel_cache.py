@@ -111,7 +111,7 @@ class Layout:
         return [hr, lr, images.upscale_bicubic(lr, self.upscale)] if self.enlarged else [hr, lr]
 
     def _read_lr(self, path: Path, height: int, width: int) -> np.ndarray:
-        """Read the LR image of an HR image; its sides are HR's divided by the scale, or one more."""
+        """Read an HR image's LR image; its sides are HR's over the scale, rounded down or up."""
         lr = images.read_picture(path).rgb
         lr_height, lr_width = lr.shape[:2]
         rows = height // self.upscale
