@@ -590,15 +590,21 @@ def plan_text(
     )
     batches = len(sampler)
     total = batches * (args.pretrain_epochs + args.epochs)
+    crops = min(args.batch_size, len(train_set.usable) * args.crops_per_image)
     lines = [
         f"options: {options}",
         f"networks: generator {parameters_g:,} parameters, discriminator {parameters_d:,}; "
         f"{args.device}, {args.precision}",
         f"images: {len(train_set.usable)} for training, {len(val_set)} for validation",
         f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of "
-        f"{batches:,} updates with {args.batch_size} crops of {args.crop}x{args.crop}: "
+        f"{batches:,} updates with {crops} crops of {args.crop}x{args.crop}: "
         f"{total:,} updates in total",
     ]
+    if crops < args.batch_size:
+        lines.append(
+            f"note: an epoch has only {crops} crops, fewer than --batch-size {args.batch_size}; "
+            f"pass --crops-per-image {-(-args.batch_size // len(train_set.usable))}"
+        )
     if sampler.world_size > 1:
         lines.append(f"processes: {sampler.world_size}, each with its share of every batch")
     if sampler.left_out:

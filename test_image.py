@@ -15,6 +15,7 @@ and a_jpg_x4.png.
 
 import argparse
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -60,7 +61,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--quality",
         type=cli.whole_number_between(1, 100),
         metavar="Q",
-        help="quality of JPEG or WebP, from 1 to 100 (default: 95 for JPEG, lossless for WebP)",
+        help="quality of JPEG, WebP or AVIF, from 1 to 100 (default: 95; WebP: lossless)",
     )
     parser.add_argument(
         "--ensemble",
@@ -124,8 +125,8 @@ def check_quality(quality: int | None, targets: Iterable[Path]) -> None:
     for target in targets:
         if quality is not None and images.check_output_path(target) not in images.LOSSY_FORMATS:
             raise cli.UserError(
-                f"--quality {quality} is for JPEG and WebP, not for {target.name}; choose --format "
-                "jpg or webp, or an --out that ends so"
+                f"--quality {quality} is for JPEG, WebP and AVIF, not for {target.name}; choose "
+                "--format jpg, webp or avif, or an --out that ends so"
             )
 
 
@@ -149,11 +150,11 @@ def plan_outputs(
         UserError: an input does not exist, there is no image, an output is also an input, or two
             inputs share an output.
     """
-    found = find_images(inputs, out, suffix, recursive, file_format or "png")
+    found = find_images(inputs, out, suffix, recursive)
 
     # Name the results
     plan: dict[Path, Path] = {}
-    if out is not None and not out.is_dir() and out.suffix.lower() in images.SUFFIXES:
+    if out is not None and not out.is_dir() and images.names_a_picture(out):
         images.check_output_path(out)  # refuses formats that cannot be written
         if file_format and not _is_format(out, file_format):
             raise cli.UserError(
@@ -198,19 +199,16 @@ def _is_format(path: Path, file_format: str) -> bool:
 
 
 def find_images(
-    inputs: list[Path], out: Path | None, suffix: str, recursive: bool, file_format: str
+    inputs: list[Path], out: Path | None, suffix: str, recursive: bool
 ) -> list[tuple[Path, Path]]:
     """Return every input image with the folder for its result.
 
-    A folder's subfolders are repeated in `out`. Results of earlier runs, recognised by their names,
-    are left out, and so is what lies in an `out` inside an input folder.
+    A folder's subfolders are repeated in `out`. `earlier_results` are left out, and so is what lies
+    in an `out` inside an input folder.
 
     Raises:
         UserError: an input does not exist, or there is no image.
     """
-    own_endings = [f"{suffix}_compare.png"]
-    if suffix:
-        own_endings += [f"{suffix}.png", f"{suffix}.{file_format}"]
     found = []
     for path in inputs:
         if not path.exists():
@@ -221,16 +219,50 @@ def find_images(
         out_inside = None
         if out is not None and path.resolve() in out.resolve().parents:
             out_inside = out.resolve()
-        for name in images.list_image_names(path, recursive):
+        names = images.list_image_names(path, recursive)
+        earlier = earlier_results(names, suffix)
+        if earlier:
+            print(f"{path}: {len(earlier)} earlier results are left out, such as {earlier[0]}")
+        for name in names:
             image = path / name
-            if name.endswith(tuple(own_endings)):
-                continue
-            if out_inside is not None and out_inside in image.resolve().parents:
+            if name in earlier or (out_inside and out_inside in image.resolve().parents):
                 continue
             found.append((image, (out or path) / Path(name).parent))
     if not found:
-        raise cli.UserError(f"{inputs[0]}: no image in this folder, other than earlier results")
+        raise cli.UserError(f"{inputs[0]}: no image in this folder")
     return found
+
+
+def earlier_results(names: list[str], suffix: str) -> list[str]:
+    """Return those images of a folder that are named as the result or comparison of another one.
+
+    A result's name is that of its image with `suffix` or with a scale or a size, such as `_x4` or
+    `_1920x`. If only the result is there, it is an image like any other.
+
+    Args:
+        names: paths of images, relative to the folder.
+        suffix: of this run's results.
+    """
+    ending = re.compile(rf"({re.escape(suffix)}|_x\d[\d.]*|_\d+x\d*)?(_compare)?")
+    stems = set()
+    for name in names:
+        stem = images.fitting_name(Path(name).stem, f"{suffix}_compare.png")
+        of_format = images.fitting_name(
+            f"{Path(name).stem}_{Path(name).suffix[1:].lower()}", f"{suffix}_compare.png"
+        )
+        stems |= {(Path(name).parent, stem), (Path(name).parent, of_format)}
+    earlier = []
+    for name in names:
+        path = Path(name)
+        if path.suffix.lower() not in images.OUTPUT_SUFFIXES:
+            continue
+        # Every place where the ending may begin
+        for length in range(1, len(path.stem)):
+            begins_with_image = (path.parent, path.stem[:length]) in stems
+            if begins_with_image and ending.fullmatch(path.stem[length:]):
+                earlier.append(name)
+                break
+    return earlier
 
 
 def part_of(plan: dict[Path, Path], number: int, count: int) -> dict[Path, Path]:
@@ -319,6 +351,8 @@ def enlarge(
             engine.release_memory()  # for the next one
 
     # Write, whole or not at all; the picture's metadata come with it
+    if picture.icc_profile and images.OUTPUT_SUFFIXES[target.suffix.lower()] == "BMP":
+        print(f"{target}: BMP holds no colour profile; converted to sRGB", file=sys.stderr)
     written = result_files(target, args.compare)
     images.write_picture(target, sr, args.quality)
     if args.compare:

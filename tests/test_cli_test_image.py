@@ -131,6 +131,8 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         ([a, *good, "--out", a], "would be overwritten"),
         ([*over, "--overwrite"], "would be overwritten"),
         ([a, *good, "--out", tmp_path / "x.gif"], "cannot write .gif"),
+        ([a, *good, "--out", tmp_path / "x.jxl"], "cannot write .jxl"),
+        ([a, *good, "--out", tmp_path / "x.HEIC"], "cannot write .heic"),
         ([a, *good, "--out", tmp_path / "w.pth" / "x.png"], "cannot be written"),
         ([a, tmp_path / "b.png", *good, "--out", tmp_path / "c.png"], "name a folder"),
         (same, "would both be written"),
@@ -203,6 +205,22 @@ def test_subfolders_are_mirrored_and_results_left_out(tmp_path, weights, astrona
     plan = test_image.plan_outputs([photos], out, "_grün", recursive=True)
     assert list(plan) == [photos / "a.png", *deep]
     assert list(test_image.plan_outputs([photos], out, "")) == [photos / "a.png"]
+
+
+def test_only_results_of_other_images_in_the_folder_are_left_out(tmp_path, capsys):
+    names = ["a.jpg", "a_x4.png", "a_x4_x4.png", "a_x4_compare.png", "a_1920x.webp", "a_x.png"]
+    names += ["drawing_x4.png", "b.png", "b_png_x2.tif", "b_big.png", "B_x4.png", "deep/a_x4.png"]
+    (tmp_path / "deep").mkdir()
+    for name in names:
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    plan = test_image.plan_outputs([tmp_path], tmp_path / "out", "_big", recursive=True)
+    enlarged = {path.relative_to(tmp_path).as_posix() for path in plan}
+    assert enlarged == {"a.jpg", "a_x.png", "drawing_x4.png", "b.png", "B_x4.png", "deep/a_x4.png"}
+    assert "6 earlier results are left out, such as a_1920x.webp" in capsys.readouterr().out
+    # A folder of results is one of pictures
+    assert list(test_image.plan_outputs([tmp_path / "deep"], None, "_x4")) == [
+        tmp_path / "deep/a_x4.png"
+    ]
 
 
 def test_images_whose_results_would_share_a_name_are_kept_apart(tmp_path, weights, astronaut):
@@ -354,7 +372,7 @@ def test_sizes_that_cannot_be_are_one_line(weights, picture):
         (["--part", "5/4"], "'5/4' is not K/N"),
         (["--part", "half"], "'half' is not K/N"),
         (["--format", "jpg", "--out", "b.png"], "--out b.png contradicts --format jpg"),
-        (["--quality", 80], "--quality 80 is for JPEG and WebP, not for a_x4.png"),
+        (["--quality", 80], "--quality 80 is for JPEG, WebP and AVIF, not for a_x4.png"),
         (["--quality", 0, "--format", "jpg"], "'0' is not a whole number from 1 to 100"),
     ]:
         words = ["test_image.py", picture, "--weights", weights / "x4.pth", *options]

@@ -657,6 +657,12 @@ def test_a_dry_run_writes_nothing(whole_run, tmp_path):
         and "SR (3, 3, 32, 32)" in done.stdout
         and "Bicubic_PSNR" in done.stdout
     )
+    assert "note: an epoch has only" not in done.stdout
+    large = ["--batch-size", 9, "--dry-run", "--epochs", 1]
+    done = run("train.py", *command(photos, tmp_path / "out", *large))
+    assert "updates with 4 crops of 32x32" in done.stdout
+    hint = "an epoch has only 4 crops, fewer than --batch-size 9; pass --crops-per-image 3"
+    assert hint in done.stdout
     assert not (tmp_path / "out").exists() and sorted(photos[0].parent.rglob("*")) == before
 
 

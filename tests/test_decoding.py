@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from utils import images
+from utils import cli, images
 
 SMOOTH = np.linspace(0, 1, 2400).reshape(40, 60)
 OUTLIER = np.where(np.arange(2400).reshape(40, 60) == 1234, 1, 0)
@@ -20,13 +20,32 @@ def saved(path, image, **options):
     return path
 
 
+WHITE = (0.9642, 1, 0.8249)  # D50
+# The primaries as XYZ, in columns, relative to D50
+SRGB = np.array([[0.4361, 0.3851, 0.1431], [0.2225, 0.7169, 0.0606], [0.0139, 0.0971, 0.7139]])
+P3 = np.array([[0.5151, 0.2920, 0.1571], [0.2412, 0.6922, 0.0666], [-0.0011, 0.0419, 0.7841]])
+LINEAR = b"curv" + struct.pack(">4xI", 0)
+
+
+def xyz(values) -> bytes:
+    return b"XYZ " + struct.pack(">4x3i", *(round(value * 65536) for value in values))
+
+
 def gray_profile() -> bytes:
-    """The smallest ICC profile of a gray space with linear tones."""
-    white = [round(value * 65536) for value in (0.9642, 1, 0.8249)]
+    return profile_of(b"GRAY", {b"kTRC": LINEAR})
+
+
+def p3_profile() -> bytes:
+    colours = {name: xyz(P3[:, i]) for i, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))}
+    return profile_of(b"RGB ", colours | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), LINEAR))
+
+
+def profile_of(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """The smallest ICC profile of a space with linear tones."""
     tags = {
         b"desc": b"desc" + struct.pack(">4xI", 2) + b"g\0" + bytes(79),
-        b"wtpt": b"XYZ " + struct.pack(">4x3i", *white),
-        b"kTRC": b"curv" + struct.pack(">4xI", 0),
+        b"wtpt": xyz(WHITE),
+        **tags,
     }
     table = struct.pack(">I", len(tags))
     body = b""
@@ -35,9 +54,9 @@ def gray_profile() -> bytes:
         body += content.ljust(-(-len(content) // 4) * 4, b"\0")
     header = bytearray(128)
     size = len(header) + len(table) + len(body)
-    struct.pack_into(">I4xI4s4s4s", header, 0, size, 0x02100000, b"mntr", b"GRAY", b"XYZ ")
+    struct.pack_into(">I4xI4s4s4s", header, 0, size, 0x02100000, b"mntr", space, b"XYZ ")
     header[36:40] = b"acsp"
-    struct.pack_into(">3i", header, 68, *white)
+    struct.pack_into(">3i", header, 68, *(round(value * 65536) for value in WHITE))
     return bytes(header) + table + body
 
 
@@ -132,3 +151,60 @@ def test_a_failing_disk_is_not_taken_for_a_damaged_picture(tmp_path, monkeypatch
     with pytest.raises(OSError, match="Input/output error") as failed:
         images.read_picture(path)
     assert failed.value.filename == str(path)
+
+
+# --- damaged ends -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"mode": "L"}])
+def test_a_jpeg_that_lacks_only_its_end_is_read_and_one_that_lacks_pixels_is_not(
+    tmp_path, astronaut, options
+):
+    options = dict(options)
+    image = Image.fromarray(astronaut[:90, :70]).convert(options.pop("mode", "RGB"))
+    path = tmp_path / "a.jpg"
+    image.save(path, quality=90, **options)
+    whole = images.read_picture(path)
+    content = path.read_bytes()
+    for missing in (1, 2):
+        path.write_bytes(content[:-missing])
+        picture = images.read_picture(path)
+        assert np.array_equal(picture.rgb, whole.rgb)
+        if (
+            options.get("progressive") or "subsampling" in options
+        ):  # Pillow reads some without a word
+            assert picture.notes == ("the end of the file is missing, but no pixels are",)
+    for share in (0.3, 0.6, 0.97):
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(cli.UserError, match="cut short or damaged"):
+            images.read_picture(path)
+
+
+# --- colours that a format cannot hold ----------------------------------------------------------
+
+
+def test_a_profile_that_bmp_cannot_hold_is_applied(tmp_path):
+    rgb = np.random.default_rng(0).integers(60, 190, (8, 9, 3), dtype=np.uint8)
+    linear = (rgb / 255) @ (np.linalg.inv(SRGB) @ P3).T
+    assert 0 <= linear.min() < linear.max() <= 1  # no colour is outside sRGB
+    expected = 255 * np.where(
+        linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
+    )
+    picture = images.Picture(rgb, icc_profile=p3_profile())
+    images.write_picture(tmp_path / "a.bmp", picture)
+    found = images.read_picture(tmp_path / "a.bmp").rgb
+    assert np.abs(found - expected).max() <= 2
+    for suffix in (".png", ".jpg", ".webp", ".tif", ".avif"):
+        images.write_picture(tmp_path / f"a{suffix}", picture)
+        assert images.read_picture(tmp_path / f"a{suffix}").icc_profile == p3_profile()
+
+
+def test_floating_point_pictures_with_lights_are_not_darkened(tmp_path):
+    values = np.linspace(0, 1, 100, dtype=np.float32).reshape(10, 10)
+    values[0, :3] = 8.25
+    Image.fromarray(values).save(tmp_path / "hdr.tif")
+    picture = images.read_picture(tmp_path / "hdr.tif")
+    assert picture.rgb[9, 9, 0] == 255 and picture.rgb[5, 5, 0] == round(255 * values[5, 5])
+    assert picture.notes == ("its values reach 8.25; 1 is taken as white",)
+    Image.fromarray(np.float32(np.arange(20).reshape(4, 5))).save(tmp_path / "dark.tif")
+    assert images.read_picture(tmp_path / "dark.tif").rgb.max() == 19

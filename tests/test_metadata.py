@@ -100,6 +100,8 @@ def test_damaged_metadata_count_as_none(tmp_path, exif):
     for suffix in ("png", "jpg", "webp", "tif"):
         images.write_picture(tmp_path / f"a.{suffix}", picture)
         assert images.read_picture(tmp_path / f"a.{suffix}").metadata.exif is None
+    Image.fromarray(picture.rgb).save(tmp_path / "none.tif")
+    assert images.read_picture(tmp_path / "none.tif").metadata.dpi is None
     Image.fromarray(picture.rgb).save(tmp_path / "odd.png", dpi=(0, 0))
     assert images.read_picture(tmp_path / "odd.png").metadata.dpi is None
 

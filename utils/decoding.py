@@ -23,6 +23,10 @@ _MAX_SAMPLE = 281
 _SAMPLE_FORMAT = 339
 _S_MAX_SAMPLE = 341
 
+_CLIP_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".wmv", ".flv", ".mpg"}
+_END_OF_JPEG = b"\xff\xd9"
+_FILLINGS = (b"", b"\x55" * 4096, b"\xaa" * 4096)
+
 _UNSIGNED = 1
 _SIGNED = 2
 
@@ -71,11 +75,43 @@ def opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
                 reason = "the file is empty"
             elif isinstance(error, Image.UnidentifiedImageError):
                 reason = "not an image of a known format"
+                if Path(path).suffix.lower() in _CLIP_SUFFIXES:
+                    reason += "; test_video.py enlarges clips"
             else:
                 reason = f"cut short or damaged ({error or type(error).__name__})"
             raise cli.UserError(f"{path}: {reason}") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit_before
+
+
+def loaded(image: Image.Image, path: str | Path) -> tuple[Image.Image, tuple[str, ...]]:
+    """Decode the pixels of an opened picture; return it, and a note if its file has a damaged end.
+
+    A JPEG that lacks only the marker at its end is whole: every viewer shows it. Pillow refuses it,
+    and with the marker added, it would also take a file that lacks rows, in whose place the decoder
+    puts whatever it finds. So such a file is decoded twice, with different bytes at its end.
+
+    Raises:
+        OSError: pixels are missing.
+    """
+    try:
+        image.load()
+        return image, ()
+    except OSError:
+        if image.format not in ("JPEG", "MPO"):
+            raise
+        content = Path(path).read_bytes().rstrip(b"\xff")  # the marker's first byte may be there
+        results = [_decoded(content + filling + _END_OF_JPEG) for filling in _FILLINGS]
+        first, *others = map(np.asarray, results)
+        if not all(np.array_equal(first, other) for other in others):
+            raise
+        return results[0], ("the end of the file is missing, but no pixels are",)
+
+
+def _decoded(content: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(content), formats=["JPEG", "MPO"])
+    image.load()
+    return image
 
 
 # --- depth --------------------------------------------------------------------------------------
@@ -85,7 +121,7 @@ def to_8_bit(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """Scale gray of more than 8 bits to mode L, or to LA if one of its values means transparent.
 
     Images of other modes are returned as they are. `white_level` says which value becomes 255; if
-    that is a guess that brightens the image, a note says so.
+    that is a guess, a note says so.
 
     Raises:
         UserError: a value is not finite.
@@ -121,6 +157,8 @@ def to_8_bit(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     if not guessed:
         return gray, ()
     bits = values.itemsize * 8
+    if values.max() > 1.5 * white:
+        return gray, (f"its values reach {values.max():,.4g}; {white:,.0f} is taken as white",)
     return gray, (f"its {bits}-bit values hardly exceed {white:,.0f}, which is taken as white",)
 
 
@@ -134,7 +172,8 @@ def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, bool]:
 
     A few values may exceed it, so that a hot pixel does not decide: one in 10,000, and at least one
     in an image of 16 pixels or more. Floating-point values may exceed it by half, since sharpening
-    overshoots.
+    overshoots. If they are fractions and far darker than it, the picture has lights brighter than
+    white (HDR), which is 1.
     """
     floating = image.mode == "F"
     if image.format in ("PPM", "JPEG2000") and not floating:
@@ -159,7 +198,10 @@ def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, bool]:
     white = next((level for level in (*stated, *usual) if bulk <= level * overshoot), None)
     if white is None:
         white = bulk if floating else largest
-    return white, not floating and white not in (*stated, largest)
+    if floating and white not in stated and bulk < white / 8 and (values % 1).any():
+        white = 1
+    is_usual = bulk <= 1.5 if floating else white == largest
+    return white, not is_usual and white not in stated
 
 
 def _number(value: Any) -> float:
@@ -212,6 +254,12 @@ def _without_alpha(image: Image.Image) -> tuple[Image.Image, np.ndarray | None]:
     if image.mode not in ("LA", "RGBA"):
         return image, None
     return image.convert(image.mode[:-1]), np.array(image.getchannel("A"))
+
+
+def to_srgb(rgb: np.ndarray, profile: bytes) -> np.ndarray:
+    """Convert an RGB image (H, W, 3) uint8 to sRGB; as it is if the profile does not fit."""
+    converted = _to_srgb(Image.fromarray(rgb), profile)
+    return rgb if converted is None else np.array(converted)
 
 
 def _tones(profile: bytes, mode: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, TiffTags
+from PIL import Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, TiffTags, features
 
 from utils import cli, decoding, files
 from utils.metadata import Metadata, read_metadata, save_options
@@ -41,6 +41,11 @@ SUFFIXES = {
     ".jp2",
     ".avif",
 }
+# Formats of pictures that are neither read nor written here
+_OTHER_SUFFIXES = {
+    *(".apng", ".eps", ".ico", ".jfif", ".jpe", ".pcx", ".pdf", ".pnm", ".svg", ".tga"),
+    *(".cr2", ".dng", ".exr", ".hdr", ".heic", ".heif", ".jxl", ".jxr", ".nef", ".psd", ".xcf"),
+}
 OUTPUT_SUFFIXES = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -49,15 +54,21 @@ OUTPUT_SUFFIXES = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".bmp": "BMP",
+    ".avif": "AVIF",
 }
-FORMATS = ("png", "jpg", "webp", "tif")  # of a folder's results
-LOSSY_FORMATS = ("JPEG", "WEBP")
-LARGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # libjpeg stops a little before JPEG's own 65,535
+FORMATS = ("png", "jpg", "webp", "tif", "avif")  # of a folder's results
+LOSSY_FORMATS = ("JPEG", "WEBP", "AVIF")
+LARGEST_SIDE = {
+    "JPEG": 65_500,
+    "WEBP": 16_383,
+    "AVIF": 65_536,
+}  # libjpeg stops a little before JPEG's own 65,535
 # Bytes of pixels in a file with 32-bit offsets; the rest is for its header and metadata
 _LARGEST_FILE = 2**32 - 2**24
 _ENCODER_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
 }
 
 
@@ -230,7 +241,7 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """
     with decoding.opened(path, max_pixels) as file:
         # Decode
-        file.load()
+        file, damage = decoding.loaded(file, path)
         metadata = read_metadata(file)
         image, notes = decoding.to_8_bit(file)
         with contextlib.suppress(SyntaxError):  # broken EXIF data hold no orientation
@@ -245,6 +256,7 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
             frames = 2
         if frames > 1:
             notes += (f"{frames} frames or pages, only the first is used",)
+        notes += damage
         return Picture(rgb, alpha, profile, decoding.is_gray(rgb), metadata, notes)
 
 
@@ -262,6 +274,8 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
         name = suffix or "a file without a suffix"
         raise cli.UserError(f"{path}: cannot write {name}; use one of {', '.join(OUTPUT_SUFFIXES)}")
     file_format = OUTPUT_SUFFIXES[suffix]
+    if file_format == "AVIF" and not features.check("avif"):
+        raise cli.UserError(f"{path}: this version of Pillow cannot write AVIF; use .webp")
     size = f"{width}x{height}"
     if max(width, height) > LARGEST_SIDE.get(file_format, 2**31 - 1):
         limit = f"{file_format} holds at most {LARGEST_SIDE[file_format]} pixels per side"
@@ -271,6 +285,11 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
         limit = f"BMP holds at most 4 GiB, too little for {size} pixels"
         raise cli.UserError(f"{path}: {limit}; use .png or .tif")
     return file_format
+
+
+def names_a_picture(path: str | Path) -> bool:
+    """Tell whether a path ends as a picture's does, whether or not the format can be written."""
+    return Path(path).suffix.lower() in SUFFIXES | _OTHER_SUFFIXES
 
 
 def prepare_output(path: str | Path) -> None:
@@ -285,12 +304,13 @@ def prepare_output(path: str | Path) -> None:
 def write_picture(path: str | Path, picture: Picture, quality: int | None = None) -> None:
     """Write a picture in the format of the path's suffix, whole or not at all.
 
-    JPEG and BMP, which have no transparency, show the picture on a white background.
+    JPEG and BMP, which have no transparency, show the picture on a white background. For BMP, which
+    has no colour profiles, it is converted to sRGB.
 
     Args:
         path: output path.
         picture: what to write.
-        quality: of JPEG or WebP, from 1 to 100. None: 95 for JPEG, and WebP without loss.
+        quality: of a lossy format, from 1 to 100. None: 95, and WebP without loss.
 
     Raises:
         UserError: the format is not supported or cannot hold the size.
@@ -303,6 +323,8 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
     # Pixels
     alpha = None if file_format in ("JPEG", "BMP") else picture.alpha
     rgb = on_white(picture) if alpha is None else picture.rgb
+    if picture.icc_profile and file_format == "BMP":
+        rgb = decoding.to_srgb(rgb, picture.icc_profile)
     image = Image.fromarray(rgb[..., 0] if picture.gray else rgb)
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
@@ -311,7 +333,9 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
     # Options of the encoder
     options = _ENCODER_OPTIONS.get(file_format, {})
     if quality is not None:
-        options = options | {"quality": quality, "lossless": False}
+        options = options | {"quality": quality}
+        if file_format == "WEBP":
+            options["lossless"] = False
     options = options | save_options(picture.metadata, file_format, height, width)
     if file_format == "TIFF" and width * channels * height > _LARGEST_FILE:
         options["big_tiff"] = True

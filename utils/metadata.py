@@ -85,6 +85,8 @@ def _exif_of_tiff(tags: Image.Exif) -> bytes | None:
 
 def _read_dpi(image: Image.Image) -> tuple[float, float] | None:
     """Return the resolution of an image, or None if it is absent or implausible."""
+    if image.format == "TIFF" and Base.XResolution not in getattr(image, "tag_v2", {}):
+        return None  # for which Pillow would give one dot per inch
     try:
         x, y = (float(value) for value in image.info["dpi"])
     except (KeyError, TypeError, ValueError, ArithmeticError):
