@@ -8,7 +8,7 @@ python test_image.py photos/ --out enlarged/ --recursive --skip-existing --forma
 
 The default generator is weights/photo_x4.pth. Results are 8-bit PNG files unless --format or --out
 names another format. Grayscale stays grayscale; CMYK becomes sRGB;
-transparency, RGB profiles, EXIF, XMP and DPI are kept. Only the first of several frames or pages is
+transparency, RGB profiles, EXIF, XMP, IPTC, texts and DPI are kept. Only the first of several frames or pages is
 enlarged. If results would share a name, the formats are added: a.png and a.jpg give a_png_x4.png
 and a_jpg_x4.png.
 """
@@ -351,8 +351,8 @@ def enlarge(
             engine.release_memory()  # for the next one
 
     # Write, whole or not at all; the picture's metadata come with it
-    if picture.icc_profile and images.OUTPUT_SUFFIXES[target.suffix.lower()] == "BMP":
-        print(f"{target}: BMP holds no colour profile; converted to sRGB", file=sys.stderr)
+    for loss in images.losses(picture, target):
+        print(f"{target}: {loss}", file=sys.stderr)
     written = result_files(target, args.compare)
     images.write_picture(target, sr, args.quality)
     if args.compare:

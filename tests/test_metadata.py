@@ -4,7 +4,7 @@ import corpus
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, JpegImagePlugin
+from PIL import Image, ImageCms, IptcImagePlugin, JpegImagePlugin, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
 from utils import images
@@ -117,3 +117,79 @@ def test_tags_on_pixel_layout_in_a_jpegs_exif_are_ignored(tmp_path, astronaut):
     assert enlarged(tmp_path / "a.jpg", tmp_path / "b.tif").size == (72, 60)
     exif = enlarged(tmp_path / "a.jpg", tmp_path / "c.png").getexif()
     assert exif[Base.ImageWidth] == 72
+
+
+# --- IPTC and texts -----------------------------------------------------------------------------
+
+IPTC = b"".join(
+    b"\x1c\x02" + bytes([number]) + len(text).to_bytes(2, "big") + text
+    for number, text in ((5, b"A title"), (25, b"one"), (25, b"two"), (116, b"(c) me"))
+)
+PROMPT = "a cat, Größe 5, 猫\nSteps: 20, Sampler: Euler a"
+
+
+@pytest.mark.parametrize("source", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("target", ["jpg", "png", "tif"])
+def test_iptc_is_carried_over(tmp_path, astronaut, source, target):
+    resource = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0" + len(IPTC).to_bytes(4, "big") + IPTC + b"\0"
+    segment = b"\xff\xed" + (2 + len(resource)).to_bytes(2, "big") + resource
+    Image.fromarray(astronaut[:20, :24]).save(tmp_path / "a.jpg", extra=segment)
+    enlarged(tmp_path / "a.jpg", tmp_path / f"b.{source}")
+    image = enlarged(tmp_path / f"b.{source}", tmp_path / f"c.{target}")
+    assert images.read_picture(tmp_path / f"c.{target}").metadata.iptc == IPTC
+    if target == "png":
+        assert image.text["Raw profile type iptc"].startswith("\niptc\n")
+    else:
+        records = IptcImagePlugin.getiptcinfo(image)
+        assert records[2, 5] == b"A title" and records[2, 25] == [b"one", b"two"]
+
+
+def test_texts_of_a_png_are_carried_over_or_become_the_exif_comment(tmp_path, astronaut):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", PROMPT)
+    info.add_text("Title", "Night", zip=True)
+    info.add_text("workflow", "x" * 2_000_000, zip=True)  # more than Pillow reads by default
+    Image.fromarray(astronaut[:20, :24]).save(tmp_path / "a.png", pnginfo=info)
+    texts = {"parameters": PROMPT, "Title": "Night", "workflow": "x" * 2_000_000}
+    assert enlarged(tmp_path / "a.png", tmp_path / "b.png").text == texts
+    limit = PngImagePlugin.MAX_TEXT_CHUNK
+    try:  # other programs' limit
+        PngImagePlugin.MAX_TEXT_CHUNK = 2**20
+        with Image.open(tmp_path / "b.png") as image:
+            image.load()
+    finally:
+        PngImagePlugin.MAX_TEXT_CHUNK = limit
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", PROMPT)
+    info.add_text("Title", "Night")
+    Image.fromarray(astronaut[:20, :24]).save(tmp_path / "a.png", pnginfo=info)
+    for suffix in ("jpg", "webp", "tif", "avif"):
+        exif = enlarged(tmp_path / "a.png", tmp_path / f"b.{suffix}").getexif()
+        comment = exif.get_ifd(IFD.Exif)[Base.UserComment]
+        assert comment[8:].decode("utf-16-be") == f"{PROMPT}\nTitle: Night"
+
+
+def test_what_is_lost_is_said(tmp_path):
+    picture = images.Picture(np.zeros((4, 4, 3), np.uint8))
+    picture.metadata.iptc = IPTC
+    picture.metadata.texts = {"parameters": PROMPT}
+    iptc = "WEBP cannot hold its IPTC records (title, keywords, copyright)"
+    assert images.losses(picture, "a.png") == images.losses(picture, "a.jpg") == []
+    assert images.losses(picture, "a.webp") == [iptc]
+    picture.metadata.exif = corpus.exif()
+    assert images.losses(picture, "a.webp") == [iptc, "WEBP cannot hold its texts (parameters)"]
+    picture.metadata.iptc = bytes(70_000)
+    assert "JPEG cannot hold its IPTC" in images.losses(picture, "a.jpg")[0]
+    images.write_picture(tmp_path / "a.jpg", picture)
+
+
+def test_a_profile_that_would_make_a_png_unreadable_is_applied(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile += np.random.default_rng(0).bytes(1_500_000)
+    profile = len(profile).to_bytes(4, "big") + profile[4:]
+    picture = images.Picture(np.full((4, 4, 3), (9, 80, 200), np.uint8), icc_profile=profile)
+    images.write_picture(tmp_path / "a.png", picture)
+    again = images.read_picture(tmp_path / "a.png")
+    assert again.icc_profile is None and np.abs(again.rgb.astype(int) - picture.rgb).max() <= 1
+    said = ["PNG cannot hold its colour profile; converted to sRGB"]
+    assert images.losses(picture, "a.png") == said

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from utils import cli
+
+# Long prompts and XMP exceed Pillow's limit of 1 MiB for a compressed text of a PNG; the limit for
+# all texts together, 64 MiB, stays
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24
 
 # TIFF tags
 _BITS_PER_SAMPLE = 258

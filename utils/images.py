@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, TiffTags, features
 
 from utils import cli, decoding, files
-from utils.metadata import Metadata, read_metadata, save_options
+from utils.metadata import Metadata, left_out, read_metadata, save_options
 
 if TYPE_CHECKING:  # test_image.py may do without PyTorch, which takes a second to import
     from torch import Tensor
@@ -65,6 +65,7 @@ LARGEST_SIDE = {
 }  # libjpeg stops a little before JPEG's own 65,535
 # Bytes of pixels in a file with 32-bit offsets; the rest is for its header and metadata
 _LARGEST_FILE = 2**32 - 2**24
+_LARGEST_PNG_PROFILE = 2**20  # bytes; programs built on Pillow refuse a PNG with a larger one
 _ENCODER_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
@@ -304,8 +305,8 @@ def prepare_output(path: str | Path) -> None:
 def write_picture(path: str | Path, picture: Picture, quality: int | None = None) -> None:
     """Write a picture in the format of the path's suffix, whole or not at all.
 
-    JPEG and BMP, which have no transparency, show the picture on a white background. For BMP, which
-    has no colour profiles, it is converted to sRGB.
+    JPEG and BMP, which have no transparency, show the picture on a white background. If the format
+    cannot hold its colour profile, it is converted to sRGB; see `losses`.
 
     Args:
         path: output path.
@@ -323,8 +324,10 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
     # Pixels
     alpha = None if file_format in ("JPEG", "BMP") else picture.alpha
     rgb = on_white(picture) if alpha is None else picture.rgb
-    if picture.icc_profile and file_format == "BMP":
-        rgb = decoding.to_srgb(rgb, picture.icc_profile)
+    profile = picture.icc_profile
+    if profile and not _holds_profile(file_format, profile):
+        rgb = decoding.to_srgb(rgb, profile)
+        profile = None
     image = Image.fromarray(rgb[..., 0] if picture.gray else rgb)
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
@@ -340,11 +343,27 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
     if file_format == "TIFF" and width * channels * height > _LARGEST_FILE:
         options["big_tiff"] = True
         _set_big_strips(options["tiffinfo"], width * channels)
-    if picture.icc_profile and file_format != "BMP":
-        options["icc_profile"] = picture.icc_profile
+    if profile:
+        options["icc_profile"] = profile
 
     with files.write_atomic(path) as file:
         image.save(file, file_format, **options)
+
+
+def losses(picture: Picture, path: str | Path) -> list[str]:
+    """Return what the format of a path cannot hold of a picture, in words for the user."""
+    file_format = check_output_path(path)
+    lost = [f"{file_format} cannot hold {name}" for name in left_out(picture.metadata, file_format)]
+    if picture.icc_profile and not _holds_profile(file_format, picture.icc_profile):
+        lost.append(f"{file_format} cannot hold its colour profile; converted to sRGB")
+    return lost
+
+
+def _holds_profile(file_format: str, profile: bytes) -> bool:
+    """Tell whether a file can hold a colour profile, and other programs can read it again."""
+    if file_format == "PNG":
+        return len(profile) < _LARGEST_PNG_PROFILE
+    return file_format != "BMP"
 
 
 def _set_big_strips(tags: TiffImagePlugin.ImageFileDirectory_v2, row_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""EXIF, XMP and resolution of a picture file, carried over to a picture made from it.
+"""EXIF, XMP, IPTC, texts and resolution of a picture file, carried over to one made from it.
 
 What would be wrong for the new picture is corrected: the orientation becomes 1, since its pixels
 are upright; the stored sizes become its own; thumbnails are dropped.
@@ -39,6 +39,11 @@ _BYTE_ORDERS = {b"II": "<", b"MM": ">"}
 _EXIF_HEADER = b"Exif\0\0"
 _XMP_HEADER_BYTES = 29  # of the name that precedes XMP in a JPEG segment
 _JPEG_SEGMENT_BYTES = 65_533
+_PHOTOSHOP = b"Photoshop 3.0\0"
+_IPTC_RESOURCE = b"8BIM\x04\x04\0\0"  # its number, and an empty name
+_IPTC_TAG = 33_723  # of a TIFF
+_IPTC_IN_PNG = "Raw profile type iptc"
+_NOT_TEXTS = ("XML:com.adobe.xmp", "Raw profile type ")
 
 
 @dataclass
@@ -49,11 +54,15 @@ class Metadata:
         exif: EXIF block that begins with its byte order.
         xmp: XMP as XML.
         dpi: pixels per inch (x, y).
+        iptc: IPTC-IIM records, such as title, keywords and copyright.
+        texts: of a PNG, by keyword, such as the parameters of image generators.
     """
 
     exif: bytes | None = None
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
+    iptc: bytes | None = None
+    texts: dict[str, str] | None = None
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -70,7 +79,27 @@ def read_metadata(image: Image.Image) -> Metadata:
     xmp = image.info.get("xmp")
     if not isinstance(xmp, bytes):
         xmp = None
-    return Metadata(exif or None, xmp, _read_dpi(image))
+    texts = {}
+    with contextlib.suppress(Exception):  # as above
+        texts = dict(getattr(image, "text", {}))
+    iptc = None
+    with contextlib.suppress(Exception):
+        iptc = _read_iptc(image, texts)
+    own = {name: text for name, text in texts.items() if not name.startswith(_NOT_TEXTS)}
+    return Metadata(exif or None, xmp, _read_dpi(image), iptc or None, own or None)
+
+
+def _read_iptc(image: Image.Image, texts: dict[str, str]) -> bytes | None:
+    """Return the IPTC records of a JPEG, a TIFF, or a PNG of ImageMagick or of ours."""
+    if _IPTC_IN_PNG in texts:
+        _blank, _name, _length, *lines = texts[_IPTC_IN_PNG].split("\n")
+        resource = bytes.fromhex("".join(lines)).removeprefix(_PHOTOSHOP + _IPTC_RESOURCE)
+        (size,) = struct.unpack_from(">I", resource)
+        return resource[4 : 4 + size]
+    if image.format == "TIFF":
+        value = getattr(image, "tag_v2", {}).get(_IPTC_TAG)
+        return value if isinstance(value, bytes) else None
+    return image.info.get("photoshop", {}).get(0x0404)
 
 
 def _exif_of_tiff(tags: Image.Exif) -> bytes | None:
@@ -102,16 +131,18 @@ def _read_dpi(image: Image.Image) -> tuple[float, float] | None:
 def save_options(metadata: Metadata, file_format: str, height: int, width: int) -> dict[str, Any]:
     """Return the options with which Pillow saves metadata beside pixels of this size.
 
-    What the format cannot hold is left out.
+    What the format cannot hold is left out; see `left_out`.
     """
     exif = fitted_exif(metadata.exif, height, width) if metadata.exif else None
+    if metadata.texts and not metadata.exif and file_format != "PNG":
+        exif = _comment(metadata.texts)
     xmp = fitted_xmp(metadata.xmp, height, width) if metadata.xmp else None
     options: dict[str, Any] = {}
     if metadata.dpi and file_format != "WEBP":
         options["dpi"] = metadata.dpi
 
     if file_format == "TIFF":
-        options["tiffinfo"] = _tiff_tags(exif, xmp)
+        options["tiffinfo"] = _tiff_tags(exif, xmp, metadata.iptc)
         return options
     if file_format == "BMP":
         return options
@@ -121,14 +152,67 @@ def save_options(metadata: Metadata, file_format: str, height: int, width: int) 
             exif = None
         if xmp and _XMP_HEADER_BYTES + len(xmp) > _JPEG_SEGMENT_BYTES:
             xmp = None
+        if metadata.iptc and (segment := _photoshop_segment(metadata.iptc)):
+            options["extra"] = segment
     if exif:
         options["exif"] = _EXIF_HEADER + exif
-    if xmp and file_format == "PNG":
-        options["pnginfo"] = PngImagePlugin.PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
+    if file_format == "PNG":
+        options["pnginfo"] = _png_texts(xmp, metadata)
     elif xmp:
         options["xmp"] = xmp
     return options
+
+
+def left_out(metadata: Metadata, file_format: str) -> list[str]:
+    """Return what a format cannot hold, in words for the user."""
+    names = []
+    if metadata.iptc:
+        segment = file_format != "JPEG" or _photoshop_segment(metadata.iptc)
+        if file_format not in ("PNG", "TIFF", "JPEG") or not segment:
+            names.append("its IPTC records (title, keywords, copyright)")
+    if metadata.texts and (file_format == "BMP" or (file_format != "PNG" and metadata.exif)):
+        names.append(f"its texts ({', '.join(metadata.texts)})")
+    return names
+
+
+def _png_texts(xmp: bytes | None, metadata: Metadata) -> PngImagePlugin.PngInfo:
+    """Return a PNG's texts, uncompressed: Pillow reads only one megabyte of a compressed one."""
+    info = PngImagePlugin.PngInfo()
+    if xmp:
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
+    if metadata.iptc:
+        resource = _photoshop_resource(metadata.iptc).hex()
+        lines = [resource[start : start + 72] for start in range(0, len(resource), 72)]
+        length = f"{len(resource) // 2:8d}"
+        info.add_text(_IPTC_IN_PNG, "\n".join(["", "iptc", length, *lines, ""]))
+    for name, text in (metadata.texts or {}).items():
+        info.add_text(name, text)
+    return info
+
+
+def _comment(texts: dict[str, str]) -> bytes:
+    """Return an EXIF block whose comment holds texts.
+
+    Programs that generate images store their parameters so in a JPEG.
+    """
+    lines = [text if name == "parameters" else f"{name}: {text}" for name, text in texts.items()]
+    exif = Image.Exif()
+    exif.get_ifd(IFD.Exif)[Base.UserComment] = b"UNICODE\0" + "\n".join(lines).encode("utf-16-be")
+    return exif.tobytes().removeprefix(_EXIF_HEADER)
+
+
+def _photoshop_resource(iptc: bytes) -> bytes:
+    """Return IPTC records as JPEGs and PNGs hold them, in a resource of Photoshop's."""
+    padding = bytes(len(iptc) % 2)
+    return _PHOTOSHOP + _IPTC_RESOURCE + struct.pack(">I", len(iptc)) + iptc + padding
+
+
+def _photoshop_segment(iptc: bytes) -> bytes | None:
+    """Return a JPEG segment that holds IPTC records, or None if they are too long for one."""
+    resource = _photoshop_resource(iptc)
+    if len(resource) > _JPEG_SEGMENT_BYTES:
+        return None
+    return b"\xff\xed" + struct.pack(">H", 2 + len(resource)) + resource
 
 
 def fitted_exif(block: bytes, height: int, width: int) -> bytes | None:
@@ -213,8 +297,8 @@ def fitted_xmp(xmp: bytes, height: int, width: int) -> bytes:
     return xmp
 
 
-def _tiff_tags(exif: bytes | None, xmp: bytes | None) -> ImageFileDirectory_v2:
-    """Return TIFF tags that hold an EXIF block, if Pillow can read it, and XMP."""
+def _tiff_tags(exif: bytes | None, xmp: bytes | None, iptc: bytes | None) -> ImageFileDirectory_v2:
+    """Return TIFF tags that hold an EXIF block, if Pillow can read it, XMP and IPTC."""
     info = ImageFileDirectory_v2()
     if exif:
         with contextlib.suppress(Exception):  # untrusted tags can make Pillow raise anything
@@ -226,6 +310,9 @@ def _tiff_tags(exif: bytes | None, xmp: bytes | None) -> ImageFileDirectory_v2:
             info = described
     if xmp:
         info[TiffImagePlugin.XMP] = xmp
+    if iptc:
+        info.tagtype[_IPTC_TAG] = TiffTags.UNDEFINED
+        info[_IPTC_TAG] = iptc
     return info
 
 
