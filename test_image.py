@@ -7,10 +7,10 @@ python test_image.py photo.jpg --size 3840x               3840 pixels wide (no d
 python test_image.py photos/ --out enlarged/ --recursive --skip-existing --format jpg
 
 The default generator is weights/photo_x4.pth. Results are 8-bit PNG files unless --format or --out
-names another format. Grayscale stays grayscale; CMYK becomes sRGB;
-transparency, RGB profiles, EXIF, XMP, IPTC, texts and DPI are kept. Only the first of several frames or pages is
-enlarged. If results would share a name, the formats are added: a.png and a.jpg give a_png_x4.png
-and a_jpg_x4.png.
+names another format. Grayscale stays grayscale; CMYK becomes sRGB; transparency, RGB profiles,
+EXIF, XMP, IPTC, texts and DPI are kept. Only the first of several frames or pages is enlarged. If
+results would share a name, the formats are added: a.png and a.jpg give a_png_x4.png and
+a_jpg_x4.png.
 """
 
 import argparse
@@ -219,10 +219,13 @@ def find_images(
         out_inside = None
         if out is not None and path.resolve() in out.resolve().parents:
             out_inside = out.resolve()
-        names = images.list_image_names(path, recursive)
+        names, others = images.sorted_by_kind(path, recursive)
+        if others:
+            listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+            print(f"{path}: {len(others)} files are not pictures that can be read: {listed}")
         earlier = earlier_results(names, suffix)
         if earlier:
-            print(f"{path}: {len(earlier)} earlier results are left out, such as {earlier[0]}")
+            print(f"{path}: {len(earlier)} earlier results are left out, such as {min(earlier)}")
         for name in names:
             image = path / name
             if name in earlier or (out_inside and out_inside in image.resolve().parents):
@@ -233,7 +236,7 @@ def find_images(
     return found
 
 
-def earlier_results(names: list[str], suffix: str) -> list[str]:
+def earlier_results(names: list[str], suffix: str) -> set[str]:
     """Return those images of a folder that are named as the result or comparison of another one.
 
     A result's name is that of its image with `suffix` or with a scale or a size, such as `_x4` or
@@ -251,7 +254,7 @@ def earlier_results(names: list[str], suffix: str) -> list[str]:
             f"{Path(name).stem}_{Path(name).suffix[1:].lower()}", f"{suffix}_compare.png"
         )
         stems |= {(Path(name).parent, stem), (Path(name).parent, of_format)}
-    earlier = []
+    earlier = set()
     for name in names:
         path = Path(name)
         if path.suffix.lower() not in images.OUTPUT_SUFFIXES:
@@ -260,7 +263,7 @@ def earlier_results(names: list[str], suffix: str) -> list[str]:
         for length in range(1, len(path.stem)):
             begins_with_image = (path.parent, path.stem[:length]) in stems
             if begins_with_image and ending.fullmatch(path.stem[length:]):
-                earlier.append(name)
+                earlier.add(name)
                 break
     return earlier
 

@@ -219,6 +219,25 @@ def test_listing_is_sorted_recursive_and_ends_in_spite_of_loops(tmp_path):
             images.list_images(folder)
 
 
+@pytest.mark.parametrize(
+    "file_format", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "BMP"]
+)
+def test_pictures_without_a_known_suffix_are_found_by_their_first_bytes(tmp_path, file_format):
+    picture = Image.new("RGB", (8, 8))
+    picture.save(tmp_path / "none", file_format)
+    picture.save(tmp_path / "a.jpg_large", file_format)
+    picture.save(tmp_path / "raw.DNG", file_format)  # camera raw, which begins like a TIFF
+    (tmp_path / "notes.txt").write_text("II, no picture")
+    (tmp_path / "locked").symlink_to(tmp_path / "missing")
+    (tmp_path / "c.JFIF").touch()
+    names, others = images.sorted_by_kind(tmp_path)
+    if file_format == "BMP":  # whose two bytes may begin any text
+        assert names == ["c.JFIF"]
+    else:
+        assert names == ["a.jpg_large", "c.JFIF", "none"]
+        assert others == ["locked", "notes.txt", "raw.DNG"]
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(4, 40), st.integers(4, 40), st.sampled_from([2, 3, 4]))
 def test_sizes_of_resizing(height, width, scale):

@@ -5,6 +5,7 @@ import errno
 import io
 import math
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -37,6 +38,14 @@ _SIGNED = 2
 # Formats with a signature and a built-in decoder; EPS is missing because Pillow reads it by running
 # an external program
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+
+
+# The first bytes of pictures
+_SIGNATURE = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|II[*+]\0|MM\0[*+]|RIFF....WEBP|"
+    rb"\0\0\0\x0cjP  |\xffO\xffQ|....ftypavi[fs]",
+    re.DOTALL,
+)
 
 
 # --- opening ------------------------------------------------------------------------------------
@@ -86,6 +95,17 @@ def opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
             raise cli.UserError(f"{path}: {reason}") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit_before
+
+
+def has_signature(path: Path) -> bool:
+    """Tell whether a file begins as a picture does; one that cannot be read does not."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe could block for ever
+            return False
+        with open(path, "rb") as file:
+            return _SIGNATURE.match(file.read(16)) is not None
+    except OSError:
+        return False
 
 
 def loaded(image: Image.Image, path: str | Path) -> tuple[Image.Image, tuple[str, ...]]:

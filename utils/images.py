@@ -31,6 +31,8 @@ SUFFIXES = {
     ".png",
     ".jpg",
     ".jpeg",
+    ".jpe",
+    ".jfif",
     ".webp",
     ".tif",
     ".tiff",
@@ -43,8 +45,9 @@ SUFFIXES = {
 }
 # Formats of pictures that are neither read nor written here
 _OTHER_SUFFIXES = {
-    *(".apng", ".eps", ".ico", ".jfif", ".jpe", ".pcx", ".pdf", ".pnm", ".svg", ".tga"),
-    *(".cr2", ".dng", ".exr", ".hdr", ".heic", ".heif", ".jxl", ".jxr", ".nef", ".psd", ".xcf"),
+    *(".apng", ".eps", ".ico", ".pcx", ".pdf", ".pnm", ".svg", ".tga"),
+    *(".exr", ".hdr", ".heic", ".heif", ".jxl", ".jxr", ".psd", ".xcf"),
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2"),  # cameras'
 }
 OUTPUT_SUFFIXES = {
     ".png": "PNG",
@@ -155,16 +158,32 @@ def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
 def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
     """Return the sorted paths of a folder's image files, relative to it and written with slashes.
 
-    A file is an image if its suffix says so. Hidden files are left out. Links to folders are
-    followed, but no folder is visited twice, so a loop of links ends.
+    A file is an image if its suffix says so or, if that is unknown, its first bytes do. Hidden
+    files are left out. Links to folders are followed, but no folder is visited twice, so a loop of
+    links ends.
 
     Raises:
         UserError: the folder does not exist or has no image.
         OSError: a subfolder cannot be read.
     """
+    found, _others = sorted_by_kind(folder, recursive)
+    if not found:
+        known = ", ".join(sorted(SUFFIXES))
+        raise cli.UserError(f"{folder}: no image in this folder (looked for {known})")
+    return found
+
+
+def sorted_by_kind(folder: str | Path, recursive: bool = True) -> tuple[list[str], list[str]]:
+    """Return the paths of a folder's image files and of its other files; see `list_image_names`.
+
+    Raises:
+        UserError: the folder does not exist.
+        OSError: a subfolder cannot be read.
+    """
     if not Path(folder).is_dir():
         raise cli.UserError(f"{folder}: no such folder of images")
     found: list[str] = []
+    others: list[str] = []
     visited: set[tuple[int, int]] = set()
     for parent, subfolders, names in os.walk(folder, onerror=_raise, followlinks=True):
         status = os.stat(parent)
@@ -180,13 +199,14 @@ def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
         place = Path(parent).relative_to(folder).as_posix()
         prefix = "" if place == "." else place + "/"
         for name in names:
+            if name.startswith("."):
+                continue
             suffix = os.path.splitext(name)[1].lower()
-            if suffix in SUFFIXES and not name.startswith("."):
-                found.append(prefix + name)
-    if not found:
-        known = ", ".join(sorted(SUFFIXES))
-        raise cli.UserError(f"{folder}: no image in this folder (looked for {known})")
-    return sorted(found)
+            is_image = suffix in SUFFIXES or (
+                suffix not in _OTHER_SUFFIXES and decoding.has_signature(Path(parent, name))
+            )
+            (found if is_image else others).append(prefix + name)
+    return sorted(found), sorted(others)
 
 
 def _raise(error: OSError) -> None:
