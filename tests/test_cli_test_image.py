@@ -97,6 +97,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         rgb.save(tmp_path / name)
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:900])
     (tmp_path / "none.png").touch()
+    (tmp_path / "clip.MP4").write_bytes(b"\0\0\0\x18ftypmp42")
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     rgb.save(tmp_path / "other" / "A.png")
@@ -120,6 +121,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         ([tmp_path / "missing.png", *good], "missing.png: no such image"),
         ([tmp_path / "cut.png", *good], "cut.png: cut short"),
         ([tmp_path / "none.png", *good], "none.png: the file is empty"),
+        ([tmp_path / "clip.MP4", *good], "not an image of a known format; test_video.py enlarges"),
         ([tmp_path / "empty", *good], "no image"),
         ([tmp_path / "bomb.png", *good, "--max-pixels", 3_999_999], "more than 3,999,999 pixels"),
         ([a, "--weights", tmp_path / "w.pth"], "w.pth: refused"),

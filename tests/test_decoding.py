@@ -3,6 +3,7 @@
 import errno
 import struct
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -13,6 +14,7 @@ from utils import cli, images
 SMOOTH = np.linspace(0, 1, 2400).reshape(40, 60)
 OUTLIER = np.where(np.arange(2400).reshape(40, 60) == 1234, 1, 0)
 MAX_TAG, S_MAX_TAG = 281, 341
+DEEP = "16 bits per channel, of which 8 are used"
 
 
 def saved(path, image, **options):
@@ -107,11 +109,22 @@ def test_a_range_that_had_to_be_guessed_is_said(tmp_path):
     guessed = saved(tmp_path / "dark.png", (SMOOTH * 4000).astype(np.uint16))
     assert images.read_picture(guessed).notes == (
         "its 16-bit values hardly exceed 4,095, which is taken as white",
+        DEEP,
     )
     bright = saved(tmp_path / "bright.png", (SMOOTH * 65535).astype(np.uint16))
-    assert images.read_picture(bright).notes == ()
+    assert images.read_picture(bright).notes == (DEEP,)
     unit = saved(tmp_path / "unit.tif", SMOOTH.astype(np.float32))
-    assert images.read_picture(unit).notes == ()
+    assert images.read_picture(unit).notes == (DEEP.replace("16", "32"),)
+
+
+def test_depth_that_is_lost_is_said(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 65536, (8, 9, 3), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb")
+    cv2.imwrite(str(tmp_path / "a.png"), rgb)
+    for name in ("a.tif", "a.png"):
+        assert images.read_picture(tmp_path / name).notes == (DEEP,), name
+    Image.fromarray((rgb >> 8).astype(np.uint8)).save(tmp_path / "b.png")
+    assert images.read_picture(tmp_path / "b.png").notes == ()
 
 
 def test_the_range_that_a_file_tells(tmp_path):
@@ -205,6 +218,6 @@ def test_floating_point_pictures_with_lights_are_not_darkened(tmp_path):
     Image.fromarray(values).save(tmp_path / "hdr.tif")
     picture = images.read_picture(tmp_path / "hdr.tif")
     assert picture.rgb[9, 9, 0] == 255 and picture.rgb[5, 5, 0] == round(255 * values[5, 5])
-    assert picture.notes == ("its values reach 8.25; 1 is taken as white",)
+    assert picture.notes[0] == "its values reach 8.25; 1 is taken as white"
     Image.fromarray(np.float32(np.arange(20).reshape(4, 5))).save(tmp_path / "dark.tif")
     assert images.read_picture(tmp_path / "dark.tif").rgb.max() == 19

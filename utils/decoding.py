@@ -141,6 +141,16 @@ def _decoded(content: bytes) -> Image.Image:
 # --- depth --------------------------------------------------------------------------------------
 
 
+def bits_per_channel(image: Image.Image) -> int:
+    """Return the depth of an opened picture that is not decoded yet; 8 if it is unknown."""
+    if image.format == "TIFF":
+        return max(map(int, getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))))
+    if image.format == "PNG":
+        tiles = getattr(image, "tile", ())
+        return 16 if any(";16" in str(tile) for tile in tiles) else 8
+    return 8
+
+
 def to_8_bit(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """Scale gray of more than 8 bits to mode L, or to LA if one of its values means transparent.
 

@@ -136,6 +136,11 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path}: not a generator file of this project (format {GENERATOR_FORMAT}), "
             "nor one of ESRGAN's"
         )
+    if released[1]["conv_first.weight"].shape[1] != 3:  # pixels come in cells of 2x2 or 4x4
+        raise cli.UserError(
+            f"{path}: one of Real-ESRGAN's networks for x2 or x1, such as x2plus; only those for "
+            "x4 can be read"
+        )
     return released
 
 

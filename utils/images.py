@@ -262,9 +262,12 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """
     with decoding.opened(path, max_pixels) as file:
         # Decode
+        bits = decoding.bits_per_channel(file)
         file, damage = decoding.loaded(file, path)
         metadata = read_metadata(file)
         image, notes = decoding.to_8_bit(file)
+        if bits > 8:
+            notes += (f"{bits} bits per channel, of which 8 are used",)
         with contextlib.suppress(SyntaxError):  # broken EXIF data hold no orientation
             image = ImageOps.exif_transpose(image)
         rgb, alpha, profile = decoding.to_rgb(image)
