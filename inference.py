@@ -290,7 +290,7 @@ def upscale_picture(
     on_tile: Callable[[int, int], None] | None = None,
     size: tuple[int, int] | None = None,
 ) -> images.Picture:
-    """Enlarge a decoded picture: RGB with the generator, alpha with bicubic.
+    """Enlarge a decoded picture: RGB with the generator, and then alpha as a gray picture.
 
     Gray stays gray; profile and metadata are kept.
 
@@ -310,7 +310,9 @@ def upscale_picture(
     # Transparency
     alpha = picture.alpha
     if alpha is not None:
-        alpha = images.upscale_bicubic(alpha, generator.upscale)
+        levels = np.repeat(alpha[:, :, None], 3, axis=2)
+        gray = images.to_gray(upscale(generator, levels, tile, precision, progress, on_tile))
+        alpha = images.with_flat_parts_of(alpha, gray[..., 0], generator.upscale)
     result = replace(picture, rgb=sr, alpha=alpha)
     return images.resized(result, *size) if size else result
 

@@ -332,3 +332,17 @@ def test_memory_beyond_a_tile_is_less_than_8_bytes_per_output_pixel():
     one, twelve = (int(run("tests/enlarge_memory.py", megapixels).stdout) for megapixels in (1, 12))
     assert twelve - one < 8 * 16 * 11_000_000
     assert twelve > 3 * 16 * 11_000_000 * 0.9  # the result itself: the measure does see memory
+
+
+def test_alpha_is_enlarged_by_the_generator_and_stays_exact_where_it_is_flat():
+    rows, columns = np.mgrid[:160, :200]
+    inside = np.hypot(rows - 80, (columns - 100) / 1.2) < 55
+    hr = (255 * (inside ^ (np.abs(columns - rows) < 9))).astype(np.uint8)
+    alpha = images.resize_bicubic(hr, 40, 50)
+    rgb = np.full((40, 50, 3), (20, 90, 200), np.uint8)
+    generator = inference.open_generator(weights.FAITHFUL, CPU)
+    result = inference.upscale_picture(generator, images.Picture(rgb, alpha)).alpha
+    bicubic = images.upscale_bicubic(alpha, 4)
+    error, of_bicubic = (np.square(a.astype(float) - hr).mean() for a in (result, bicubic))
+    assert error < 0.7 * of_bicubic
+    assert (result[152:, 180:] == 0).all() and (result[76:84, 60:66] == 255).all()

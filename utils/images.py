@@ -409,6 +409,22 @@ def on_white(picture: Picture) -> np.ndarray:
 # --- transparency and gray ----------------------------------------------------------------------
 
 
+def with_flat_parts_of(alpha: np.ndarray, enlarged: np.ndarray, upscale: int) -> np.ndarray:
+    """Make opaque and fully transparent parts of an enlarged alpha channel exactly so.
+
+    Args:
+        alpha: (H, W) uint8; a pixel counts if its eight neighbours are equally opaque.
+        enlarged: (upscale·H, upscale·W) uint8.
+        upscale: the scale.
+    """
+    from scipy import ndimage
+
+    opaque = ndimage.minimum_filter(alpha, 3) == 255
+    clear = ndimage.maximum_filter(alpha, 3) == 0
+    opaque, clear = (part.repeat(upscale, 0).repeat(upscale, 1) for part in (opaque, clear))
+    return np.where(opaque, np.uint8(255), np.where(clear, np.uint8(0), enlarged))
+
+
 def fill_transparent(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Give almost transparent pixels (alpha below 8) the colour of the nearest other pixel.
 
