@@ -299,19 +299,28 @@ def upscale_picture(
         picture: the picture.
         size: (width, height) of the result, which is resized by Lanczos; None: the generator's.
     """
+    alpha = picture.alpha
+    passes = 1 if alpha is None or alpha.min() == alpha.max() else 2
+
+    def on_pass(number: int) -> Callable[[int, int], None] | None:
+        if on_tile is None:
+            return None
+        return lambda done, total: on_tile(number * total + done, passes * total)
+
     # Colour
     rgb = picture.rgb
-    if picture.alpha is not None:
-        rgb = images.fill_transparent(rgb, picture.alpha)
-    sr = upscale(generator, rgb, tile, precision, progress, on_tile)
+    if alpha is not None:
+        rgb = images.fill_transparent(rgb, alpha)
+    sr = upscale(generator, rgb, tile, precision, progress, on_pass(0))
     if picture.gray:
         sr = images.to_gray(sr)
 
     # Transparency
-    alpha = picture.alpha
-    if alpha is not None:
+    if alpha is not None and passes == 1:
+        alpha = np.full(sr.shape[:2], alpha.flat[0])
+    elif alpha is not None:
         levels = np.repeat(alpha[:, :, None], 3, axis=2)
-        gray = images.to_gray(upscale(generator, levels, tile, precision, progress, on_tile))
+        gray = images.to_gray(upscale(generator, levels, tile, precision, progress, on_pass(1)))
         alpha = images.with_flat_parts_of(alpha, gray[..., 0], generator.upscale)
     result = replace(picture, rgb=sr, alpha=alpha)
     return images.resized(result, *size) if size else result

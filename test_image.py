@@ -220,12 +220,17 @@ def find_images(
         if out is not None and path.resolve() in out.resolve().parents:
             out_inside = out.resolve()
         names, others = images.sorted_by_kind(path, recursive)
+        if not names:
+            raise cli.UserError(f"{path}: no image in this folder")
         if others:
             listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-            print(f"{path}: {len(others)} files are not pictures that can be read: {listed}")
+            print(f"{path}: not pictures that can be read ({len(others)}): {listed}")
         earlier = earlier_results(names, suffix)
         if earlier:
-            print(f"{path}: {len(earlier)} earlier results are left out, such as {min(earlier)}")
+            print(
+                f"{path}: earlier results, left out ({len(earlier)}): {min(earlier)}, ...; "
+                "to enlarge one, name it on the command line"
+            )
         for name in names:
             image = path / name
             if name in earlier or (out_inside and out_inside in image.resolve().parents):
@@ -247,22 +252,20 @@ def earlier_results(names: list[str], suffix: str) -> set[str]:
         suffix: of this run's results.
     """
     ending = re.compile(rf"({re.escape(suffix)}|_x\d[\d.]*|_\d+x\d*)?(_compare)?")
-    stems = set()
+    places = set()  # of images, as results are named after them
     for name in names:
-        stem = images.fitting_name(Path(name).stem, f"{suffix}_compare.png")
-        of_format = images.fitting_name(
-            f"{Path(name).stem}_{Path(name).suffix[1:].lower()}", f"{suffix}_compare.png"
-        )
-        stems |= {(Path(name).parent, stem), (Path(name).parent, of_format)}
+        folder, file_name = os.path.split(name)
+        stem, kind = os.path.splitext(file_name)
+        for named in (stem, f"{stem}_{kind[1:].lower()}"):
+            places.add(os.path.join(folder, images.fitting_name(named, f"{suffix}_compare.png")))
     earlier = set()
     for name in names:
-        path = Path(name)
-        if path.suffix.lower() not in images.OUTPUT_SUFFIXES:
+        place, kind = os.path.splitext(name)
+        if kind.lower() not in images.OUTPUT_SUFFIXES:
             continue
-        # Every place where the ending may begin
-        for length in range(1, len(path.stem)):
-            begins_with_image = (path.parent, path.stem[:length]) in stems
-            if begins_with_image and ending.fullmatch(path.stem[length:]):
+        first = len(os.path.dirname(name)) + 1
+        for begin in range(first, len(place)):  # wherever the ending may begin
+            if place[:begin] in places and ending.fullmatch(place, begin):
                 earlier.add(name)
                 break
     return earlier

@@ -218,7 +218,7 @@ def test_only_results_of_other_images_in_the_folder_are_left_out(tmp_path, capsy
     plan = test_image.plan_outputs([tmp_path], tmp_path / "out", "_big", recursive=True)
     enlarged = {path.relative_to(tmp_path).as_posix() for path in plan}
     assert enlarged == {"a.jpg", "a_x.png", "drawing_x4.png", "b.png", "B_x4.png", "deep/a_x4.png"}
-    assert "6 earlier results are left out, such as a_1920x.webp" in capsys.readouterr().out
+    assert "earlier results, left out (6): a_1920x.webp, ...;" in capsys.readouterr().out
     # A folder of results is one of pictures
     assert list(test_image.plan_outputs([tmp_path / "deep"], None, "_x4")) == [
         tmp_path / "deep/a_x4.png"

@@ -30,7 +30,8 @@ _S_MAX_SAMPLE = 341
 
 _CLIP_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".wmv", ".flv", ".mpg"}
 _END_OF_JPEG = b"\xff\xd9"
-_FILLINGS = (b"", b"\x55" * 4096, b"\xaa" * 4096)
+_FILLINGS = (b"\x55" * 4096, b"\xaa" * 4096)
+_MARKER = re.compile(rb"\xff[^\0\xff]")
 
 _UNSIGNED = 1
 _SIGNED = 2
@@ -112,8 +113,9 @@ def loaded(image: Image.Image, path: str | Path) -> tuple[Image.Image, tuple[str
     """Decode the pixels of an opened picture; return it, and a note if its file has a damaged end.
 
     A JPEG that lacks only the marker at its end is whole: every viewer shows it. Pillow refuses it,
-    and with the marker added, it would also take a file that lacks rows, in whose place the decoder
-    puts whatever it finds. So such a file is decoded twice, with different bytes at its end.
+    and with the marker added, it would also take a file that lacks pixels, in whose place the
+    decoder puts whatever it finds. So such a file is decoded with different bytes at its end, which
+    show only where data are missing.
 
     Raises:
         OSError: pixels are missing.
@@ -125,11 +127,39 @@ def loaded(image: Image.Image, path: str | Path) -> tuple[Image.Image, tuple[str
         if image.format not in ("JPEG", "MPO"):
             raise
         content = Path(path).read_bytes().rstrip(b"\xff")  # the marker's first byte may be there
-        results = [_decoded(content + filling + _END_OF_JPEG) for filling in _FILLINGS]
-        first, *others = map(np.asarray, results)
-        if not all(np.array_equal(first, other) for other in others):
+        if not _has_all_scans(content):
             raise
-        return results[0], ("the end of the file is missing, but no pixels are",)
+        whole = _decoded(content + _END_OF_JPEG)
+        for filling in _FILLINGS:
+            other = _decoded(content + filling + _END_OF_JPEG)
+            if not np.array_equal(np.asarray(whole), np.asarray(other)):
+                raise
+        return whole, ("the end of the file is missing, but no pixels are",)
+
+
+def _has_all_scans(content: bytes) -> bool:
+    """Tell whether a JPEG's scans hold every coefficient of every component to the last bit.
+
+    Between scans, and between restart markers, a decoder skips what it does not understand, so
+    filling shows nothing there. A file with restart markers therefore counts as incomplete.
+    """
+    missing: dict[tuple[int, int], int] = {}  # bits, by component and coefficient
+    position = 2
+    while position + 4 <= len(content):
+        marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4])
+        body = content[position + 4 : position + 2 + length]
+        position += 2 + length
+        if content[position - 2 - length] != 0xFF or marker == 0xDD:  # restarts
+            return False
+        if marker in (0xC0, 0xC1, 0xC2):  # a frame
+            missing = {(number, k): 1 for number in body[6::3] for k in range(64)}
+        if marker == 0xDA:  # a scan, and after its header its data up to the next marker
+            *_, first, last, bits = body
+            for number in body[1 : 1 + 2 * body[0] : 2]:
+                missing |= {(number, k): bits & 15 for k in range(first, last + 1)}
+            following = _MARKER.search(content, position)
+            position = following.start() if following else len(content)
+    return bool(missing) and not any(missing.values())
 
 
 def _decoded(content: bytes) -> Image.Image:
@@ -192,7 +222,8 @@ def to_8_bit(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         return gray, ()
     bits = values.itemsize * 8
     if values.max() > 1.5 * white:
-        return gray, (f"its values reach {values.max():,.4g}; {white:,.0f} is taken as white",)
+        reason = f"its values reach {values.max():,.4g}; {white:,.0f} is taken as white"
+        return gray, (f"{reason}: scale them first if that is wrong",)
     return gray, (f"its {bits}-bit values hardly exceed {white:,.0f}, which is taken as white",)
 
 
@@ -206,8 +237,8 @@ def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, bool]:
 
     A few values may exceed it, so that a hot pixel does not decide: one in 10,000, and at least one
     in an image of 16 pixels or more. Floating-point values may exceed it by half, since sharpening
-    overshoots. If they are fractions and far darker than it, the picture has lights brighter than
-    white (HDR), which is 1.
+    overshoots. If most of them do not exceed 1, but some do by far, the picture has lights brighter
+    than white (HDR), which is 1.
     """
     floating = image.mode == "F"
     if image.format in ("PPM", "JPEG2000") and not floating:
@@ -232,7 +263,7 @@ def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, bool]:
     white = next((level for level in (*stated, *usual) if bulk <= level * overshoot), None)
     if white is None:
         white = bulk if floating else largest
-    if floating and white not in stated and bulk < white / 8 and (values % 1).any():
+    if floating and white not in stated and np.median(values) <= 1 < bulk < white / 8:
         white = 1
     is_usual = bulk <= 1.5 if floating else white == largest
     return white, not is_usual and white not in stated

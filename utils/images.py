@@ -38,16 +38,24 @@ SUFFIXES = {
     ".tiff",
     ".bmp",
     ".gif",
+    ".apng",
     ".ppm",
     ".pgm",
+    ".pnm",
     ".jp2",
     ".avif",
 }
 # Formats of pictures that are neither read nor written here
 _OTHER_SUFFIXES = {
-    *(".apng", ".eps", ".ico", ".pcx", ".pdf", ".pnm", ".svg", ".tga"),
+    *(".eps", ".ico", ".pcx", ".pdf", ".svg", ".tga"),
     *(".exr", ".hdr", ".heic", ".heif", ".jxl", ".jxr", ".psd", ".xcf"),
-    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2"),  # cameras'
+    # Cameras', whose files may begin like a TIFF that holds only a thumbnail
+    *(".3fr", ".arw", ".cr2", ".cr3", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".kdc"),
+    *(".mef", ".mos", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2"),
+    *(".srf", ".srw", ".thm"),
+    # Copies, unfinished files, and what lies beside pictures
+    *(".bak", ".crdownload", ".csv", ".json", ".mov", ".mp4", ".npy", ".orig", ".part", ".tmp"),
+    *(".txt", ".xml", ".xmp"),
 }
 OUTPUT_SUFFIXES = {
     ".png": "PNG",
@@ -64,7 +72,7 @@ LOSSY_FORMATS = ("JPEG", "WEBP", "AVIF")
 LARGEST_SIDE = {
     "JPEG": 65_500,
     "WEBP": 16_383,
-    "AVIF": 65_536,
+    "AVIF": 32_768,
 }  # libjpeg stops a little before JPEG's own 65,535
 # Bytes of pixels in a file with 32-bit offsets; the rest is for its header and metadata
 _LARGEST_FILE = 2**32 - 2**24
@@ -267,7 +275,7 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
         metadata = read_metadata(file)
         image, notes = decoding.to_8_bit(file)
         if bits > 8:
-            notes += (f"{bits} bits per channel, of which 8 are used",)
+            notes += (f"{bits} bits per channel, reduced to 8",)
         with contextlib.suppress(SyntaxError):  # broken EXIF data hold no orientation
             image = ImageOps.exif_transpose(image)
         rgb, alpha, profile = decoding.to_rgb(image)
@@ -304,6 +312,9 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
     if max(width, height) > LARGEST_SIDE.get(file_format, 2**31 - 1):
         limit = f"{file_format} holds at most {LARGEST_SIDE[file_format]} pixels per side"
         raise cli.UserError(f"{path}: {limit}, this is {size}; use .png or .tif")
+    if file_format == "AVIF" and width * height > 2**28:
+        limit = f"programs read AVIF only up to {2**28:,} pixels"
+        raise cli.UserError(f"{path}: {limit}, this is {size}; use .webp, .png or .tif")
     padded_row_bytes = (width * channels + 3) // 4 * 4
     if file_format == "BMP" and padded_row_bytes * height > _LARGEST_FILE:
         limit = f"BMP holds at most 4 GiB, too little for {size} pixels"

@@ -35,7 +35,7 @@ _DESCRIPTIVE = (
     Base.XPKeywords,
     Base.XPSubject,
 )
-_BYTE_ORDERS = {b"II": "<", b"MM": ">"}
+_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _EXIF_HEADER = b"Exif\0\0"
 _XMP_HEADER_BYTES = 29  # of the name that precedes XMP in a JPEG segment
 _JPEG_SEGMENT_BYTES = 65_533
@@ -85,7 +85,11 @@ def read_metadata(image: Image.Image) -> Metadata:
     iptc = None
     with contextlib.suppress(Exception):
         iptc = _read_iptc(image, texts)
-    own = {name: text for name, text in texts.items() if not name.startswith(_NOT_TEXTS)}
+    own = {
+        name: text
+        for name, text in texts.items()
+        if not name.startswith(_NOT_TEXTS) or (name == _IPTC_IN_PNG and iptc is None)
+    }
     return Metadata(exif or None, xmp, _read_dpi(image), iptc or None, own or None)
 
 
@@ -93,9 +97,15 @@ def _read_iptc(image: Image.Image, texts: dict[str, str]) -> bytes | None:
     """Return the IPTC records of a JPEG, a TIFF, or a PNG of ImageMagick or of ours."""
     if _IPTC_IN_PNG in texts:
         _blank, _name, _length, *lines = texts[_IPTC_IN_PNG].split("\n")
-        resource = bytes.fromhex("".join(lines)).removeprefix(_PHOTOSHOP + _IPTC_RESOURCE)
-        (size,) = struct.unpack_from(">I", resource)
-        return resource[4 : 4 + size]
+        content = bytes.fromhex("".join(lines))
+        if content.startswith(b"\x1c"):
+            return content
+        start = len(_PHOTOSHOP + _IPTC_RESOURCE)
+        (size,) = struct.unpack_from(">I", content, start)
+        is_iptc = content[:start] == _PHOTOSHOP + _IPTC_RESOURCE and start + 4 + size <= len(
+            content
+        )
+        return content[start + 4 : start + 4 + size] if is_iptc else None
     if image.format == "TIFF":
         value = getattr(image, "tag_v2", {}).get(_IPTC_TAG)
         return value if isinstance(value, bytes) else None
@@ -170,13 +180,18 @@ def left_out(metadata: Metadata, file_format: str) -> list[str]:
         segment = file_format != "JPEG" or _photoshop_segment(metadata.iptc)
         if file_format not in ("PNG", "TIFF", "JPEG") or not segment:
             names.append("its IPTC records (title, keywords, copyright)")
-    if metadata.texts and (file_format == "BMP" or (file_format != "PNG" and metadata.exif)):
-        names.append(f"its texts ({', '.join(metadata.texts)})")
+    if metadata.texts and file_format != "PNG":
+        comment = _EXIF_HEADER + _comment(metadata.texts)
+        too_long = file_format == "JPEG" and len(comment) > _JPEG_SEGMENT_BYTES
+        if metadata.exif or too_long or file_format == "BMP":
+            keywords = ", ".join(list(metadata.texts)[:5])
+            shown = "".join(letter if letter.isprintable() else "?" for letter in keywords)
+            names.append(f"its texts ({shown})")
     return names
 
 
 def _png_texts(xmp: bytes | None, metadata: Metadata) -> PngImagePlugin.PngInfo:
-    """Return a PNG's texts, uncompressed: Pillow reads only one megabyte of a compressed one."""
+    """Return a PNG's texts, uncompressed, since Pillow limits compressed ones by default."""
     info = PngImagePlugin.PngInfo()
     if xmp:
         info.add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
@@ -224,7 +239,7 @@ def fitted_exif(block: bytes, height: int, width: int) -> bytes | None:
     # maker note, whose offsets count from the start of the block, and turns every letter that is
     # not ASCII into a question mark.
     data = bytearray(block)
-    byte_order = _BYTE_ORDERS.get(block[:2])
+    byte_order = _BYTE_ORDERS.get(block[:4])
     if byte_order is None:
         return None
     try:

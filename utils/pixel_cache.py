@@ -123,7 +123,9 @@ class Layout:
             text = f"{path}: {lr_width}x{lr_height} pixels do not fit the HR image of "
             text += f"{width}x{height} at x{self.upscale}"
             scale = round(height / lr_height)
-            if scale == round(width / lr_width) == 1:
+            if lr_height > height and lr_width > width:
+                text += ": it is larger; are the folders swapped?"
+            elif scale == round(width / lr_width) == 1:
                 text += ": it is as large"
             elif scale == round(width / lr_width) != self.upscale:
                 text += f": it is an LR image for x{scale}"
