@@ -249,9 +249,8 @@ def convolve_and_shuffle(x: Tensor, conv: nn.Conv2d, factor: int) -> Tensor:
     assert conv.bias is not None
     weight = conv.weight.unflatten(0, (-1, factor**2)).transpose(0, 1).flatten(0, 1)
     bias = conv.bias.unflatten(0, (-1, factor**2)).T.flatten()
-    features = F.conv2d(x, weight, bias, padding=conv.padding).permute(
-        0, 2, 3, 1
-    )  # (N, H, W, factor²·C)
+    features = F.conv2d(x, weight, bias, padding=conv.padding)
+    features = features.permute(0, 2, 3, 1)  # (N, H, W, factor²·C)
     rows = features.unflatten(3, (factor, -1)).transpose(2, 3)  # (N, H, factor, W, factor·C)
     shuffled = rows.flatten(1, 2).unflatten(3, (factor, -1)).flatten(2, 3)
     return shuffled.permute(0, 3, 1, 2)

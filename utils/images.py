@@ -70,10 +70,10 @@ OUTPUT_SUFFIXES = {
 FORMATS = ("png", "jpg", "webp", "tif", "avif")  # of a folder's results
 LOSSY_FORMATS = ("JPEG", "WEBP", "AVIF")
 LARGEST_SIDE = {
-    "JPEG": 65_500,
+    "JPEG": 65_500,  # libjpeg stops a little before JPEG's own 65,535
     "WEBP": 16_383,
     "AVIF": 32_768,
-}  # libjpeg stops a little before JPEG's own 65,535
+}
 # Bytes of pixels in a file with 32-bit offsets; the rest is for its header and metadata
 _LARGEST_FILE = 2**32 - 2**24
 _LARGEST_PNG_PROFILE = 2**20  # bytes; programs built on Pillow refuse a PNG with a larger one
