@@ -49,7 +49,8 @@ def adversarial_step(models: "Models", lr: Tensor, hr: Tensor) -> dict[str, Tens
     """Update D and then G on a batch in [-1, 1]; return losses and scores by CSV column.
 
     LR is (N, 3, H, W), by default (64, 3, 22, 22), and HR (N, 3, upscale·H, upscale·W). The
-    values stay on the device. A batch is one part by default, so G's step uses the `fake` of D's step.
+    values stay on the device. A batch is one part by default, so G's step uses the `fake` of D's
+    step.
     """
     assert models.loss is not None
     adversarial = models.loss.adversarial
