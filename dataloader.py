@@ -386,21 +386,23 @@ class TestDatasetFromFolder(Dataset):
         upscale: the scale.
 
     Raises:
-        UserError: as for `ImageStore.open`.
+        UserError: as for `ImageStore.open`, which reads only the headers.
     """
 
     __test__ = False  # not a pytest class
 
     def __init__(self, lr_folder: str | Path | None, hr_folder: str | Path, upscale: int = 4):
         lr = BICUBIC if lr_folder is None else Path(lr_folder)
-        self.store = ImageStore.open(Layout(Path(hr_folder), upscale, lr), None)
+        layout = Layout(Path(hr_folder), upscale, lr)
+        # Every image is used once, so it is decoded only then
+        self.store = ImageStore.open(layout, None, headers_only=True)
         self.names = images.result_names(entry.name for entry in self.store.entries)
 
     def __len__(self) -> int:
         return len(self.store)
 
     def __getitem__(self, index: int) -> tuple[str, Tensor, Tensor]:
-        """Return an image; raise UserError if it is smaller than the scale."""
+        """Return an image; raise UserError if it is damaged, or smaller than the scale."""
         if index >= len(self):
             raise IndexError(index)
         arrays = self.store[index]

@@ -218,6 +218,22 @@ def test_the_test_dataset_makes_or_reads_lr(photos, tmp_path):
         list(TestDatasetFromFolder(None, photos[1], 3))
 
 
+def test_the_test_dataset_decodes_every_image_once(photos, monkeypatch):
+    decoded = []
+    read = images.read_picture
+
+    def counted(path, *options):
+        decoded.append(path.name)
+        return read(path, *options)
+
+    monkeypatch.setattr(images, "read_picture", counted)
+    list(TestDatasetFromFolder(None, photos[1], 3))
+    assert decoded == ["image_0.png", "image_1.png"]
+    (photos[1] / "image_1.png").write_bytes((photos[1] / "image_0.png").read_bytes()[:900])
+    with pytest.raises(ValueError, match=r"image_1\.png: cut short"):
+        list(TestDatasetFromFolder(None, photos[1], 3))
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2**32 + 5, 2**63 - 1])
 def test_random_streams_are_those_that_saved_runs_rely_on(seed):
     for stream, index, expected in [
