@@ -270,7 +270,7 @@ def describe_left_out(dataset: "TrainDatasetFromFolder | ValDatasetFromFolder") 
     text = ""
     for names, reason in ((dataset.too_small, "too small"), (unreadable, "cannot be read")):
         if names:
-            count = f"{len(names)} image(s) left out"
+            count = f"{cli.counted(len(names), 'image')} left out"
             text += f"{dataset.store.layout.folder}: {count}, {reason}: {cli.listed(names)}\n"
     return text
 
@@ -296,7 +296,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             )
         if length < world_size:
             raise cli.UserError(
-                f"{length} crops per epoch are too few for {world_size} processes; "
+                f"{cli.counted(length, 'crop')} per epoch: too few for {world_size} processes; "
                 "use more --crops-per-image"
             )
         self.left_out = length % batch_size % world_size

@@ -596,21 +596,22 @@ def plan_text(
         f"networks: generator {parameters_g:,} parameters, discriminator {parameters_d:,}; "
         f"{args.device}, {args.precision}",
         f"images: {len(train_set.usable)} for training, {len(val_set)} for validation",
-        f"plan: {args.pretrain_epochs} pixel-only and {args.epochs} adversarial epochs of "
-        f"{batches:,} updates with {crops} crops of {args.crop}x{args.crop}: "
-        f"{total:,} updates in total",
+        f"plan: {args.pretrain_epochs} pixel-only and "
+        f"{cli.counted(args.epochs, 'adversarial epoch')} of {cli.counted(batches, 'update')} with "
+        f"{cli.counted(crops, 'crop')} of {args.crop}x{args.crop}: "
+        f"{cli.counted(total, 'update')} in total",
     ]
     if crops < args.batch_size:
         lines.append(
-            f"note: an epoch has only {crops} crops, fewer than --batch-size {args.batch_size}; "
+            f"note: an epoch has only {cli.counted(crops, 'crop')}, fewer than --batch-size {args.batch_size}; "
             f"pass --crops-per-image {-(-args.batch_size // len(train_set.usable))}"
         )
     if sampler.world_size > 1:
         lines.append(f"processes: {sampler.world_size}, each with its share of every batch")
     if sampler.left_out:
         lines.append(
-            f"note: {sampler.left_out} samples of every epoch's last batch cannot be shared evenly "
-            "and are left out"
+            f"note: {cli.counted(sampler.left_out, 'sample')} left out of every epoch, whose last "
+            "batch cannot be shared evenly"
         )
     if needs_perceptual(args) and args.perceptual_weights == "random":
         lines.append(

@@ -162,7 +162,7 @@ def prepare_div2k(data: Path, part: str, url: str) -> None:
     files.check_free_space(data, archive.size, advice)
     downloads.unpack(zip_path, folder)
     zip_path.unlink()
-    print(f"{folder}: {len(images.list_images(folder))} images")
+    print(f"{folder}: {cli.counted(len(images.list_images(folder)), 'image')}")
 
 
 # --- the demo -----------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def prepare_smaller(folder: Path, out: Path, factors: list[float]) -> None:
     jobs = list(zip(names, images.result_names(names), strict=True))
     write = functools.partial(_write_smaller, folder, out, sizes)
     cli.map_in_processes(write, jobs, None, f"copying {folder.name}")
-    print(f"{out}: {len(jobs) * len(sizes)} images")
+    print(f"{out}: {cli.counted(len(jobs) * len(sizes), 'image')}")
 
 
 def _percent(factor: float) -> str:
@@ -254,7 +254,8 @@ def prepare_degraded(
     done = cli.map_in_processes(write, names, processes, f"degrading {folder.name}")
     written = sum(done)
     left_out = len(names) - written
-    print(f"{out}: {written} images" + (f", {left_out} left out (too small)" if left_out else ""))
+    note = f", {left_out} left out (too small)" if left_out else ""
+    print(f"{out}: {cli.counted(written, 'image')}{note}")
 
 
 def _processes_for_memory(folder: Path, names: list[str]) -> int | None:

@@ -385,7 +385,7 @@ def main(args: argparse.Namespace) -> int:
     if parts > 1:
         total = len(plan)
         plan = part_of(plan, number, parts)
-        print(f"part {number}/{parts}: {len(plan)} of {total} images")
+        print(f"part {number}/{parts}: {len(plan)} of {cli.counted(total, 'image')}")
 
     # Existing results
     if args.skip_existing:
@@ -393,7 +393,8 @@ def main(args: argparse.Namespace) -> int:
         for path, target in list(plan.items()):
             if all(result.exists() for result in result_files(target, args.compare)):
                 del plan[path]
-        print(f"{count - len(plan)} of {count} images skipped: their results exist")
+        skipped = f"{count - len(plan)} of {cli.counted(count, 'image')} skipped"
+        print(f"{skipped}: their results exist")
     for target in plan.values():
         for path in result_files(target, args.compare):
             if path.exists() and not args.overwrite and not args.skip_existing:
@@ -414,7 +415,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"test_image.py: error: {cli.describe(error)}", file=sys.stderr)
             failed += 1
     if failed:
-        summary = f"{failed} of {len(plan)} images were not enlarged"
+        summary = f"{failed} of {cli.counted(len(plan), 'image')} could not be enlarged"
         print(f"test_image.py: error: {summary}", file=sys.stderr)
     return 2 if failed else 0
 

@@ -222,7 +222,7 @@ def enlarge(
     measured = kept.check()
     first = total if kept.joined else min(len(measured) * segments.FRAMES, total)
     if first:
-        print(f"{first} of {total} frames are kept from an unfinished run", file=sys.stderr)
+        print(f"{first} of {cli.counted(total, 'frame')} kept from an unfinished run", file=sys.stderr)
 
     frames = read_frames(clip, first) if first < total else iter(())
     bar = cli.progress_bar(
@@ -335,7 +335,8 @@ def main(args: argparse.Namespace) -> None:
             total = len(clip.times)
             frames = total if kept.joined else min(len(kept.paths()) * segments.FRAMES, total)
             advice = "run the same command again to continue" if frames else "nothing is written"
-            print(f"stopped: {frames} of {total} frames are kept; {advice}", file=sys.stderr)
+            kept_frames = f"{frames} of {cli.counted(total, 'frame')} kept"
+            print(f"stopped: {kept_frames}; {advice}", file=sys.stderr)
             raise
 
     # Report

@@ -338,7 +338,7 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
         options.check_restart(args, saved)
         if saved["progress"]["epoch"] > last_epoch:
             print(
-                f"{args.out}: finished after {len(saved['rows'])} epochs; nothing to do "
+                f"{args.out}: finished after {cli.counted(len(saved['rows']), 'epoch')}; nothing to do "
                 "(pass a larger --epochs to continue)"
             )
             return 0

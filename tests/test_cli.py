@@ -170,6 +170,11 @@ def test_only_a_lost_process_is_reported_as_one(text, dead):
     assert not cli.is_dead_helper(ValueError(text))
 
 
+def test_counts_have_their_noun_in_the_singular_or_plural():
+    assert [cli.counted(number, "file") for number in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+    assert cli.counted(1200, "update") == "1,200 updates"
+
+
 def test_long_lists_are_cut():
     assert cli.listed(range(3)) == "0, 1, 2"
     assert cli.listed(range(12), "; ", most=2) == "0; 1 and 10 more"

@@ -104,18 +104,18 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(
     stopped = started_script(ROOT / "tests/faulty.py", fault, event, *command, out)()
     assert stopped.returncode == status and not out.exists()
     if fault == "interrupt":
-        assert said(stopped) == ["stopped: 0 of 40 frames are kept; nothing is written"]
+        assert said(stopped) == ["stopped: 0 of 40 frames kept; nothing is written"]
         assert not leftovers(tmp_path)
     else:
         assert leftovers(tmp_path) == [".parts.mp4.unfinished"]
     if fault == "stop":
         advice = "run the same command again to continue"
-        assert said(stopped) == [f"stopped: 32 of 40 frames are kept; {advice}"]
+        assert said(stopped) == [f"stopped: 32 of 40 frames kept; {advice}"]
         error = the_error(run(*command, out, "--crf", 40, status=None))
         assert "holds an unfinished run with a different crf; finish it with its own comm" in error
         assert "or discard it with --overwrite" in error
     again = run(*command, out)
-    assert said(again) == ([f"{kept} of 40 frames are kept from an unfinished run"] if kept else [])
+    assert said(again) == ([f"{kept} of 40 frames kept from an unfinished run"] if kept else [])
     assert out.read_bytes() == expected.read_bytes() and not leftovers(tmp_path)
     assert again.stdout.splitlines()[1:] == printed.splitlines()[1:]
     shown, times = footage.decoded(out)
@@ -131,7 +131,7 @@ def test_an_interrupted_animation_ends_with_the_same_file_too(tmp_path, whole, w
     out = tmp_path / f"parts{suffix}"
     stopped = started_script(ROOT / "tests/faulty.py", "stop", 45, *command, out)()
     assert stopped.returncode == 143 and not out.exists()
-    assert "32 of 40 frames are kept from an unfinished run" in run(*command, out).stderr
+    assert "32 of 40 frames kept from an unfinished run" in run(*command, out).stderr
     assert out.read_bytes() == expected.read_bytes() and not leftovers(tmp_path)
 
 
@@ -144,9 +144,9 @@ def test_a_full_disk_is_one_line_and_the_kept_segments_survive(tmp_path, whole):
         error = said(done)[-1]
         assert done.returncode == 2
         assert "No space left on device" in error and str(tmp_path) in error
-        assert len(said(done)) == 1 or "of 40 frames are kept" in said(done)[0]
+        assert len(said(done)) == 1 or "of 40 frames kept" in said(done)[0]
         assert not out.exists() and leftovers(tmp_path) == ([".a.mp4.unfinished"] if kept else [])
-    assert "40 of 40 frames are kept" in run(*command, out).stderr
+    assert "40 of 40 frames kept" in run(*command, out).stderr
     assert out.read_bytes() == expected.read_bytes() and not leftovers(tmp_path)
 
 

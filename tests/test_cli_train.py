@@ -660,7 +660,7 @@ def test_a_dry_run_writes_nothing(whole_run, tmp_path):
     assert "note: an epoch has only" not in done.stdout
     large = ["--batch-size", 9, "--dry-run", "--epochs", 1]
     done = run("train.py", *command(photos, tmp_path / "out", *large))
-    assert "updates with 4 crops of 32x32" in done.stdout
+    assert "1 adversarial epoch of 1 update with 4 crops of 32x32: 1 update in total" in done.stdout
     hint = "an epoch has only 4 crops, fewer than --batch-size 9; pass --crops-per-image 3"
     assert hint in done.stdout
     assert not (tmp_path / "out").exists() and sorted(photos[0].parent.rglob("*")) == before
@@ -846,7 +846,7 @@ def test_bad_images_stop_the_run_by_name_unless_skipped(photos, tmp_path):
     (photos[0] / "cut.png").write_bytes((photos[0] / "image_0.png").read_bytes()[:2000])
     Image.new("RGB", (20, 20)).save(photos[0] / "tiny.png")
     arguments = command(photos, tmp_path / "out", "--epochs", 1)
-    assert "1 image(s) cannot be read: cut.png" in the_error(
+    assert "1 image cannot be read: cut.png" in the_error(
         run("train.py", *arguments, status=None)
     )
     done = run("train.py", *arguments, "--skip-bad-images")

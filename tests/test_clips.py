@@ -152,6 +152,6 @@ def test_interlaced_and_damaged_frames_are_said(tmp_path):
         scan.damaged = 2
         scan.first = SimpleNamespace(format=frame.format, interlaced_frame=True)
         assert scan.notes() == [
-            "2 damaged frames, enlarged as they are",
+            "2 damaged frames, enlarged as found",
             "interlaced, and stays so; deinterlace it first for a better result",
         ]

@@ -167,7 +167,7 @@ def test_an_image_narrower_than_the_scale_is_too_small_and_not_damaged(photos, t
 
 
 def test_more_processes_than_samples_are_refused():
-    with pytest.raises(ValueError, match="5 crops per epoch are too few for 8 processes"):
+    with pytest.raises(ValueError, match="5 crops per epoch: too few for 8 processes"):
         EpochSampler(5, 8, world_size=8)
 
 

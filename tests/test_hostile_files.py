@@ -102,7 +102,7 @@ def test_mutated_images_through_the_command_line(broken, tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.startswith("test_image.py: error: ")]
     assert "Traceback" not in done.stderr
     assert len(lines) > 10
-    assert "images were not enlarged" in lines[-1]
+    assert "images could not be enlarged" in lines[-1]
     assert (tmp_path / "out" / "good_x2.png").exists()
 
 

@@ -53,6 +53,12 @@ def test_args_stop_at_the_scripts(path):
     assert not takes_args or path.stem in SCRIPTS | {"options", "weights", "cli"}
 
 
+def test_no_message_leaves_the_plural_open():
+    """`cli.counted` gives "1 image" and "2 images"."""
+    for path in MODULES:
+        assert "(s)" not in path.read_text(), path
+
+
 def test_a_range_conversion_exists_once():
     for path in MODULES:
         if path.stem != "images":

@@ -92,7 +92,7 @@ def test_bad_images_are_named_or_skipped(photos, tmp_path, cached):
     (folder / "cut.png").write_bytes((folder / "image_0.png").read_bytes()[:3000])
     with pytest.raises(
         ValueError,
-        match=r"3 image\(s\) cannot be read: cut\.png: .*empty\.png: .*text\.jpg: "
+        match=r"3 images cannot be read: cut\.png: .*empty\.png: .*text\.jpg: "
         r".*--skip-bad-images",
     ):
         TrainDatasetFromFolder(folder, 32, 4, cache_folder=cache)

@@ -203,6 +203,11 @@ def _number(text: str, kind: Callable[[str], float], least: float, most: float =
     raise argparse.ArgumentTypeError(f"{text!r} is not a {what} {allowed}")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the singular or the plural: `1 image`, `1,200 images`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def listed(items: Sequence[object], separator: str = ", ", most: int = 10) -> str:
     """Return items as text, the first ones by name and the others counted: `a, b, c and 7 more`."""
     more = f" and {len(items) - most} more" if len(items) > most else ""

@@ -83,7 +83,7 @@ def opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
                 # The disk is at fault, not the picture
                 raise OSError(error.errno, error.strerror, str(path)) from error
             if isinstance(error, Image.DecompressionBombError):
-                limit = f"has more than {max_pixels:,} pixels"
+                limit = f"has more than {cli.counted(max_pixels, 'pixel')}"
                 reason = f"{limit}; test_image.py takes larger images with --max-pixels"
             elif os.fstat(file.fileno()).st_size == 0:
                 reason = "the file is empty"

@@ -62,7 +62,8 @@ def processes(device: torch.device) -> Iterator[None]:
         local = int(os.environ["LOCAL_RANK"])
         gpus = torch.cuda.device_count()
         if local >= gpus:
-            raise cli.UserError(f"--nproc_per_node is larger than this machine's {gpus} GPUs")
+            found = cli.counted(gpus, "GPU")
+            raise cli.UserError(f"--nproc_per_node is too large: this machine has {found}")
         torch.cuda.set_device(local)
     if device.type == "mps":
         raise cli.UserError(

@@ -172,7 +172,8 @@ def _build_empty(path: str | Path, metadata: dict[str, Any], tensors: int) -> Ge
             )
     blocks = arguments.get("blocks", 1)
     if not isinstance(blocks, int) or blocks > tensors:
-        raise cli.UserError(f"{path}: {reprlib.repr(blocks)} blocks in a file of {tensors} tensors")
+        held = cli.counted(tensors, "tensor")
+        raise cli.UserError(f"{path}: its blocks are {reprlib.repr(blocks)}, in a file of {held}")
     try:
         with torch.device("meta"):
             return GENERATORS[name](**arguments)

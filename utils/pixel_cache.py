@@ -148,7 +148,7 @@ class ImageStore:
         if self.bad and not skip_bad:
             reasons = cli.listed([f"{entry.name}: {entry.error}" for entry in self.bad], "; ")
             raise cli.UserError(
-                f"{layout.folder}: {len(self.bad)} image(s) cannot be read: {reasons}. "
+                f"{layout.folder}: {cli.counted(len(self.bad), 'image')} cannot be read: {reasons}. "
                 "Fix or remove them, or pass --skip-bad-images"
             )
         self.entries = [entry for entry in entries if not entry.error]

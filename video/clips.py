@@ -379,7 +379,7 @@ class _Scan:
         components = self.first.format.components
         notes = []
         if self.damaged:
-            notes.append(f"{self.damaged} damaged frames, enlarged as they are")
+            notes.append(f"{cli.counted(self.damaged, 'damaged frame')}, enlarged as found")
         if self.first.interlaced_frame:
             notes.append("interlaced, and stays so; deinterlace it first for a better result")
         if any(component.bits > 8 for component in components):
@@ -418,4 +418,5 @@ def pictures(clip: Clip, first: int = 0) -> Iterator[images.Picture]:
             left -= 1
             yield images.Picture(rgb, gray=decoding.is_gray(rgb))
         if left:
-            raise cli.UserError(f"{clip.path}: changed while being read; {left} frames are missing")
+            lost = cli.counted(left, "frame")
+            raise cli.UserError(f"{clip.path}: changed while being read; {lost} missing")
