@@ -147,6 +147,26 @@ def test_lr_files_of_another_scale_are_refused(tmp_path, size, reason):
         _ = pixel_cache.ImageStore.open(layout, None)[0]
 
 
+def test_a_cache_from_before_the_scale_of_lr_files_was_checked_is_built_anew(
+    tmp_path, monkeypatch
+):
+    for name, sides in (("hr", (96, 72)), ("lr", (48, 36))):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", sides).save(tmp_path / name / "a.png")
+    layout = pixel_cache.Layout(tmp_path / "hr", 4, tmp_path / "lr")
+    with monkeypatch.context() as before:
+        cut = np.zeros((18, 24, 3), np.uint8)
+        before.setattr(pixel_cache.Layout, "_read_lr", lambda *_: cut)
+        file = pixel_cache.ImageStore.open(layout, tmp_path / "cache").cache_file
+    states = [(tmp_path / name / "a.png").stat() for name in ("hr", "lr")]
+    size, time = sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
+    key = json.dumps(["bicubic-1", [["a.png", "a.png", size, time]]])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    file.rename(file.with_name(f"{file.name.rsplit('-', 1)[0]}-{digest}"))
+    with pytest.raises(cli.UserError, match="it is an LR image for x2"):
+        pixel_cache.ImageStore.open(layout, tmp_path / "cache")
+
+
 def test_the_cache_goes_where_it_can_be_written(tmp_path, monkeypatch):
     assert pixel_cache.cache_folder_for(tmp_path, Path("chosen"), Path("out")) == Path("chosen")
     assert pixel_cache.cache_folder_for(tmp_path, None, Path("out")) == tmp_path / ".srgan-cache"
@@ -237,10 +257,10 @@ def test_caches_have_the_names_that_earlier_versions_gave_them(photos, tmp_path)
     cases = [
         (train_set, {}, train, "bicubic-1"),
         (train_set, photo, train, "bicubic-1"),
-        (train_set, files, train, "bicubic-1"),
+        (train_set, files, train, "files-2"),
         (ValDatasetFromFolder, {}, validation, "bicubic-1"),
         (ValDatasetFromFolder, photo, f"{validation}-photo", "photo-1"),
-        (ValDatasetFromFolder, files | photo, validation, "bicubic-1"),
+        (ValDatasetFromFolder, files | photo, validation, "files-2"),
     ]
     for dataset, options, kind, version in cases:
         store = dataset(hr, upscale=4, cache_folder=tmp_path / "cache", **options).store

@@ -323,7 +323,7 @@ def _cache_name(layout: Layout, entries: list[Entry]) -> str:
     """
     if isinstance(layout.lr, Path):
         name = "bicubic"
-        version = "bicubic-1"  # which all caches of LR files have in their names
+        version = "files-2"  # before, caches could hold LR files of another scale, cut to size
     else:
         name = layout.lr.name
         version = layout.lr.version
