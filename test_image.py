@@ -357,13 +357,15 @@ def enlarge(
             engine.release_memory()  # for the next one
 
     # Write, whole or not at all; the picture's metadata come with it
-    for loss in images.losses(picture, target):
+    for loss in images.losses(sr, target):
         print(f"{target}: {loss}", file=sys.stderr)
     written = result_files(target, args.compare)
     images.write_picture(target, sr, args.quality)
     if args.compare:
         row = images.side_by_side(panels)
-        images.write_picture(written[1], images.Picture(row, icc_profile=picture.icc_profile))
+        colours = images.Metadata(colours=picture.metadata.colours)
+        compared = images.Picture(row, icc_profile=picture.icc_profile, metadata=colours)
+        images.write_picture(written[1], compared)
     print(*written, sep="\n")
 
 

@@ -7,7 +7,7 @@ import tifffile
 from PIL import Image, ImageCms, IptcImagePlugin, JpegImagePlugin, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
-from utils import images
+from utils import images, metadata
 
 ARTIST = "Jürgen ©".encode().decode("latin-1")  # as Pillow reads text
 
@@ -181,6 +181,87 @@ def test_what_is_lost_is_said(tmp_path):
     picture.metadata.iptc = bytes(70_000)
     assert "JPEG cannot hold its IPTC" in images.losses(picture, "a.jpg")[0]
     images.write_picture(tmp_path / "a.jpg", picture)
+
+
+def test_exif_and_xmp_that_a_format_cannot_hold_are_said(tmp_path):
+    picture = images.Picture(np.zeros((4, 4, 3), np.uint8))
+    picture.metadata.exif = corpus.exif()
+    picture.metadata.xmp = corpus.XMP
+    assert images.losses(picture, "a.jpg") == images.losses(picture, "a.webp") == []
+    names = [f"its EXIF ({len(corpus.exif())} bytes)", "its XMP ("]
+    said = images.losses(picture, "a.bmp")
+    assert all(f"BMP cannot hold {name}" in line for line, name in zip(said, names, strict=True))
+    picture.metadata.exif = corpus.exif() + bytes(70_000)
+    longest = 65_533 - 29  # of the XMP as it is written, without thumbnails
+    picture.metadata.xmp = corpus.XMP
+    picture.metadata.xmp += b" " * (longest - len(metadata.fitted_xmp(corpus.XMP, 4, 4)))
+    for spaces in (0, 1):
+        picture.metadata.xmp += b" " * spaces
+        said = images.losses(picture, "a.jpg")
+        assert said[0] == f"JPEG cannot hold its EXIF ({len(corpus.exif()) + 70_000:,} bytes)"
+        images.write_picture(tmp_path / "a.jpg", picture)
+        lost = images.read_picture(tmp_path / "a.jpg").metadata.xmp is None
+        assert lost == (len(said) == 2)
+    assert images.losses(picture, "a.png") == []
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_iptc_that_a_tiff_stores_as_numbers_is_read(tmp_path, order, swapped):
+    records = IPTC.ljust(-(-len(IPTC) // 4) * 4, b"\0")
+    stored = np.frombuffer(records, ">u4" if (order == ">") != swapped else "<u4")
+    tag = (33723, 4, len(stored), tuple(stored.tolist()), True)
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, byteorder=order, extratags=[tag])
+    assert images.read_picture(tmp_path / "a.tif").metadata.iptc == records
+
+
+CICP_OF_PQ = bytes([9, 16, 0, 1])
+COLOURS = {  # chunks, and those that count
+    "HDR": ({b"cICP": CICP_OF_PQ}, [b"cICP"]),
+    "sRGB in CICP": ({b"cICP": bytes([1, 13, 0, 1])}, []),
+    "linear": ({b"gAMA": (100_000).to_bytes(4, "big")}, [b"gAMA"]),
+    "usual": ({b"gAMA": (45_455).to_bytes(4, "big")}, []),
+    "sRGB before gAMA": ({b"sRGB": b"\0", b"gAMA": (100_000).to_bytes(4, "big")}, []),
+    "CICP before gAMA": ({b"cICP": CICP_OF_PQ, b"sRGB": b"\0", b"gAMA": bytes(4)}, [b"cICP"]),
+}
+
+
+def colour_chunks(path) -> dict[bytes, bytes]:
+    content = path.read_bytes()
+    found = {}
+    for name in (b"cICP", b"gAMA", b"cHRM"):
+        start = content.find(name)
+        if start >= 0:
+            length = int.from_bytes(content[start - 4 : start], "big")
+            found[name] = content[start + 4 : start + 4 + length]
+    return found
+
+
+@pytest.mark.parametrize("case", COLOURS)
+def test_what_a_pngs_values_mean_is_kept_or_its_loss_said(tmp_path, astronaut, case):
+    chunks, counting = COLOURS[case]
+    info = PngImagePlugin.PngInfo()
+    for name, content in chunks.items():
+        info.add(name, content)
+    Image.fromarray(astronaut[:20, :24]).save(tmp_path / "a.png", pnginfo=info)
+    enlarged(tmp_path / "a.png", tmp_path / "b.png")
+    assert colour_chunks(tmp_path / "b.png") == {name: chunks[name] for name in counting}
+    said = images.losses(images.read_picture(tmp_path / "a.png"), "a.jpg")
+    names = b", ".join(counting).decode()
+    lost = f"JPEG cannot hold its colour tags ({names}), so that colours may look different"
+    assert said == ([lost] if counting else [])
+
+
+def test_colour_tags_of_colours_that_are_converted_are_dropped(tmp_path, astronaut):
+    info = PngImagePlugin.PngInfo()
+    info.add(b"cICP", CICP_OF_PQ)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for mode, kept in (("RGB", {b"cICP": CICP_OF_PQ}), ("L", {})):
+        image = Image.fromarray(astronaut[:20, :24]).convert(mode)
+        image.save(tmp_path / "a.png", pnginfo=info, icc_profile=profile)
+        enlarged(tmp_path / "a.png", tmp_path / "b.png")
+        assert colour_chunks(tmp_path / "b.png") == kept
 
 
 def test_a_profile_that_would_make_a_png_unreadable_is_applied(tmp_path):

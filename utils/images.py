@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, TiffTags, features
 
 from utils import cli, decoding, files
-from utils.metadata import Metadata, left_out, read_metadata, save_options
+from utils.metadata import Metadata, left_out, read_metadata, read_png_colours, save_options
 
 if TYPE_CHECKING:  # test_image.py may do without PyTorch, which takes a second to import
     from torch import Tensor
@@ -93,7 +93,7 @@ class Picture:
         alpha: (H, W) uint8, or None for an opaque picture.
         icc_profile: ICC profile of the RGB values, or None for sRGB.
         gray: whether the three channels are equal, so that they are written as one.
-        metadata: EXIF, XMP and resolution.
+        metadata: EXIF, XMP, resolution and the like.
         notes: messages for the user, such as frames left out or a guessed gray range.
     """
 
@@ -279,6 +279,9 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
         with contextlib.suppress(SyntaxError):  # broken EXIF data hold no orientation
             image = ImageOps.exif_transpose(image)
         rgb, alpha, profile = decoding.to_rgb(image)
+        has_profile = "icc_profile" in file.info
+        if file.format == "PNG" and (profile or not has_profile):  # else the colours are converted
+            metadata.colours = read_png_colours(path, has_profile)
 
         # Count the frames
         try:
@@ -359,9 +362,11 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
     alpha = None if file_format in ("JPEG", "BMP") else picture.alpha
     rgb = on_white(picture) if alpha is None else picture.rgb
     profile = picture.icc_profile
+    metadata = picture.metadata
     if profile and not _holds_profile(file_format, profile):
         rgb = decoding.to_srgb(rgb, profile)
         profile = None
+        metadata = replace(metadata, colours=None)
     image = Image.fromarray(rgb[..., 0] if picture.gray else rgb)
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
@@ -373,7 +378,7 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
         options = options | {"quality": quality}
         if file_format == "WEBP":
             options["lossless"] = False
-    options = options | save_options(picture.metadata, file_format, height, width)
+    options = options | save_options(metadata, file_format, height, width)
     if file_format == "TIFF" and width * channels * height > _LARGEST_FILE:
         options["big_tiff"] = True
         _set_big_strips(options["tiffinfo"], width * channels)
@@ -387,7 +392,9 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
 def losses(picture: Picture, path: str | Path) -> list[str]:
     """Return what the format of a path cannot hold of a picture, in words for the user."""
     file_format = check_output_path(path)
-    lost = [f"{file_format} cannot hold {name}" for name in left_out(picture.metadata, file_format)]
+    height, width = picture.rgb.shape[:2]
+    names = left_out(picture.metadata, file_format, height, width)
+    lost = [f"{file_format} cannot hold {name}" for name in names]
     if picture.icc_profile and not _holds_profile(file_format, picture.icc_profile):
         lost.append(f"{file_format} cannot hold its colour profile; converted to sRGB")
     return lost

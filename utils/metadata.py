@@ -1,4 +1,4 @@
-"""EXIF, XMP, IPTC, texts and resolution of a picture file, carried over to one made from it.
+"""EXIF, XMP, IPTC, texts, resolution and colour tags of a picture, carried over to its result.
 
 What would be wrong for the new picture is corrected: the orientation becomes 1, since its pixels
 are upright; the stored sizes become its own; thumbnails are dropped.
@@ -8,6 +8,7 @@ import contextlib
 import re
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin, TiffImagePlugin, TiffTags
@@ -43,6 +44,11 @@ _PHOTOSHOP = b"Photoshop 3.0\0"
 _IPTC_RESOURCE = b"8BIM\x04\x04\0\0"  # its number, and an empty name
 _IPTC_TAG = 33_723  # of a TIFF
 _IPTC_IN_PNG = "Raw profile type iptc"
+_STANDARD_COLOURS = {  # what a PNG's colour chunks say of sRGB, which is what viewers assume anyway
+    b"cICP": struct.pack("4B", 1, 13, 0, 1),
+    b"gAMA": struct.pack(">I", 45_455),
+    b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+}
 _NOT_TEXTS = ("XML:com.adobe.xmp", "Raw profile type ")
 
 
@@ -56,6 +62,8 @@ class Metadata:
         dpi: pixels per inch (x, y).
         iptc: IPTC-IIM records, such as title, keywords and copyright.
         texts: of a PNG, by keyword, such as the parameters of image generators.
+        colours: what the values mean if it is not sRGB, as chunks of a PNG, by name: cICP (as for
+            HDR), gAMA, cHRM.
     """
 
     exif: bytes | None = None
@@ -63,6 +71,7 @@ class Metadata:
     dpi: tuple[float, float] | None = None
     iptc: bytes | None = None
     texts: dict[str, str] | None = None
+    colours: dict[bytes, bytes] | None = None
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -90,7 +99,8 @@ def read_metadata(image: Image.Image) -> Metadata:
         for name, text in texts.items()
         if not name.startswith(_NOT_TEXTS) or (name == _IPTC_IN_PNG and iptc is None)
     }
-    return Metadata(exif or None, xmp, _read_dpi(image), iptc or None, own or None)
+    colours = _heif_colours(image) if image.format == "HEIF" else None
+    return Metadata(exif or None, xmp, _read_dpi(image), iptc or None, own or None, colours)
 
 
 def _read_iptc(image: Image.Image, texts: dict[str, str]) -> bytes | None:
@@ -107,8 +117,11 @@ def _read_iptc(image: Image.Image, texts: dict[str, str]) -> bytes | None:
         )
         return content[start + 4 : start + 4 + size] if is_iptc else None
     if image.format == "TIFF":
-        value = getattr(image, "tag_v2", {}).get(_IPTC_TAG)
-        return value if isinstance(value, bytes) else None
+        # The raw bytes: many programs declare them as 32-bit numbers, and some swap those
+        stored = image.tag.tagdata.get(_IPTC_TAG, b"")  # type: ignore[attr-defined]
+        swapped = b"".join(stored[at : at + 4][::-1] for at in range(0, len(stored), 4))
+        found = (records for records in (stored, swapped) if records.startswith(b"\x1c"))
+        return next(found, None)
     return image.info.get("photoshop", {}).get(0x0404)
 
 
@@ -135,6 +148,40 @@ def _read_dpi(image: Image.Image) -> tuple[float, float] | None:
     return None
 
 
+def _heif_colours(image: Image.Image) -> dict[bytes, bytes] | None:
+    """Return a PNG's cICP chunk for a HEIC without profile that is not in sRGB, such as HDR."""
+    if "icc_profile" in image.info or "nclx_profile" not in image.info:
+        return None
+    stated = image.info["nclx_profile"]
+    primaries = int(stated["color_primaries"])
+    transfer = int(stated["transfer_characteristics"])
+    if primaries in (1, 2) and transfer not in (16, 18):  # sRGB's or unknown, and no HDR
+        return None
+    return {b"cICP": struct.pack("4B", primaries, 13 if transfer == 2 else transfer, 0, 1)}
+
+
+def read_png_colours(path: str | Path, has_profile: bool) -> dict[bytes, bytes] | None:
+    """Return the chunks that give a PNG's values another meaning than sRGB's; None if none does.
+
+    Pillow skips cICP. In the order of precedence: cICP, a profile or sRGB, gAMA and cHRM.
+    """
+    found = {}
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(header := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", header)
+            if name == b"IDAT":
+                break
+            has_profile = has_profile or name == b"sRGB"
+            if name in _STANDARD_COLOURS and length == len(_STANDARD_COLOURS[name]):
+                found[name] = file.read(length)
+                length = 0
+            file.seek(length + 4, 1)  # the checksum, which Pillow has verified
+    if has_profile:
+        found = {name: chunk for name, chunk in found.items() if name == b"cICP"}
+    return {name: chunk for name, chunk in found.items() if chunk != _STANDARD_COLOURS[name]} or None
+
+
 # --- writing ------------------------------------------------------------------------------------
 
 
@@ -156,26 +203,35 @@ def save_options(metadata: Metadata, file_format: str, height: int, width: int) 
         return options
     if file_format == "BMP":
         return options
-    if file_format == "JPEG":
-        # Pillow refuses to save what does not fit into one segment
-        if exif and len(_EXIF_HEADER + exif) > _JPEG_SEGMENT_BYTES:
-            exif = None
-        if xmp and _XMP_HEADER_BYTES + len(xmp) > _JPEG_SEGMENT_BYTES:
-            xmp = None
-        if metadata.iptc and (segment := _photoshop_segment(metadata.iptc)):
-            options["extra"] = segment
-    if exif:
+    if file_format == "JPEG" and metadata.iptc and (segment := _photoshop_segment(metadata.iptc)):
+        options["extra"] = segment
+    if exif and _holds(file_format, len(_EXIF_HEADER + exif)):
         options["exif"] = _EXIF_HEADER + exif
     if file_format == "PNG":
-        options["pnginfo"] = _png_texts(xmp, metadata)
-    elif xmp:
+        options["pnginfo"] = _png_chunks(xmp, metadata)
+    elif xmp and _holds(file_format, _XMP_HEADER_BYTES + len(xmp)):
         options["xmp"] = xmp
     return options
 
 
-def left_out(metadata: Metadata, file_format: str) -> list[str]:
-    """Return what a format cannot hold, in words for the user."""
+def _holds(file_format: str, length: int) -> bool:
+    """Tell whether a format holds EXIF or XMP of so many bytes, with its header."""
+    if file_format == "JPEG":
+        return length <= _JPEG_SEGMENT_BYTES  # Pillow refuses what does not fit into one segment
+    return file_format != "BMP"
+
+
+def left_out(metadata: Metadata, file_format: str, height: int, width: int) -> list[str]:
+    """Return what a format cannot hold beside pixels of this size, in words for the user."""
     names = []
+    if metadata.colours and file_format != "PNG":
+        chunks = ", ".join(name.decode() for name in metadata.colours)
+        names.append(f"its colour tags ({chunks}), so that colours may look different")
+    if metadata.exif and not _holds(file_format, len(_EXIF_HEADER + metadata.exif)):
+        names.append(f"its EXIF ({len(metadata.exif):,} bytes)")
+    xmp = fitted_xmp(metadata.xmp, height, width) if metadata.xmp else b""
+    if xmp and not _holds(file_format, _XMP_HEADER_BYTES + len(xmp)):
+        names.append(f"its XMP ({len(xmp):,} bytes)")
     if metadata.iptc:
         segment = file_format != "JPEG" or _photoshop_segment(metadata.iptc)
         if file_format not in ("PNG", "TIFF", "JPEG") or not segment:
@@ -190,9 +246,14 @@ def left_out(metadata: Metadata, file_format: str) -> list[str]:
     return names
 
 
-def _png_texts(xmp: bytes | None, metadata: Metadata) -> PngImagePlugin.PngInfo:
-    """Return a PNG's texts, uncompressed, since Pillow limits compressed ones by default."""
+def _png_chunks(xmp: bytes | None, metadata: Metadata) -> PngImagePlugin.PngInfo:
+    """Return a PNG's colour chunks and texts.
+
+    Texts are not compressed, since Pillow limits compressed ones by default.
+    """
     info = PngImagePlugin.PngInfo()
+    for name, chunk in (metadata.colours or {}).items():
+        info.add(name, chunk)
     if xmp:
         info.add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
     if metadata.iptc:
@@ -255,6 +316,20 @@ def fitted_exif(block: bytes, height: int, width: int) -> bytes | None:
     except struct.error:
         return None
     return bytes(data)
+
+
+def take_orientation(tiff: bytearray) -> int:
+    """Set the orientation in a TIFF file's bytes to 1 (upright), and return what it was."""
+    byte_order = _BYTE_ORDERS.get(bytes(tiff[:4]))
+    if byte_order is None:
+        return 1
+    main = _Directory(tiff, byte_order, offset_at=4)
+    if Base.Orientation not in main.entries:
+        return 1
+    entry_at = main.entries[Base.Orientation]
+    (orientation,) = struct.unpack_from(f"{byte_order}H", tiff, entry_at + 8)
+    main.set_short(Base.Orientation, 1)
+    return orientation
 
 
 class _Directory:
