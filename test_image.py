@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import inference
-from utils import cli, images, machine, weights
+from utils import cli, images, machine, plugins, weights
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -61,7 +61,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--quality",
         type=cli.whole_number_between(1, 100),
         metavar="Q",
-        help="quality of JPEG, WebP or AVIF, from 1 to 100 (default: 95; WebP: lossless)",
+        help="quality of JPEG, WebP, AVIF or JPEG XL, from 1 to 100 (default: 95; WebP and JPEG XL: "
+        "lossless)",
     )
     parser.add_argument(
         "--ensemble",
@@ -125,8 +126,8 @@ def check_quality(quality: int | None, targets: Iterable[Path]) -> None:
     for target in targets:
         if quality is not None and images.check_output_path(target) not in images.LOSSY_FORMATS:
             raise cli.UserError(
-                f"--quality {quality} is for JPEG, WebP and AVIF, not for {target.name}; choose "
-                "--format jpg, webp or avif, or an --out that ends so"
+                f"--quality {quality} is for JPEG, WebP, AVIF and JPEG XL, not for {target.name}; "
+                "choose --format jpg, webp, avif or jxl, or an --out that ends so"
             )
 
 
@@ -224,7 +225,10 @@ def find_images(
             raise cli.UserError(f"{path}: no image in this folder")
         if others:
             listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-            print(f"{path}: not pictures that can be read ({len(others)}): {listed}")
+            suffixes = {Path(name).suffix.lower() for name in others}
+            missing = [plugin for plugin in plugins.ALL if suffixes & set(plugin.suffixes)]
+            advice = "".join(f"; {plugin.advice}" for plugin in missing)
+            print(f"{path}: not pictures that can be read ({len(others)}): {listed}{advice}")
         earlier = earlier_results(names, suffix)
         if earlier:
             print(

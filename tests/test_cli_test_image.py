@@ -133,7 +133,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights, astronaut):
         ([a, *good, "--out", a], "would be overwritten"),
         ([*over, "--overwrite"], "would be overwritten"),
         ([a, *good, "--out", tmp_path / "x.gif"], "cannot write .gif"),
-        ([a, *good, "--out", tmp_path / "x.jxl"], "cannot write .jxl"),
+        ([a, *good, "--out", tmp_path / "x.psd"], "cannot write .psd"),
         ([a, *good, "--out", tmp_path / "x.HEIC"], "cannot write .heic"),
         ([a, *good, "--out", tmp_path / "w.pth" / "x.png"], "cannot be written"),
         ([a, tmp_path / "b.png", *good, "--out", tmp_path / "c.png"], "name a folder"),
@@ -374,7 +374,7 @@ def test_sizes_that_cannot_be_are_one_line(weights, picture):
         (["--part", "5/4"], "'5/4' is not K/N"),
         (["--part", "half"], "'half' is not K/N"),
         (["--format", "jpg", "--out", "b.png"], "--out b.png contradicts --format jpg"),
-        (["--quality", 80], "--quality 80 is for JPEG, WebP and AVIF, not for a_x4.png"),
+        (["--quality", 80], "--quality 80 is for JPEG, WebP, AVIF and JPEG XL, not for a_x4.png"),
         (["--quality", 0, "--format", "jpg"], "'0' is not a whole number from 1 to 100"),
     ]:
         words = ["test_image.py", picture, "--weights", weights / "x4.pth", *options]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 
-from utils import cli
+from utils import cli, plugins
 
 # Long prompts and XMP exceed Pillow's limit of 1 MiB for a compressed text of a PNG; the limit for
 # all texts together, 64 MiB, stays
@@ -24,6 +24,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = 2**24
 # TIFF tags
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
+_ORIENTATION = 274
 _MAX_SAMPLE = 281
 _SAMPLE_FORMAT = 339
 _S_MAX_SAMPLE = 341
@@ -69,9 +70,16 @@ def opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore")
         limit_before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = max_pixels
+        announced = None
         try:
+            announced = plugins.of_file(file.read(16))
             Image.init()  # loads the decoders, once
-            image = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
+            formats = [name for name in _FORMATS if name in Image.OPEN]
+            if announced is not None and announced.load():
+                if announced is plugins.JXL and plugins.jxl_pixels(file) > max_pixels:
+                    raise Image.DecompressionBombError
+                formats.append(announced.format)
+            image = Image.open(file, formats=formats)
             width, height = image.size
             if width * height > max_pixels:
                 raise Image.DecompressionBombError
@@ -89,10 +97,12 @@ def opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
                 reason = "the file is empty"
             elif isinstance(error, Image.UnidentifiedImageError):
                 reason = "not an image of a known format"
+                if announced is not None and not announced.load():
+                    reason = announced.advice
                 if Path(path).suffix.lower() in _CLIP_SUFFIXES:
                     reason += "; test_video.py enlarges clips"
             else:
-                reason = f"cut short or damaged ({error or type(error).__name__})"
+                reason = f"cut short or damaged ({cli.describe(error)})"
             raise cli.UserError(f"{path}: {reason}") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit_before
@@ -104,7 +114,9 @@ def has_signature(path: Path) -> bool:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe could block for ever
             return False
         with open(path, "rb") as file:
-            return _SIGNATURE.match(file.read(16)) is not None
+            start = file.read(16)
+        plugin = plugins.of_file(start)
+        return _SIGNATURE.match(start) is not None or (plugin is not None and plugin.load())
     except OSError:
         return False
 
@@ -173,6 +185,8 @@ def _decoded(content: bytes) -> Image.Image:
 
 def bits_per_channel(image: Image.Image) -> int:
     """Return the depth of an opened picture that is not decoded yet; 8 if it is unknown."""
+    if image.format == "HEIF":
+        return int(image.info.get("bit_depth", 8))
     if image.format == "TIFF":
         return max(map(int, getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))))
     if image.format == "PNG":
@@ -275,6 +289,34 @@ def _number(value: Any) -> float:
         return float(np.max(value))
     except (TypeError, ValueError):
         return 0.0
+
+
+# --- orientation --------------------------------------------------------------------------------
+
+
+def orientation(image: Image.Image) -> int:
+    """Return how a decoded picture has to be turned: EXIF's orientation, from 1 (upright) to 8.
+
+    The decoder of JPEG XL has turned it, and EXIF then means nothing, unless the file is a JPEG in
+    a new dress, which comes out as it was.
+    """
+    if image.format == "JXL" and not getattr(image, "jpeg", False):
+        return 1
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except SyntaxError:  # broken EXIF data hold none
+        return 1
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return pixels (H, W, ...) upright, by EXIF's orientation."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 # --- colour -------------------------------------------------------------------------------------

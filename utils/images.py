@@ -7,7 +7,6 @@ losses and metrics            float in [0, 1]
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 import zlib
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, TiffTags, features
+from PIL import Image, ImageDraw, ImageFont, TiffImagePlugin, TiffTags, features
 
-from utils import cli, decoding, files
+from utils import cli, decoding, files, plugins
 from utils.metadata import Metadata, left_out, read_metadata, read_png_colours, save_options
 
 if TYPE_CHECKING:  # test_image.py may do without PyTorch, which takes a second to import
@@ -44,11 +43,11 @@ SUFFIXES = {
     ".pnm",
     ".jp2",
     ".avif",
-}
+}  # and those of plug-ins, where they are installed
 # Formats of pictures that are neither read nor written here
 _OTHER_SUFFIXES = {
     *(".eps", ".ico", ".pcx", ".pdf", ".svg", ".tga"),
-    *(".exr", ".hdr", ".heic", ".heif", ".jxl", ".jxr", ".psd", ".xcf"),
+    *(".exr", ".hdr", ".jxr", ".psd", ".xcf"),
     # Cameras', whose files may begin like a TIFF that holds only a thumbnail
     *(".3fr", ".arw", ".cr2", ".cr3", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".kdc"),
     *(".mef", ".mos", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2"),
@@ -66,9 +65,11 @@ OUTPUT_SUFFIXES = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
     ".avif": "AVIF",
+    ".jxl": "JXL",
 }
-FORMATS = ("png", "jpg", "webp", "tif", "avif")  # of a folder's results
-LOSSY_FORMATS = ("JPEG", "WEBP", "AVIF")
+FORMATS = ("png", "jpg", "webp", "tif", "avif", "jxl")  # of a folder's results
+LOSSY_FORMATS = ("JPEG", "WEBP", "AVIF", "JXL")
+_LOSSLESS_BY_DEFAULT = ("WEBP", "JXL")
 LARGEST_SIDE = {
     "JPEG": 65_500,  # libjpeg stops a little before JPEG's own 65,535
     "WEBP": 16_383,
@@ -81,6 +82,7 @@ _ENCODER_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
+    "JXL": {"lossless": True},
 }
 
 
@@ -210,9 +212,12 @@ def sorted_by_kind(folder: str | Path, recursive: bool = True) -> tuple[list[str
             if name.startswith("."):
                 continue
             suffix = os.path.splitext(name)[1].lower()
-            is_image = suffix in SUFFIXES or (
-                suffix not in _OTHER_SUFFIXES and decoding.has_signature(Path(parent, name))
-            )
+            if suffix in plugins.BY_SUFFIX:
+                is_image = plugins.BY_SUFFIX[suffix].load()
+            else:
+                is_image = suffix in SUFFIXES or (
+                    suffix not in _OTHER_SUFFIXES and decoding.has_signature(Path(parent, name))
+                )
             (found if is_image else others).append(prefix + name)
     return sorted(found), sorted(others)
 
@@ -276,9 +281,12 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
         image, notes = decoding.to_8_bit(file)
         if bits > 8:
             notes += (f"{bits} bits per channel, reduced to 8",)
-        with contextlib.suppress(SyntaxError):  # broken EXIF data hold no orientation
-            image = ImageOps.exif_transpose(image)
         rgb, alpha, profile = decoding.to_rgb(image)
+        orientation = decoding.orientation(file)
+        rgb = decoding.turned(rgb, orientation)
+        alpha = None if alpha is None else decoding.turned(alpha, orientation)
+        if file.format == "JXL":
+            metadata.xmp = plugins.jxl_xmp(path)
         has_profile = "icc_profile" in file.info
         if file.format == "PNG" and (profile or not has_profile):  # else the colours are converted
             metadata.colours = read_png_colours(path, has_profile)
@@ -309,6 +317,8 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
         name = suffix or "a file without a suffix"
         raise cli.UserError(f"{path}: cannot write {name}; use one of {', '.join(OUTPUT_SUFFIXES)}")
     file_format = OUTPUT_SUFFIXES[suffix]
+    if file_format == "JXL" and not plugins.JXL.load():
+        raise cli.UserError(f"{path}: {plugins.JXL.advice}")
     if file_format == "AVIF" and not features.check("avif"):
         raise cli.UserError(f"{path}: this version of Pillow cannot write AVIF; use .webp")
     size = f"{width}x{height}"
@@ -327,7 +337,7 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
 
 def names_a_picture(path: str | Path) -> bool:
     """Tell whether a path ends as a picture's does, whether or not the format can be written."""
-    return Path(path).suffix.lower() in SUFFIXES | _OTHER_SUFFIXES
+    return Path(path).suffix.lower() in SUFFIXES | _OTHER_SUFFIXES | set(plugins.BY_SUFFIX)
 
 
 def prepare_output(path: str | Path) -> None:
@@ -348,7 +358,7 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
     Args:
         path: output path.
         picture: what to write.
-        quality: of a lossy format, from 1 to 100. None: 95, and WebP without loss.
+        quality: of a lossy format, from 1 to 100. None: 95; WebP and JPEG XL without loss.
 
     Raises:
         UserError: the format is not supported or cannot hold the size.
@@ -376,7 +386,7 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
     options = _ENCODER_OPTIONS.get(file_format, {})
     if quality is not None:
         options = options | {"quality": quality}
-        if file_format == "WEBP":
+        if file_format in _LOSSLESS_BY_DEFAULT:
             options["lossless"] = False
     options = options | save_options(metadata, file_format, height, width)
     if file_format == "TIFF" and width * channels * height > _LARGEST_FILE:
@@ -404,7 +414,7 @@ def _holds_profile(file_format: str, profile: bytes) -> bool:
     """Tell whether a file can hold a colour profile, and other programs can read it again."""
     if file_format == "PNG":
         return len(profile) < _LARGEST_PNG_PROFILE
-    return file_format != "BMP"
+    return file_format not in ("BMP", "JXL")
 
 
 def _set_big_strips(tags: TiffImagePlugin.ImageFileDirectory_v2, row_bytes: int) -> None:

@@ -1,0 +1,154 @@
+"""HEIC and JPEG XL, which Pillow reads with plug-ins that are not among the requirements."""
+
+import importlib
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plug-in of Pillow for one format.
+
+    Attributes:
+        format: Pillow's name of the format.
+        name: its usual name.
+        suffixes: of its files.
+        module: what is imported.
+        package: what pip installs.
+        signature: the first bytes of the format's files.
+    """
+
+    format: str
+    name: str
+    suffixes: tuple[str, ...]
+    module: str
+    package: str
+    signature: re.Pattern[bytes]
+
+    def load(self) -> bool:
+        """Register the plug-in with Pillow; return whether it is installed."""
+        try:
+            module = importlib.import_module(self.module)
+        except ImportError:
+            return False
+        if self is HEIF:
+            module.register_heif_opener()
+        return True
+
+    @property
+    def advice(self) -> str:
+        """What to do if it is not installed."""
+        return f"{self.name} needs a plug-in of Pillow: pip install {self.package}"
+
+
+HEIF = Plugin(
+    format="HEIF",
+    name="HEIC",
+    suffixes=(".heic", ".heif", ".hif"),
+    module="pillow_heif",
+    package="pillow-heif",
+    # Some of AVIF's files, which Pillow reads itself, begin so too
+    signature=re.compile(rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL),
+)
+JXL = Plugin(
+    format="JXL",
+    name="JPEG XL",
+    suffixes=(".jxl",),
+    module="pillow_jxl",
+    package="pillow-jxl-plugin",
+    signature=re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
+)
+ALL = (HEIF, JXL)
+BY_SUFFIX = {suffix: plugin for plugin in ALL for suffix in plugin.suffixes}
+
+
+def of_file(first_bytes: bytes) -> Plugin | None:
+    """Return the plug-in for a file that begins so, or None if it needs none."""
+    return next((plugin for plugin in ALL if plugin.signature.match(first_bytes)), None)
+
+
+# --- the size of a JPEG XL ----------------------------------------------------------------------
+
+# Width to height, by the number in the header (ISO/IEC 18181-1, SizeHeader)
+_RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
+
+
+def jxl_pixels(file: IO[bytes]) -> int:
+    """Return the number of pixels that a JPEG XL file's header states; the plug-in decodes at once.
+
+    Raises:
+        SyntaxError: there is no header, as Pillow says it.
+    """
+    bits = int.from_bytes(_codestream(file)[2:], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value = bits & ((1 << count) - 1)
+        bits >>= count
+        return value
+
+    def side(is_small: int) -> int:
+        if is_small:
+            return 8 * (1 + take(5))
+        return 1 + take((9, 13, 18, 30)[take(2)])
+
+    is_small = take(1)
+    height = side(is_small)
+    ratio = take(3)
+    if ratio == 0:
+        return height * side(is_small)
+    across, down = _RATIOS[ratio]
+    return height * (height * across // down)
+
+
+def jxl_xmp(path: str | Path) -> bytes | None:
+    """Return a JPEG XL file's XMP, which the plug-in does not; None if there is none."""
+    with open(path, "rb") as file:
+        for kind, begin, end in _boxes(file):
+            if kind == b"xml ":
+                file.seek(begin)
+                return file.read(-1 if end is None else end - begin)
+    return None
+
+
+def _codestream(file: IO[bytes]) -> bytes:
+    """Return the first 12 bytes of a file's codestream, which may lie in several boxes."""
+    file.seek(0)
+    found = file.read(12)
+    if not found.startswith(b"\xff\x0a"):
+        found = b""
+    for kind, begin, end in _boxes(file):
+        if kind in (b"jxlc", b"jxlp") and len(found) < 12:
+            begin += 4 if kind == b"jxlp" else 0  # the number of the part
+            file.seek(begin)
+            found += file.read(12 if end is None else min(12, max(0, end - begin)))
+    if not found.startswith(b"\xff\x0a"):
+        raise SyntaxError("no JPEG XL codestream")
+    return found
+
+
+def _boxes(file: IO[bytes]) -> Iterator[tuple[bytes, int, int | None]]:
+    """Yield the kind of each box of a container, and where its content begins and ends.
+
+    The end is None for a box that reaches to the end of the file.
+    """
+    position: int | None = 0
+    while position is not None:
+        # The length, the kind, perhaps the length again in 64 bits, the content
+        file.seek(position)
+        header = file.read(16)
+        if len(header) < 8 or (position == 0 and not header.startswith(b"\0\0\0\x0cJXL ")):
+            return
+        length, kind = struct.unpack_from(">I4s", header)
+        begin = position + 8
+        if length == 1:
+            length = int.from_bytes(header[8:], "big")
+            begin += 8
+        position = position + length if length else None
+        if position is not None and position < begin:
+            return
+        yield kind, begin, position
