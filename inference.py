@@ -126,10 +126,10 @@ class Engine(Protocol):
     def enlarge(
         self, patch: np.ndarray, rows: slice, columns: slice, precision: str
     ) -> np.ndarray | None:
-        """Enlarge an image (H, W, 3) uint8 as a whole.
+        """Enlarge an image (H, W, 3) uint8 or uint16 as a whole.
 
         Returns:
-            the rows and columns of SR, uint8; None if SR is not finite.
+            the rows and columns of SR, as deep as the image; None if SR is not finite.
         """
 
 
@@ -173,12 +173,19 @@ class TorchEngine:
         from utils.device import autocast
 
         with torch.inference_mode(), autocast(self.device, precision):
-            lr = images.uint8_to_signed(images.to_tensor(patch).to(self.device))
+            is_deep = patch.dtype == np.uint16
+            if is_deep:
+                lr = torch.from_numpy(images.array_to_signed(patch)).to(self.device)
+            else:
+                lr = images.uint8_to_signed(images.to_tensor(patch).to(self.device))
             sr = self.generator(lr)
             # In one pass: a NaN or an infinity anywhere spoils the sum
             if not sr.sum(dtype=torch.float32).isfinite():
                 return None
-            return images.to_array(images.signed_to_uint8(sr[:, :, rows, columns]))
+            inner = sr[:, :, rows, columns]
+            if is_deep:
+                return images.signed_to_array(inner.float().cpu().numpy(), patch.dtype)
+            return images.to_array(images.signed_to_uint8(inner))
 
 
 class Ensemble:
@@ -213,7 +220,7 @@ class Ensemble:
         """See `Engine`."""
         whole = slice(None)
         height, width = (side * self.upscale for side in patch.shape[:2])
-        total = np.zeros((height, width, 3), np.uint16)
+        total = np.zeros((height, width, 3), np.uint16 if patch.dtype == np.uint8 else np.uint32)
         for turns, flipped in itertools.product(range(4), (False, True)):
             turned = np.rot90(patch, turns)
             turned = np.ascontiguousarray(turned[:, ::-1] if flipped else turned)
@@ -221,7 +228,7 @@ class Ensemble:
             if sr is None:
                 return None
             total += np.rot90(sr[:, ::-1] if flipped else sr, -turns)
-        return np.rint(total[rows, columns] / 8).astype(np.uint8)
+        return np.rint(total[rows, columns] / 8).astype(patch.dtype)
 
 
 def open_engine(
@@ -379,7 +386,7 @@ def upscale(
 
     Args:
         generator: of `open_engine`; or one that maps (1, 3, H, W) in [-1, 1] to (1, 3, s·H, s·W).
-        lr: (H, W, 3) uint8.
+        lr: (H, W, 3) uint8, or uint16 for a picture of 16 bits per channel.
         tile: side of a tile in LR pixels without its halo; None: what the free memory allows; 0:
             the whole image at once. When memory runs out, the tile is halved and a line says so.
         precision: fp32, bf16 or fp16. A tile whose result is not finite is computed again in fp32.
@@ -388,7 +395,7 @@ def upscale(
             exception that it raises ends the work.
 
     Returns:
-        (s·H, s·W, 3) uint8.
+        (s·H, s·W, 3), as deep as LR.
 
     Raises:
         RunError: the result is not finite in fp32 either.
@@ -434,7 +441,7 @@ def _upscale_tiles(
     height, width = lr.shape[:2]
     scale = engine.upscale
     halo = engine.halo
-    sr = np.empty((height * scale, width * scale, 3), np.uint8)
+    sr = np.empty((height * scale, width * scale, 3), lr.dtype)
     corners = [(top, left) for top in range(0, height, tile) for left in range(0, width, tile)]
     hidden = not progress or len(corners) == 1
     bar = cli.progress_bar(corners, desc="tiles", unit="tile", disable=hidden)

@@ -6,11 +6,11 @@ python test_image.py render.png --texture 0.5             halfway from srresnet_
 python test_image.py photo.jpg --size 3840x               3840 pixels wide (no detail beyond x4)
 python test_image.py photos/ --out enlarged/ --recursive --skip-existing --format jpg
 
-The default generator is weights/photo_x4.pth. Results are 8-bit PNG files unless --format or --out
-names another format. Grayscale stays grayscale; CMYK becomes sRGB; transparency, RGB profiles,
-EXIF, XMP, IPTC, texts and DPI are kept. Only the first of several frames or pages is enlarged. If
-results would share a name, the formats are added: a.png and a.jpg give a_png_x4.png and
-a_jpg_x4.png.
+The default generator is weights/photo_x4.pth. Results are PNG files unless --format or --out names
+another format. Grayscale stays grayscale; CMYK becomes sRGB; 16 bits per channel (in PNG and TIFF),
+transparency, RGB profiles, EXIF, XMP, IPTC, texts and DPI are kept. Only the first of several
+frames or pages is enlarged. If results would share a name, the formats are added: a.png and a.jpg
+give a_png_x4.png and a_jpg_x4.png.
 """
 
 import argparse
@@ -331,7 +331,7 @@ def enlarge(
         precisions: of the generators, by label.
     """
     # Read
-    picture = images.read_picture(source, args.max_pixels)
+    picture = images.read_picture(source, args.max_pixels, images.holds_16_bits(target))
     for note in picture.notes:
         print(f"{source}: {note}", file=sys.stderr)
 
@@ -352,8 +352,11 @@ def enlarge(
         bicubic = images.resize_bicubic(images.on_white(picture), size[1], size[0])
         panels.append(("bicubic", bicubic))
     for label, engine in engines.items():
+        precision = precisions[label]
+        if args.precision == "auto" and images.is_16_bit(picture):
+            precision = "fp32"  # the others round to fewer than 16 bits
         sr = inference.upscale_picture(
-            engine, picture, args.tile, precisions[label], progress=True, size=size
+            engine, picture, args.tile, precision, progress=True, size=size
         )
         if args.compare:
             panels.append((label, images.on_white(sr)))

@@ -195,17 +195,40 @@ def bits_per_channel(image: Image.Image) -> int:
     return 8
 
 
+def is_deep_gray(image: Image.Image) -> bool:
+    """Tell whether Pillow has decoded gray of more than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;")
+
+
 def to_8_bit(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """Scale gray of more than 8 bits to mode L, or to LA if one of its values means transparent.
 
-    Images of other modes are returned as they are. `white_level` says which value becomes 255; if
-    that is a guess, a note says so.
+    Images of other modes are returned as they are. The notes and errors are those of `gray_levels`.
+    """
+    if not is_deep_gray(image):
+        return image, ()
+    levels, alpha, notes = gray_levels(image, 255)
+    gray = Image.fromarray(levels)
+    gray.info = {name: value for name, value in image.info.items() if name != "transparency"}
+    if alpha is not None:
+        gray.putalpha(Image.fromarray(alpha))
+    return gray, notes
+
+
+def gray_levels(
+    image: Image.Image, most: int
+) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """Scale gray of more than 8 bits to the levels from 0 to `most`, which is 255 or 65,535.
+
+    `white_level` says which value becomes `most`; if that is a guess, a note says so.
+
+    Returns:
+        the levels, uint8 or uint16; alpha in the same levels if a value means transparent, else
+        None; notes for the user.
 
     Raises:
         UserError: a value is not finite.
     """
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
-        return image, ()
     tags = getattr(image, "tag_v2", {})
 
     # Values
@@ -219,26 +242,27 @@ def to_8_bit(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         raise cli.UserError("values that are not finite")
 
     # Scale
+    kind = np.min_scalar_type(most)
     white, guessed = white_level(image, values)
-    scaled = values * (255 / white)
+    scaled = values * (most / white)
     if tags.get(_PHOTOMETRIC) == 0:  # 0 means white; Pillow inverts only 8-bit images
-        scaled = 255 - scaled
-    gray = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
+        scaled = most - scaled
+    levels = scaled.round().clip(0, most).astype(kind)
 
     # Transparency
-    gray.info = dict(image.info)
-    transparent = gray.info.pop("transparency", None)
+    transparent = image.info.get("transparency")
+    alpha = None
     if isinstance(transparent, int):
-        alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
-        gray.putalpha(Image.fromarray(alpha))
+        alpha = np.where(values == transparent, 0, most).astype(kind)
 
     if not guessed:
-        return gray, ()
+        return levels, alpha, ()
     bits = values.itemsize * 8
     if values.max() > 1.5 * white:
         reason = f"its values reach {values.max():,.4g}; {white:,.0f} is taken as white"
-        return gray, (f"{reason}: scale them first if that is wrong",)
-    return gray, (f"its {bits}-bit values hardly exceed {white:,.0f}, which is taken as white",)
+        return levels, alpha, (f"{reason}: scale them first if that is wrong",)
+    note = f"its {bits}-bit values hardly exceed {white:,.0f}, which is taken as white"
+    return levels, alpha, (note,)
 
 
 def white_level(image: Image.Image, values: np.ndarray) -> tuple[float, bool]:
@@ -330,15 +354,15 @@ def to_rgb(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None, bytes | N
     gray: it will be written with one channel, which an RGB profile would not fit.
     """
     profile = image.info.get("icc_profile") or b""
-    space = _colour_space(profile)
+    space = colour_space(profile)
     image, alpha = _without_alpha(image)
     if image.mode in ("RGB", "RGBX", "P") and space == "RGB":
         rgb = np.array(image.convert("RGB"))
         if is_gray(rgb):
-            return _tones(profile, "RGB")[rgb], alpha, None
+            return tones(profile, "RGB")[rgb], alpha, None
         return rgb, alpha, profile
     if image.mode == "L" and space == "GRAY":
-        image = image.point(_tones(profile, "L").tolist())
+        image = image.point(tones(profile, "L").tolist())
     elif image.mode == "CMYK" and space == "CMYK":
         image = _to_srgb(image, profile) or image
     elif image.mode == "LAB":
@@ -369,7 +393,7 @@ def to_srgb(rgb: np.ndarray, profile: bytes) -> np.ndarray:
     return rgb if converted is None else np.array(converted)
 
 
-def _tones(profile: bytes, mode: str) -> np.ndarray:
+def tones(profile: bytes, mode: str) -> np.ndarray:
     """Return the sRGB level of each of the 256 gray levels of a profile."""
     ramp = np.arange(256, dtype=np.uint8)
     converted = _to_srgb(Image.fromarray(ramp[None]).convert(mode), profile)
@@ -396,7 +420,7 @@ def _convert(
     return converted
 
 
-def _colour_space(profile: bytes) -> str | None:
+def colour_space(profile: bytes) -> str | None:
     """Return the colour space of an ICC profile, such as RGB, or None if it is no profile."""
     if not profile:
         return None

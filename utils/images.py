@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, TiffImagePlugin, TiffTags, features
 
-from utils import cli, decoding, files, plugins
+from utils import cli, decoding, depth, files, plugins
 from utils.metadata import Metadata, left_out, read_metadata, read_png_colours, save_options
 
 if TYPE_CHECKING:  # test_image.py may do without PyTorch, which takes a second to import
@@ -91,8 +91,8 @@ class Picture:
     """A decoded picture.
 
     Attributes:
-        rgb: (H, W, 3) uint8.
-        alpha: (H, W) uint8, or None for an opaque picture.
+        rgb: (H, W, 3) uint8, or uint16 for one of 16 bits per channel.
+        alpha: (H, W), as deep as rgb, or None for an opaque picture.
         icc_profile: ICC profile of the RGB values, or None for sRGB.
         gray: whether the three channels are equal, so that they are written as one.
         metadata: EXIF, XMP, resolution and the like.
@@ -106,6 +106,8 @@ class Picture:
     metadata: Metadata = field(default_factory=Metadata)
     notes: tuple[str, ...] = ()
 
+
+_UINT8 = np.dtype(np.uint8)
 
 # --- the three ranges ---------------------------------------------------------------------------
 
@@ -131,16 +133,17 @@ def signed_to_uint8(image: Tensor) -> Tensor:
 
 
 def array_to_signed(rgb: np.ndarray) -> np.ndarray:
-    """Map uint8 (H, W, 3) to float32 (1, 3, H, W) in [-1, 1]; as `uint8_to_signed`."""
-    return np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], np.float32) / np.float32(127.5) - 1
+    """Map uint8 or uint16 (H, W, 3) to float32 (1, 3, H, W) in [-1, 1]; as `uint8_to_signed`."""
+    half = np.float32(np.iinfo(rgb.dtype).max / 2)  # 127.5 for uint8
+    return np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], np.float32) / half - 1
 
 
-def signed_to_array(image: np.ndarray) -> np.ndarray:
-    """Map float (1, 3, H, W) to the nearest levels of uint8 (H, W, 3); as `signed_to_uint8`."""
+def signed_to_array(image: np.ndarray, kind: np.dtype = _UINT8) -> np.ndarray:
+    """Map float (1, 3, H, W) to the nearest levels (H, W, 3); as `signed_to_uint8`."""
     levels = np.clip(image[0].transpose(1, 2, 0), -1, 1, dtype=np.float32)
     levels += 1
-    levels *= 127.5
-    return np.rint(levels, out=levels).astype(np.uint8)
+    levels *= np.iinfo(kind).max / 2
+    return np.rint(levels, out=levels).astype(kind)
 
 
 def to_tensor(rgb: np.ndarray) -> Tensor:
@@ -263,11 +266,18 @@ def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
         return height, width
 
 
-def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode the first frame of a picture file to 8-bit RGB, upright by its EXIF orientation.
+def read_picture(
+    path: str | Path, max_pixels: int = MAX_PIXELS, keep_depth: bool = False
+) -> Picture:
+    """Decode the first frame of a picture file to RGB, upright by its EXIF orientation.
 
-    Deeper pictures are scaled to 8 bits; see `decoding.white_level`. An RGB profile is kept; CMYK,
-    gray and Lab are converted to sRGB, with their profile if they have one.
+    An RGB profile is kept; CMYK, gray and Lab are converted to sRGB, with their profile if they
+    have one. Deeper pictures are scaled to 8 bits; see `decoding.white_level`.
+
+    Args:
+        path: the file.
+        max_pixels: more are refused.
+        keep_depth: give 16 bits for more than 8, unless the colours have to be converted.
 
     Raises:
         OSError: the file cannot be opened.
@@ -278,13 +288,18 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
         bits = decoding.bits_per_channel(file)
         file, damage = decoding.loaded(file, path)
         metadata = read_metadata(file)
-        image, notes = decoding.to_8_bit(file)
-        if bits > 8:
-            notes += (f"{bits} bits per channel, reduced to 8",)
-        rgb, alpha, profile = decoding.to_rgb(image)
-        orientation = decoding.orientation(file)
-        rgb = decoding.turned(rgb, orientation)
-        alpha = None if alpha is None else decoding.turned(alpha, orientation)
+        deep = depth.read(file, bits, path) if keep_depth else None
+        if deep:
+            rgb, alpha, profile, notes = deep.rgb, deep.alpha, deep.icc_profile, deep.notes
+        else:
+            image, notes = decoding.to_8_bit(file)
+            rgb, alpha, profile = decoding.to_rgb(image)
+            orientation = decoding.orientation(file)
+            rgb = decoding.turned(rgb, orientation)
+            alpha = None if alpha is None else decoding.turned(alpha, orientation)
+        kept_bits = 8 * rgb.itemsize
+        if bits > kept_bits:
+            notes += (f"{bits} bits per channel, reduced to {kept_bits}",)
         if file.format == "JXL":
             metadata.xmp = plugins.jxl_xmp(path)
         has_profile = "icc_profile" in file.info
@@ -335,6 +350,11 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
     return file_format
 
 
+def holds_16_bits(path: str | Path) -> bool:
+    """Tell whether the format of an output path can hold 16 bits per channel."""
+    return check_output_path(path) in depth.FORMATS
+
+
 def names_a_picture(path: str | Path) -> bool:
     """Tell whether a path ends as a picture's does, whether or not the format can be written."""
     return Path(path).suffix.lower() in SUFFIXES | _OTHER_SUFFIXES | set(plugins.BY_SUFFIX)
@@ -367,20 +387,21 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
     height, width = picture.rgb.shape[:2]
     channels = 1 if picture.gray else 3
     file_format = check_output_path(path, width, height, channels)
+    profile_held = not picture.icc_profile or _holds_profile(file_format, picture.icc_profile)
+    is_deep = is_16_bit(picture) and profile_held and file_format in depth.FORMATS
+    if not is_deep:
+        picture = in_8_bits(picture)
 
     # Pixels
     alpha = None if file_format in ("JPEG", "BMP") else picture.alpha
-    rgb = on_white(picture) if alpha is None else picture.rgb
+    is_flattened = picture.alpha is not None and alpha is None
+    rgb = on_white(picture) if is_flattened else picture.rgb
     profile = picture.icc_profile
     metadata = picture.metadata
-    if profile and not _holds_profile(file_format, profile):
+    if profile and not profile_held:
         rgb = decoding.to_srgb(rgb, profile)
         profile = None
         metadata = replace(metadata, colours=None)
-    image = Image.fromarray(rgb[..., 0] if picture.gray else rgb)
-    if alpha is not None:
-        image.putalpha(Image.fromarray(alpha))
-        channels += 1
 
     # Options of the encoder
     options = _ENCODER_OPTIONS.get(file_format, {})
@@ -389,12 +410,22 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
         if file_format in _LOSSLESS_BY_DEFAULT:
             options["lossless"] = False
     options = options | save_options(metadata, file_format, height, width)
-    if file_format == "TIFF" and width * channels * height > _LARGEST_FILE:
+    row_bytes = width * (channels + (alpha is not None)) * rgb.itemsize
+    if file_format == "TIFF" and row_bytes * height > _LARGEST_FILE:
         options["big_tiff"] = True
-        _set_big_strips(options["tiffinfo"], width * channels)
     if profile:
         options["icc_profile"] = profile
 
+    # Write
+    if is_deep:
+        with files.write_atomic(path) as file:
+            depth.write(file, file_format, rgb, alpha, picture.gray, options)
+        return
+    image = Image.fromarray(rgb[..., 0] if picture.gray else rgb)
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha))
+    if "big_tiff" in options:
+        _set_big_strips(options["tiffinfo"], row_bytes)
     with files.write_atomic(path) as file:
         image.save(file, file_format, **options)
 
@@ -406,7 +437,8 @@ def losses(picture: Picture, path: str | Path) -> list[str]:
     names = left_out(picture.metadata, file_format, height, width)
     lost = [f"{file_format} cannot hold {name}" for name in names]
     if picture.icc_profile and not _holds_profile(file_format, picture.icc_profile):
-        lost.append(f"{file_format} cannot hold its colour profile; converted to sRGB")
+        in_8 = " in 8 bits" if is_16_bit(picture) else ""
+        lost.append(f"{file_format} cannot hold its colour profile; converted to sRGB{in_8}")
     return lost
 
 
@@ -425,8 +457,22 @@ def _set_big_strips(tags: TiffImagePlugin.ImageFileDirectory_v2, row_bytes: int)
     tags[TiffImagePlugin.STRIPOFFSETS] = 0
 
 
+def is_16_bit(picture: Picture) -> bool:
+    """Tell whether a picture has 16 bits per channel."""
+    return picture.rgb.dtype == np.uint16
+
+
+def in_8_bits(picture: Picture) -> Picture:
+    """Return a picture with 8 bits per channel."""
+    if not is_16_bit(picture):
+        return picture
+    alpha = None if picture.alpha is None else depth.to_8_bits(picture.alpha)
+    return replace(picture, rgb=depth.to_8_bits(picture.rgb), alpha=alpha)
+
+
 def on_white(picture: Picture) -> np.ndarray:
-    """Return the RGB (H, W, 3) of a picture on a white background."""
+    """Return the RGB (H, W, 3) uint8 of a picture on a white background."""
+    picture = in_8_bits(picture)
     if picture.alpha is None:
         return picture.rgb
     image = Image.fromarray(picture.rgb)
@@ -441,20 +487,21 @@ def with_flat_parts_of(alpha: np.ndarray, enlarged: np.ndarray, upscale: int) ->
     """Make opaque and fully transparent parts of an enlarged alpha channel exactly so.
 
     Args:
-        alpha: (H, W) uint8; a pixel counts if its eight neighbours are equally opaque.
-        enlarged: (upscale·H, upscale·W) uint8.
+        alpha: (H, W) uint8 or uint16; a pixel counts if its eight neighbours are equally opaque.
+        enlarged: (upscale·H, upscale·W), of the same kind.
         upscale: the scale.
     """
     from scipy import ndimage
 
-    opaque = ndimage.minimum_filter(alpha, 3) == 255
+    most = np.iinfo(alpha.dtype).max
+    opaque = ndimage.minimum_filter(alpha, 3) == most
     clear = ndimage.maximum_filter(alpha, 3) == 0
     opaque, clear = (part.repeat(upscale, 0).repeat(upscale, 1) for part in (opaque, clear))
-    return np.where(opaque, np.uint8(255), np.where(clear, np.uint8(0), enlarged))
+    return np.where(opaque, most, np.where(clear, 0, enlarged)).astype(alpha.dtype, copy=False)
 
 
 def fill_transparent(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Give almost transparent pixels (alpha below 8) the colour of the nearest other pixel.
+    """Give almost transparent pixels (below 8 of 255) the colour of the nearest other pixel.
 
     Their own colour is invisible and often black; enlarging would bleed it into the visible edge.
 
@@ -464,7 +511,7 @@ def fill_transparent(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """
     from scipy import ndimage
 
-    hidden = alpha < 8
+    hidden = alpha < 8 * (np.iinfo(alpha.dtype).max // 255)
     if not hidden.any() or hidden.all():
         return rgb
     rows, columns = ndimage.distance_transform_edt(
@@ -474,17 +521,17 @@ def fill_transparent(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def to_gray(rgb: np.ndarray) -> np.ndarray:
-    """Replace the three channels of (H, W, 3) uint8 with their mean.
+    """Replace the three channels of (H, W, 3) uint8 or uint16 with their mean.
 
     A network turns a gray image into three estimates of the same value. Their mean is closer to the
     truth than their luma, which is mostly green: by 0.01 dB on photographs.
     """
-    total = rgb[..., 0].astype(np.uint16)
+    total = rgb[..., 0].astype(np.uint16 if rgb.dtype == np.uint8 else np.uint32)
     total += rgb[..., 1]
     total += rgb[..., 2]
     total += 1  # so that the division rounds to the nearest level
     total //= 3
-    return np.broadcast_to(total.astype(np.uint8)[..., None], rgb.shape)
+    return np.broadcast_to(total.astype(rgb.dtype)[..., None], rgb.shape)
 
 
 # --- resizing and showing -----------------------------------------------------------------------
@@ -502,7 +549,13 @@ def resized(picture: Picture, width: int, height: int) -> Picture:
 
     def at_size(image: np.ndarray) -> np.ndarray:
         method = Image.Resampling.LANCZOS
-        return np.asarray(Image.fromarray(image).resize((width, height), method))
+        if image.dtype == np.uint8:
+            return np.asarray(Image.fromarray(image).resize((width, height), method))
+        if image.ndim == 3:
+            return np.stack([at_size(channel) for channel in np.moveaxis(image, 2, 0)], axis=2)
+        # Pillow resizes 16 bits only as floating-point numbers
+        values = np.asarray(Image.fromarray(image.astype(np.float32)).resize((width, height), method))
+        return values.round().clip(0, depth.WHITE).astype(np.uint16)
 
     alpha = None if picture.alpha is None else at_size(picture.alpha)
     return replace(picture, rgb=at_size(picture.rgb), alpha=alpha)

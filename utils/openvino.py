@@ -233,7 +233,7 @@ class OpenVinoEngine:
     def enlarge(
         self, patch: np.ndarray, rows: slice, columns: slice, precision: str
     ) -> np.ndarray | None:
-        """Return rows and columns of the enlarged image, uint8; None if it is not finite.
+        """Return rows and columns of the enlarged image, as deep as LR; None if it is not finite.
 
         Levels of LR are mapped to [-1, 1], and SR is clamped to it and rounded to levels.
 
@@ -254,7 +254,7 @@ class OpenVinoEngine:
             # In one pass: a NaN or an infinity anywhere spoils the sum
             if not np.isfinite(sr.sum()):
                 return None
-            return images.signed_to_array(sr[:, :, rows, columns])
+            return images.signed_to_array(sr[:, :, rows, columns], patch.dtype)
 
     def _request(self, precision: str) -> Any:
         """Return what infers at a precision; it is compiled once."""
