@@ -38,6 +38,7 @@ def open_generator(
     device: torch.device,
     texture_path: str | Path | None = None,
     texture: float = 0.0,
+    foreign: bool = False,
 ) -> GeneratorNetwork:
     """Read a generator for inference on a device; BN is folded into the convolutions.
 
@@ -50,6 +51,7 @@ def open_generator(
         device: where the generator will run.
         texture_path: generator file of the same architecture, to blend with the first.
         texture: share of the second file, from 0 (exactly the first) to 1 (exactly the second).
+        foreign: whether the first may be a network of another project, if it is not blended.
 
     Raises:
         UserError: a file does not exist, the architectures differ, or as for `generator_file.load`.
@@ -59,7 +61,7 @@ def open_generator(
     from model import move_towards
     from utils import generator_file
 
-    generator = _load(path)
+    generator = _load(path, foreign and texture_path is None)
     if texture_path is not None:
         textured = _load(texture_path)
         if textured.architecture != generator.architecture:
@@ -74,11 +76,15 @@ def open_generator(
     return prepared(generator).to(device=device, memory_format=channels_last)
 
 
-def _load(path: str | Path) -> GeneratorNetwork:
+def _load(path: str | Path, foreign: bool = False) -> GeneratorNetwork:
     from utils import generator_file
+    from utils.foreign import ForeignGenerator
 
     _check_exists(path)
-    return generator_file.load(path)
+    generator = generator_file.load(path, foreign)
+    if isinstance(generator, ForeignGenerator):
+        _say_once(f"{path}: {generator.name}, x{generator.upscale}, read with spandrel")
+    return generator
 
 
 def _check_exists(path: str | Path) -> None:
@@ -268,7 +274,7 @@ def _open_on_torch(chosen: weights.Weights, device: str) -> TorchEngine:
     if place.type == "cuda":
         # Each process that torchrun or srun started on this machine takes a GPU of its own
         place = torch.device("cuda", machine.process_on_machine() % torch.cuda.device_count())
-    return TorchEngine(open_generator(device=place, **vars(chosen)))
+    return TorchEngine(open_generator(device=place, **vars(chosen), foreign=True))
 
 
 def _open_on_openvino(chosen: weights.Weights) -> openvino.OpenVinoEngine:
@@ -278,7 +284,7 @@ def _open_on_openvino(chosen: weights.Weights) -> openvino.OpenVinoEngine:
     if model is None:
         import torch
 
-        generator = open_generator(device=torch.device("cpu"), **vars(chosen))
+        generator = open_generator(device=torch.device("cpu"), **vars(chosen), foreign=True)
         model = openvino.convert(generator)
         if not chosen.texture_path:
             openvino.keep_model(model, chosen.path)

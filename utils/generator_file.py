@@ -1,7 +1,8 @@
 """Generator files: they describe themselves, so nothing that reads one is told the architecture.
 
 A file is a dict of plain data and tensors (format "srgan-generator-1"), or the same as
-`.safetensors` with the plain data as JSON strings. Released files of ESRGAN are read too.
+`.safetensors` with the plain data as JSON strings. Released files of ESRGAN are read too, and for
+enlarging those of other networks, if spandrel is installed.
 """
 
 import inspect
@@ -46,20 +47,39 @@ def save(path: str | Path, generator: GeneratorNetwork, **facts: Any) -> None:
         file.write(safetensors.save(state, as_json))
 
 
-def load(path: str | Path) -> GeneratorNetwork:
+class _OtherNetworkError(cli.UserError):
+    """The file holds neither a generator of this project nor ESRGAN's."""
+
+
+def load(path: str | Path, foreign: bool = False) -> GeneratorNetwork:
     """Read a generator file, ours or ESRGAN's; the network is on the CPU, in evaluation mode.
+
+    Args:
+        path: the file.
+        foreign: also take networks that spandrel knows, which can only enlarge.
 
     Raises:
         OSError: the file cannot be opened.
         UserError: the file is not a generator file, is damaged, or its weights do not fit.
     """
-    metadata, state = _read(path)
+    loaded = files.load_tensors(path)
+    try:
+        return _build(path, *_described(path, loaded))
+    except _OtherNetworkError as error:
+        if not foreign:
+            raise
+        from utils.foreign import load as load_foreign
+
+        return load_foreign(path, loaded, str(error))
+
+
+def _build(path: str | Path, metadata: dict[str, Any], state: dict[str, Any]) -> GeneratorNetwork:
     generator = _build_empty(path, metadata, len(state))
     wanted = generator.state_dict()
     if problem := _misfit(state, wanted):
-        raise cli.UserError(
-            f"{path}: the weights do not fit the network that the file names ({problem})"
-        )
+        is_ours = metadata.get("format") == GENERATOR_FORMAT
+        kind = cli.UserError if is_ours else _OtherNetworkError
+        raise kind(f"{path}: the weights do not fit the network that the file names ({problem})")
     if sum(tensor.numel() for tensor in wanted.values()) > Path(path).stat().st_size:
         raise cli.UserError(
             f"{path}: too small for the network that it names; its tensors share memory"
@@ -117,9 +137,8 @@ def architecture_text(architecture: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in architecture.items())
 
 
-def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _described(path: str | Path, loaded: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a generator file's metadata and its state dict, whose values are not yet checked."""
-    loaded = files.load_tensors(path)
     if Path(path).suffix == ".safetensors":
         loaded = {name: _from_json(value) for name, value in loaded.items()}
     if isinstance(loaded, dict) and loaded.get("format") == CHECKPOINT_FORMAT:
@@ -132,14 +151,14 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             return loaded, state
     released = read_released(loaded)
     if released is None:
-        raise cli.UserError(
+        raise _OtherNetworkError(
             f"{path}: not a generator file of this project (format {GENERATOR_FORMAT}), "
             "nor one of ESRGAN's"
         )
     if released[1]["conv_first.weight"].shape[1] != 3:  # pixels come in cells of 2x2 or 4x4
-        raise cli.UserError(
+        raise _OtherNetworkError(
             f"{path}: one of Real-ESRGAN's networks for x2 or x1, such as x2plus; only those for "
-            "x4 can be read"
+            "x4 can be read here"
         )
     return released
 
@@ -173,7 +192,7 @@ def _build_empty(path: str | Path, metadata: dict[str, Any], tensors: int) -> Ge
     blocks = arguments.get("blocks", 1)
     if not isinstance(blocks, int) or blocks > tensors:
         held = cli.counted(tensors, "tensor")
-        raise cli.UserError(f"{path}: its blocks are {reprlib.repr(blocks)}, in a file of {held}")
+        raise cli.UserError(f"{path}: {reprlib.repr(blocks)} blocks in a file of {held}")
     try:
         with torch.device("meta"):
             return GENERATORS[name](**arguments)

@@ -87,10 +87,15 @@ def convert(generator: GeneratorNetwork) -> Any:
     """Convert a generator of `inference.open_generator` on the CPU; sides of images are dynamic.
 
     Raises:
-        UnusableError: this version of OpenVINO cannot convert it.
+        UnusableError: this version of OpenVINO cannot convert it, or it is another project's.
     """
     import torch
 
+    from utils.foreign import ForeignGenerator
+
+    if isinstance(generator, ForeignGenerator):
+        # It may compute with the sides of the image, which tracing would fix
+        raise UnusableError(f"{generator.name} does not run on OpenVINO")
     package = _package()
     try:
         with torch.inference_mode():
