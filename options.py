@@ -603,7 +603,8 @@ def plan_text(
     ]
     if crops < args.batch_size:
         lines.append(
-            f"note: an epoch has only {cli.counted(crops, 'crop')}, fewer than --batch-size {args.batch_size}; "
+            f"note: an epoch has only {cli.counted(crops, 'crop')}, fewer than --batch-size "
+            f"{args.batch_size}; "
             f"pass --crops-per-image {-(-args.batch_size // len(train_set.usable))}"
         )
     if sampler.world_size > 1:

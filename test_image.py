@@ -61,8 +61,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--quality",
         type=cli.whole_number_between(1, 100),
         metavar="Q",
-        help="quality of JPEG, WebP, AVIF or JPEG XL, from 1 to 100 (default: 95; WebP and JPEG XL: "
-        "lossless)",
+        help="quality of JPEG, WebP, AVIF or JPEG XL, from 1 to 100 (default: 95; WebP and "
+        "JPEG XL: lossless)",
     )
     parser.add_argument(
         "--ensemble",

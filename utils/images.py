@@ -554,8 +554,8 @@ def resized(picture: Picture, width: int, height: int) -> Picture:
         if image.ndim == 3:
             return np.stack([at_size(channel) for channel in np.moveaxis(image, 2, 0)], axis=2)
         # Pillow resizes 16 bits only as floating-point numbers
-        values = np.asarray(Image.fromarray(image.astype(np.float32)).resize((width, height), method))
-        return values.round().clip(0, depth.WHITE).astype(np.uint16)
+        values = Image.fromarray(image.astype(np.float32)).resize((width, height), method)
+        return np.asarray(values).round().clip(0, depth.WHITE).astype(np.uint16)
 
     alpha = None if picture.alpha is None else at_size(picture.alpha)
     return replace(picture, rgb=at_size(picture.rgb), alpha=alpha)

@@ -179,7 +179,10 @@ def read_png_colours(path: str | Path, has_profile: bool) -> dict[bytes, bytes] 
             file.seek(length + 4, 1)  # the checksum, which Pillow has verified
     if has_profile:
         found = {name: chunk for name, chunk in found.items() if name == b"cICP"}
-    return {name: chunk for name, chunk in found.items() if chunk != _STANDARD_COLOURS[name]} or None
+    for name, chunk in _STANDARD_COLOURS.items():
+        if found.get(name) == chunk:
+            del found[name]
+    return found or None
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -147,8 +147,9 @@ class ImageStore:
         self.bad = [entry for entry in entries if entry.error]
         if self.bad and not skip_bad:
             reasons = cli.listed([f"{entry.name}: {entry.error}" for entry in self.bad], "; ")
+            count = cli.counted(len(self.bad), "image")
             raise cli.UserError(
-                f"{layout.folder}: {cli.counted(len(self.bad), 'image')} cannot be read: {reasons}. "
+                f"{layout.folder}: {count} cannot be read: {reasons}. "
                 "Fix or remove them, or pass --skip-bad-images"
             )
         self.entries = [entry for entry in entries if not entry.error]
