@@ -222,7 +222,8 @@ def enlarge(
     measured = kept.check()
     first = total if kept.joined else min(len(measured) * segments.FRAMES, total)
     if first:
-        print(f"{first} of {cli.counted(total, 'frame')} kept from an unfinished run", file=sys.stderr)
+        kept_frames = f"{first} of {cli.counted(total, 'frame')} kept"
+        print(f"{kept_frames} from an unfinished run", file=sys.stderr)
 
     frames = read_frames(clip, first) if first < total else iter(())
     bar = cli.progress_bar(

@@ -337,8 +337,9 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
     if saved:
         options.check_restart(args, saved)
         if saved["progress"]["epoch"] > last_epoch:
+            epochs = cli.counted(len(saved["rows"]), "epoch")
             print(
-                f"{args.out}: finished after {cli.counted(len(saved['rows']), 'epoch')}; nothing to do "
+                f"{args.out}: finished after {epochs}; nothing to do "
                 "(pass a larger --epochs to continue)"
             )
             return 0

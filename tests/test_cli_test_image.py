@@ -166,7 +166,10 @@ def test_one_bad_image_of_several_does_not_stop_the_others(tmp_path, weights, as
     (tmp_path / "a.png").write_text("no picture")
     done = run("test_image.py", tmp_path, "--weights", weights / "x4.pth", status=2)
     assert (tmp_path / "b_x4.png").exists()
-    assert "a.png: not an image" in done.stderr and "1 of 2 images could not be enlarged" in done.stderr
+    assert (
+        "a.png: not an image" in done.stderr
+        and "1 of 2 images could not be enlarged" in done.stderr
+    )
 
 
 def test_a_folder_is_continued_where_it_stopped(tmp_path, weights, astronaut):

@@ -846,9 +846,7 @@ def test_bad_images_stop_the_run_by_name_unless_skipped(photos, tmp_path):
     (photos[0] / "cut.png").write_bytes((photos[0] / "image_0.png").read_bytes()[:2000])
     Image.new("RGB", (20, 20)).save(photos[0] / "tiny.png")
     arguments = command(photos, tmp_path / "out", "--epochs", 1)
-    assert "1 image cannot be read: cut.png" in the_error(
-        run("train.py", *arguments, status=None)
-    )
+    assert "1 image cannot be read: cut.png" in the_error(run("train.py", *arguments, status=None))
     done = run("train.py", *arguments, "--skip-bad-images")
     assert "too small: tiny.png" in done.stdout and "cannot be read: cut.png" in done.stdout
 

@@ -78,6 +78,7 @@ def test_every_bit_is_written(tmp_path, suffix, gray, transparent):
     picture.metadata.exif = corpus.exif()
     picture.metadata.xmp = corpus.XMP
     picture.metadata.dpi = (300, 200)
+    picture.metadata.colours = {b"cICP": bytes([9, 16, 0, 1])}
     images.write_picture(path, picture)
 
     # Other programs take gray with alpha for colour with alpha
@@ -95,6 +96,7 @@ def test_every_bit_is_written(tmp_path, suffix, gray, transparent):
     assert transparent == (again.alpha is not None) and np.array_equal(again.alpha, alpha)
     assert again.icc_profile == picture.icc_profile
     assert again.metadata.xmp and again.metadata.exif
+    assert suffix == ".tif" or again.metadata.colours == picture.metadata.colours
     assert again.metadata.dpi == pytest.approx((300, 200), abs=0.02)
 
 

@@ -147,9 +147,7 @@ def test_lr_files_of_another_scale_are_refused(tmp_path, size, reason):
         _ = pixel_cache.ImageStore.open(layout, None)[0]
 
 
-def test_a_cache_from_before_the_scale_of_lr_files_was_checked_is_built_anew(
-    tmp_path, monkeypatch
-):
+def test_a_cache_from_before_the_scale_of_lr_files_was_checked_is_built_anew(tmp_path, monkeypatch):
     for name, sides in (("hr", (96, 72)), ("lr", (48, 36))):
         (tmp_path / name).mkdir()
         Image.new("RGB", sides).save(tmp_path / name / "a.png")

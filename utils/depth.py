@@ -99,7 +99,7 @@ def _colour_values(image: Image.Image, path: str | Path) -> np.ndarray | None:
     # Pillow has turned a TIFF, and OpenCV would, but not in all ways
     orientation = take_orientation(content) if image.format == "TIFF" else 1
     try:
-        values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        values: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
     if values is None or values.dtype != np.uint16 or values.ndim != 3:

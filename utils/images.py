@@ -526,7 +526,8 @@ def to_gray(rgb: np.ndarray) -> np.ndarray:
     A network turns a gray image into three estimates of the same value. Their mean is closer to the
     truth than their luma, which is mostly green: by 0.01 dB on photographs.
     """
-    total = rgb[..., 0].astype(np.uint16 if rgb.dtype == np.uint8 else np.uint32)
+    wider = np.dtype("uint16" if rgb.dtype == np.uint8 else "uint32")
+    total: np.ndarray = rgb[..., 0].astype(wider)
     total += rgb[..., 1]
     total += rgb[..., 2]
     total += 1  # so that the division rounds to the nearest level

@@ -255,8 +255,8 @@ def _png_chunks(xmp: bytes | None, metadata: Metadata) -> PngImagePlugin.PngInfo
     Texts are not compressed, since Pillow limits compressed ones by default.
     """
     info = PngImagePlugin.PngInfo()
-    for name, chunk in (metadata.colours or {}).items():
-        info.add(name, chunk)
+    for kind, chunk in (metadata.colours or {}).items():
+        info.add(kind, chunk)
     if xmp:
         info.add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
     if metadata.iptc:
