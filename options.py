@@ -330,6 +330,11 @@ def _add_optimisation_options(group: argparse._ArgumentGroup) -> None:
         help="generator file to start from; an srresnet file may have fewer blocks than --blocks, "
         "and the added ones start as the identity",
     )
+    group.add_argument(
+        "--init-discriminator",
+        type=Path,
+        help="discriminator to start from: the discriminator_last.pth or last.pth of another run",
+    )
 
 
 def _add_output_options(group: argparse._ArgumentGroup) -> None:
@@ -508,7 +513,7 @@ def check_start(args: argparse.Namespace) -> None:
     """Check what only a new run needs; a resumed one may have been started without it.
 
     Raises:
-        UserError: LR files are named for training alone, or the file of `--init` does not exist.
+        UserError: LR files are named for training alone, or a file to start from does not exist.
     """
     if args.train_lr_dir and not args.val_lr_dir:
         raise cli.UserError(
@@ -516,8 +521,10 @@ def check_start(args: argparse.Namespace) -> None:
             "different LR from training; name the LR files of the validation images with "
             "--val-lr-dir"
         )
-    if args.init and not args.init.exists():
-        raise cli.UserError(f"--init {args.init}: no such file")
+    starts = (("--init", args.init), ("--init-discriminator", args.init_discriminator))
+    for option, path in starts:
+        if path and not path.exists():
+            raise cli.UserError(f"{option} {path}: no such file")
 
 
 def check_folders(args: argparse.Namespace) -> None:

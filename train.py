@@ -34,7 +34,17 @@ from degradations import DEGRADATIONS
 from generator_loss_functions import PERCEPTUAL_NETWORKS, PIXEL_LOSSES, GeneratorLoss
 from model import Logits, move_towards
 from networks import DISCRIMINATORS, GeneratorNetwork, new_generator
-from utils import checkpoint, cli, distributed, files, generator_file, images, pretrained, run_log
+from utils import (
+    checkpoint,
+    cli,
+    discriminator_file,
+    distributed,
+    files,
+    generator_file,
+    images,
+    pretrained,
+    run_log,
+)
 from utils.checkpoint import Progress
 from utils.device import autocast, compile_for, move_to, set_switches
 from utils.pixel_cache import cache_folder_for
@@ -120,12 +130,18 @@ class Models:
     Args:
         args: the resolved options.
         initial: the generator to start from, of `--init`.
+        initial_d: the discriminator's weights to start from, of `--init-discriminator`.
 
     Raises:
         UserError: `initial` does not fit the options.
     """
 
-    def __init__(self, args: argparse.Namespace, initial: GeneratorNetwork | None = None):
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        initial: GeneratorNetwork | None = None,
+        initial_d: dict[str, Tensor] | None = None,
+    ):
         torch.manual_seed(args.seed)
         self.device = torch.device(args.device)
         self.precision: str = args.precision  # auto: bf16 where it is faster, else fp16 or fp32
@@ -139,6 +155,8 @@ class Models:
         discriminator = DISCRIMINATORS[args.discriminator]()
         if initial is not None:
             generator_file.copy_weights(initial, generator, args.init)
+        if initial_d is not None:
+            discriminator.load_state_dict(initial_d)
         generator = generator.to(self.device, memory_format=torch.channels_last).train()
         discriminator = discriminator.to(self.device, memory_format=torch.channels_last).train()
         assert isinstance(generator, nn.Module) and isinstance(discriminator, nn.Module)
@@ -333,6 +351,7 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
     last_epoch = args.pretrain_epochs + args.epochs
 
     # Resume or start
+    initial_d = None
     saved = None if args.dry_run else checkpoint.open_run(args.out)
     if saved:
         options.check_restart(args, saved)
@@ -343,8 +362,11 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
                 "(pass a larger --epochs to continue)"
             )
             return 0
+        initial = None
     else:
         options.check_start(args)
+        if args.init_discriminator:
+            initial_d = discriminator_file.load(args.init_discriminator, args.discriminator)
     options.check_folders(args)
 
     # Images and the perceptual network; the first process builds the caches and downloads
@@ -363,7 +385,7 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
     )
 
     # Networks
-    models = Models(args, None if saved else initial)
+    models = Models(args, initial, initial_d)
     record = options.run_record(args, train_set, val_set, perceptual)
     if saved:
         progress, rows = checkpoint.restore(saved, models.state, record, models.device)
@@ -533,7 +555,7 @@ def finish_epoch(
     scores: dict[str, float],
     log: run_log.RunLog,
 ) -> Progress:
-    """Log a finished epoch and write its generator files; return the next epoch's progress."""
+    """Log a finished epoch and write its network files; return the next epoch's progress."""
     epoch = progress.epoch
     log.add(progress, models.optimizer_g.param_groups[0]["lr"], scores)
 
@@ -556,6 +578,13 @@ def finish_epoch(
                 epoch=epoch,
                 validation_psnr_db=scores.get("PSNR"),
                 degradation=log.degradation,
+            )
+        if epoch > args.pretrain_epochs:
+            discriminator_file.save(
+                args.out / "checkpoints" / "discriminator_last.pth",
+                args.discriminator,
+                models.discriminator,
+                epoch=epoch,
             )
     return Progress(epoch=epoch + 1, best_psnr=best_psnr)
 

@@ -67,6 +67,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, generator):
         "no generator file": ([1, 2], "not a generator file"),
         "a state dict alone": (good["state_dict"], "not a generator file"),
         "a checkpoint": ({"format": "srgan-checkpoint-1"}, "generator_last.pth"),
+        "a discriminator": ({"format": "srgan-discriminator-1"}, "generator_last.pth"),
         "another kind": ({**good, "generator": "other"}, "unknown generator 'other'"),
         "another scale": (
             {**good, "upscale": 4},
@@ -155,7 +156,7 @@ def test_a_new_constructor_argument_is_saved_and_older_files_get_its_default(tmp
 
 def test_a_bug_is_not_reported_as_a_bad_file(tmp_path, monkeypatch, generator):
     generator_file.save(tmp_path / "g.pth", generator)
-    monkeypatch.setattr(generator_file, "_misfit", lambda *_: {}["typo"])
+    monkeypatch.setattr(generator_file, "misfit", lambda *_: {}["typo"])
     with pytest.raises(KeyError, match="typo"):
         generator_file.load(tmp_path / "g.pth")
     monkeypatch.setattr(files, "load_tensors", lambda _path: torch.ones(2) @ torch.ones(3))

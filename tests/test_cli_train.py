@@ -107,6 +107,7 @@ def test_a_run_leaves_all_that_the_design_lists(whole_run):
     _, out, done = whole_run
     expected = {"config.json", "statistics.csv", "checkpoints/last.pth", "checkpoints/previous.pth"}
     expected |= {f"checkpoints/generator_{name}.pth" for name in ("last", "best", "pretrained")}
+    expected |= {"checkpoints/discriminator_last.pth"}
     expected |= {
         f"validation/epoch_00{epoch}/image_{index}.png" for epoch in (1, 2, 3) for index in (0, 1)
     }
@@ -717,6 +718,39 @@ def test_init_starts_from_a_generator_file(whole_run, tmp_path):
     )
 
 
+def test_init_discriminator_starts_from_a_trained_one_and_resumes_without_the_file(
+    whole_run, tmp_path
+):
+    photos, whole, _ = whole_run
+    checkpoints = whole / "checkpoints"
+    held = tensors(checkpoints / "discriminator_last.pth")
+    saved = tensors(checkpoints / "last.pth")
+    for name, tensor in held.items():
+        assert torch.equal(tensor, saved[name.replace("state_dict", "models.discriminator")])
+
+    # The same from either file, without and with an interruption
+    start = tmp_path / "start.pth"
+    start.write_bytes((checkpoints / "last.pth").read_bytes())
+    option = ["--init-discriminator", checkpoints / "discriminator_last.pth"]
+    run("train.py", *command(photos, tmp_path / "a", "--epochs", 2, *option))
+    option[1] = start
+    run("train.py", *command(photos, tmp_path / "b", "--epochs", 1, *option))
+    start.unlink()
+    run("train.py", *command(photos, tmp_path / "b", "--epochs", 2, *option))
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert config["options"]["init_discriminator"] == str(start)
+
+    # A dry run uses it
+    option[1] = checkpoints / "discriminator_last.pth"
+    frozen = ["--dry-run", "--learning-rate-d", 0, "--epochs", 1]
+    shown = run("train.py", *command(photos, tmp_path / "c", *frozen, *option)).stdout
+    assert f"init_discriminator={option[1]}" in shown
+    fresh = run("train.py", *command(photos, tmp_path / "c", *frozen)).stdout
+    scores = [text.split("'Score_D': ")[1].split(",")[0] for text in (shown, fresh)]
+    assert scores[0] != scores[1]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_file(whole_run, tmp_path):
     photos, *_ = whole_run
     done = run(
@@ -765,6 +799,11 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
         (["--degradation", "fog"], "invalid choice: 'fog'"),
         (["--crop", 31], "--crop 28 is too small: the networks need at least 32"),
         (["--init", tmp_path / "no.pth"], "no.pth: refused"),
+        (["--init-discriminator", tmp_path / "no.pth"], "no.pth: refused"),
+        (
+            ["--init-discriminator", tmp_path / "none.pth"],
+            "--init-discriminator {}: no such file".format(tmp_path / "none.pth"),
+        ),
         (["--vgg-weights", tmp_path / "no.pth"], "no.pth: refused"),
         (
             ["--perceptual", "squeezenet", "--perceptual-weights", tmp_path / "vgg.pth"],

@@ -21,6 +21,7 @@ from utils import cli, files
 
 GENERATOR_FORMAT = "srgan-generator-1"
 CHECKPOINT_FORMAT = "srgan-checkpoint-1"
+DISCRIMINATOR_FORMAT = "srgan-discriminator-1"
 
 
 def save(path: str | Path, generator: GeneratorNetwork, **facts: Any) -> None:
@@ -76,7 +77,7 @@ def load(path: str | Path, foreign: bool = False) -> GeneratorNetwork:
 def _build(path: str | Path, metadata: dict[str, Any], state: dict[str, Any]) -> GeneratorNetwork:
     generator = _build_empty(path, metadata, len(state))
     wanted = generator.state_dict()
-    if problem := _misfit(state, wanted):
+    if problem := misfit(state, wanted):
         is_ours = metadata.get("format") == GENERATOR_FORMAT
         kind = cli.UserError if is_ours else _OtherNetworkError
         raise kind(f"{path}: the weights do not fit the network that the file names ({problem})")
@@ -141,11 +142,14 @@ def _described(path: str | Path, loaded: Any) -> tuple[dict[str, Any], dict[str,
     """Return a generator file's metadata and its state dict, whose values are not yet checked."""
     if Path(path).suffix == ".safetensors":
         loaded = {name: _from_json(value) for name, value in loaded.items()}
-    if isinstance(loaded, dict) and loaded.get("format") == CHECKPOINT_FORMAT:
-        raise cli.UserError(
-            f"{path}: a training checkpoint, not a generator file; use generator_last.pth beside it"
-        )
-    if isinstance(loaded, dict) and loaded.get("format") == GENERATOR_FORMAT:
+    kind = loaded.get("format") if isinstance(loaded, dict) else None
+    others = ((CHECKPOINT_FORMAT, "training checkpoint"), (DISCRIMINATOR_FORMAT, "discriminator"))
+    for other, what in others:
+        if kind == other:
+            raise cli.UserError(
+                f"{path}: a {what}, not a generator file; use generator_last.pth beside it"
+            )
+    if kind == GENERATOR_FORMAT:
         state = loaded.get("state_dict")
         if isinstance(state, dict) and all(isinstance(name, str) for name in state):
             return loaded, state
@@ -202,7 +206,7 @@ def _build_empty(path: str | Path, metadata: dict[str, Any], tensors: int) -> Ge
         ) from error
 
 
-def _misfit(state: dict[str, Any], wanted: dict[str, Tensor]) -> str:
+def misfit(state: dict[str, Any], wanted: dict[str, Tensor]) -> str:
     """Return what is wrong with a state dict; empty if its names and shapes are as `wanted`."""
     for name, tensor in wanted.items():
         if name not in state:
