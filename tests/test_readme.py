@@ -27,7 +27,7 @@ README = ROOT / "README.md"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 DOCUMENTS = [README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = {"make", "pip", "python3", "source"}
-DATA_SETS = ("div2k", "DIV2K", "BSDS400", "Set5/")
+DATA_SETS = ("div2k", "DIV2K", "BSDS400", "ImageNet", "Set5/")
 # A page is served until it is stopped; the other two take long and have tests of their own
 NOT_RUN = (*DATA_SETS, "app.py", "export_model.py", "test_video.py")
 # Appended to a training, because the last value of a repeated option counts

@@ -5,10 +5,10 @@ length, its CRC-32 and a magic word. Its name is a digest of everything that det
 the folders, the scale, the names, sizes and times of the image files, and the version of the
 degradation.
 
-At every start, each process checks the index and the size of the file, which takes no time. The
-first process on a machine also verifies the checksums of all pixels, while the others wait
-(`distributed.one_after_another`). For DIV2K this reads 9 GB, but once per machine rather than once
-per GPU.
+At every start, each process checks the index and the size of the file; if they are wrong, the cache
+is built again. To read all pixels at every start would take minutes for a large folder, so they are
+checked later: each process verifies an image's checksum when it first uses the image. A damaged
+image is decoded from its own file instead, so no process uses a wrong pixel.
 """
 
 import contextlib
@@ -20,7 +20,6 @@ import struct
 import sys
 import zlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -154,6 +153,8 @@ class ImageStore:
             )
         self.entries = [entry for entry in entries if not entry.error]
         self._arrays: list[list[np.ndarray]] | None = None
+        self._checked: set[int] = set()  # indices of images whose pixels were verified
+        self._damaged: set[int] = set()
 
     @classmethod
     def open(
@@ -212,12 +213,40 @@ class ImageStore:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> list[np.ndarray]:
-        """Return the uint8 arrays (H, W, 3) of image `index`, as `Layout.decode` does."""
+        """Return the uint8 arrays (H, W, 3) of image `index`, as `Layout.decode` does.
+
+        Raises:
+            UserError: the image is damaged in the cache and cannot be decoded again.
+        """
         if self.cache_file is None:
             return self.layout.decode(self.entries[index])
         if self._arrays is None:
             self._arrays = self._map(self.cache_file)
+        if index not in self._checked:
+            self._checked.add(index)
+            if _checksum(self._arrays[index]) != self.entries[index].checksum:
+                self._damaged.add(index)
+                if len(self._damaged) == 1:
+                    print(
+                        f"{self.cache_file}: {self.entries[index].name} has changed since it was "
+                        "written; it and others like it are decoded at each use. Delete the cache "
+                        "to build it again",
+                        file=sys.stderr,
+                    )
+        if index in self._damaged:
+            return self._decode_again(index)
         return self._arrays[index]
+
+    def _decode_again(self, index: int) -> list[np.ndarray]:
+        """Decode an image that is damaged in the cache; raise UserError if its file has changed."""
+        entry = self.entries[index]
+        arrays = self.layout.decode(entry)
+        if _checksum(arrays) != entry.checksum:
+            raise cli.UserError(
+                f"{self.cache_file}: {entry.name} is damaged, and its file no longer gives the "
+                "same pixels; delete the cache to build it again"
+            )
+        return arrays
 
     def _map(self, cache_file: Path) -> list[list[np.ndarray]]:
         """Map the cache file, and slice it into the arrays of all images."""
@@ -352,7 +381,7 @@ def _read_entries(layout: Layout, path: Path, tell: bool = False) -> list[Entry]
     try:
         entries = _read_index(layout, path)
         if distributed.first_on_machine():
-            _check_pixels(layout, entries, path)
+            _check_left_out(layout, entries)
     except ValueError as error:
         if tell:
             print(f"{path}: {error}; decoding the images again", file=sys.stderr)
@@ -383,8 +412,8 @@ def _read_index(layout: Layout, path: Path) -> list[Entry]:
     return entries
 
 
-def _check_pixels(layout: Layout, entries: list[Entry], path: Path) -> None:
-    """Raise ValueError if a pixel has changed, or if an image left out can be read now."""
+def _check_left_out(layout: Layout, entries: list[Entry]) -> None:
+    """Raise ValueError if an image that could not be read when the cache was built now can."""
     for entry in entries:
         paired = layout.lr_folder is None or entry.lr_name is not None
         if entry.error and paired:
@@ -393,20 +422,6 @@ def _check_pixels(layout: Layout, entries: list[Entry], path: Path) -> None:
                 raise ValueError(
                     f"{entry.name} could not be read when the cache was built, and now can"
                 )
-    pixels = np.asarray(np.memmap(path, mode="r"))
-
-    def is_whole(entry: Entry) -> bool:
-        end = entry.offset + layout.size(entry)
-        return zlib.crc32(pixels[entry.offset : end].data) == entry.checksum
-
-    good = [entry for entry in entries if not entry.error]
-    with ThreadPoolExecutor() as pool:  # zlib lets other threads run
-        checked = cli.progress_bar(
-            pool.map(is_whole, good), total=len(good), desc=f"checking {path.name}", unit="image"
-        )
-        for entry, whole in zip(good, checked):
-            if not whole:
-                raise ValueError(f"{entry.name} has changed since it was written")
 
 
 def _build_cache(
@@ -478,13 +493,19 @@ def _decode_one(layout: Layout, pixel_file: str | None, entry: Entry) -> Entry:
 
 
 def _write_pixels(pixel_file: str, offset: int, arrays: list[np.ndarray]) -> int:
-    checksum = 0
+    """Write an image's arrays and return their checksum."""
     with open(pixel_file, "r+b") as file:
         file.seek(offset)
         for array in arrays:
-            data = np.ascontiguousarray(array).data
-            checksum = zlib.crc32(data, checksum)
-            file.write(data)
+            file.write(np.ascontiguousarray(array).data)
+    return _checksum(arrays)
+
+
+def _checksum(arrays: list[np.ndarray]) -> int:
+    """Return the CRC-32 of the pixels of arrays."""
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
     return checksum
 
 
