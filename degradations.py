@@ -118,15 +118,17 @@ class Degradation(ABC):
             upscale: the scale.
             rng: the only source of randomness.
         """
-        # Shift by up to half a block: 6 to 22 pixels of margin remain on each side
+        # At x1, the filters of HR reach as far in LR
+        margin = MARGIN if upscale > 1 else 2 * MARGIN
+        # Shift by up to half a block: 6 to 22 pixels of margin remain on each side, 20 to 36 at x1
         down, across = rng.integers(-_BLOCK // 2, _BLOCK // 2, 2).tolist()
-        length = (side + 2 * MARGIN) * upscale
-        rows = _mirrored((top - MARGIN + down) * upscale, length, hr.shape[0])
-        columns = _mirrored((left - MARGIN + across) * upscale, length, hr.shape[1])
+        length = (side + 2 * margin) * upscale
+        rows = _mirrored((top - margin + down) * upscale, length, hr.shape[0])
+        columns = _mirrored((left - margin + across) * upscale, length, hr.shape[1])
         scene = self.scene(hr[rows][:, columns], rng)
         lr = self.degrade(scene, upscale, rng)
-        first_row = MARGIN - down
-        first_column = MARGIN - across
+        first_row = margin - down
+        first_column = margin - across
         lr_crop = lr[first_row : first_row + side, first_column : first_column + side]
         hr_rows = slice(first_row * upscale, (first_row + side) * upscale)
         hr_columns = slice(first_column * upscale, (first_column + side) * upscale)

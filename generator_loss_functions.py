@@ -249,11 +249,13 @@ def grid_loss(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
 
     The difference, less its 5x5 mean (reflected at the border), is averaged over all pixels with
     the same row and column modulo `upscale`, for each image and channel. The result is the mean
-    square of these averages.
+    square of these averages; at x1, where nothing can repeat, it is 0.
 
     Args:
         sr, hr: images (N, C, H, W) in [0, 1], with sides that are multiples of the scale.
     """
+    if upscale == 1:
+        return sr.new_zeros(())
     difference = sr - hr
     smooth = F.avg_pool2d(F.pad(difference, (2, 2, 2, 2), "reflect"), 5, 1)
     fine = difference - smooth
@@ -266,11 +268,14 @@ def consistency_loss(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
 
     Many HR images have the same LR, and texture is a choice among them. This term leaves that
     choice free. It penalises what LR rules out: patterns as wide as LR's pixels, lost contrast,
-    changed colours (Bahat and Michaeli, 2020, section 3).
+    changed colours (Bahat and Michaeli, 2020, section 3). At x1, where it would be the pixel loss,
+    it is 0.
 
     Args:
         sr, hr: images (N, C, H, W) in [0, 1], with sides that are multiples of the scale.
     """
+    if upscale == 1:
+        return sr.new_zeros(())
     size = [side // upscale for side in hr.shape[-2:]]
     return F.interpolate(sr - hr, size, mode="bicubic", antialias=True).square().mean()
 

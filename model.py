@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-UPSCALES = (2, 3, 4, 8)
+UPSCALES = (1, 2, 3, 4, 8)
 
 # --- generator ----------------------------------------------------------------------------------
 
@@ -54,7 +54,8 @@ class Generator(nn.Module):
     """SRResNet, the generator of SRGAN (section 2.1, figure 4).
 
     Args:
-        upscale: 2, 4 or 8, with one upsampling block per factor of 2; or 3, with one of factor 3.
+        upscale: 2, 4 or 8, with one upsampling block per factor of 2; 3, with one of factor 3; or
+            1, with none, to remove noise and compression only.
         blocks: number of residual blocks (16 in the paper).
 
     Raises:

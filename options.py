@@ -59,7 +59,8 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         type=int,
         default=4,
         choices=UPSCALES,
-        help="scale: SR is this many times as wide and as high as LR",
+        help="scale: SR is this many times as wide and as high as LR; 1: only remove noise, blur "
+        "and compression (see --degradation)",
     )
     parser.add_argument(
         "--crop",
@@ -467,6 +468,18 @@ def _check(args: argparse.Namespace) -> None:
         raise cli.UserError(
             f"--crop {args.crop} is too small: with --perceptual-shift {args.perceptual_shift}, "
             f"--perceptual {args.perceptual} needs at least {least}"
+        )
+
+    # At x1, bicubic changes nothing
+    if args.upscale == 1 and args.degradation == "bicubic" and not args.train_lr_dir:
+        raise cli.UserError(
+            "--upscale 1 with --degradation bicubic: LR would be HR itself; pass --degradation "
+            "photo-2, or name LR files with --train-lr-dir"
+        )
+    if args.upscale == 1 and (args.grid_weight or args.consistency_weight):
+        raise cli.UserError(
+            "--grid-weight and --consistency-weight have no meaning with --upscale 1, where no "
+            "pixel shuffle can leave a grid and LR is as large as HR; leave them out"
         )
 
     # Numbers

@@ -117,7 +117,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--seed", type=cli.non_negative_int, default=0, help="seed of the degradation"
     )
     degraded.add_argument(
-        "--upscale", type=int, choices=UPSCALES, default=4, help="how many times smaller LR is"
+        "--upscale",
+        type=int,
+        choices=UPSCALES,
+        default=4,
+        help="how many times smaller LR is; 1: as large as HR",
     )
     degraded.add_argument(
         "--sheet",
@@ -322,6 +326,11 @@ def main(args: argparse.Namespace) -> None:
     elif args.command == "smaller":
         prepare_smaller(args.folder, args.out, args.factors)
     elif args.command == "degraded":
+        if args.upscale == 1 and args.degradation == "bicubic":
+            raise cli.UserError(
+                "--upscale 1 with --degradation bicubic would only copy the images; choose another "
+                "--degradation"
+            )
         degradation = DEGRADATIONS[args.degradation]
         if args.sheet:
             images.prepare_output(args.sheet)

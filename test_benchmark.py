@@ -219,6 +219,11 @@ def main(args: argparse.Namespace) -> None:
         measured = chosen.stem
         if args.upscale not in (None, upscale):
             raise cli.UserError(f"--upscale {args.upscale}: {chosen} holds an x{upscale} generator")
+    if upscale == 1 and args.lr is None:
+        raise cli.UserError(
+            "at x1, bicubic would leave HR as it is; measure a generator (--weights) with degraded "
+            "images (--lr), such as those of prepare_data.py degraded --upscale 1"
+        )
     dataset = TestDatasetFromFolder(args.lr, args.hr, upscale)
     out = args.out or Path("results", f"benchmark_{measured}_{args.hr.resolve().name}")
     if args.sr:

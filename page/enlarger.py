@@ -186,12 +186,12 @@ class Enlarger:
         folder = self._new_folder()
         rgb = _on_disk(folder / "rgb.npy", sr.rgb)
         alpha = None if sr.alpha is None else _on_disk(folder / "alpha.npy", sr.alpha)
+        growth = "as large" if scale == 1 else f"{scale} times as wide and high"
         result = Result(
             picture=replace(sr, rgb=rgb, alpha=alpha),
             folder=folder,
             name=f"{images.fitting_name(path.stem)}_x{scale}",
-            text=f"{width} × {height} pixels, {scale} times as wide and high as before. "
-            f"This took {seconds:.1f} seconds.",
+            text=f"{width} × {height} pixels, {growth} as before. This took {seconds:.1f} seconds.",
         )
 
         # Write what the page shows

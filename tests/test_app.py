@@ -44,6 +44,15 @@ def enlarge(mine, path, on_tile=None) -> enlarger.Result:
     return mine.enlarge(path, mine.purposes[0], 0.5, on_tile or (lambda done, total: None))
 
 
+def test_a_network_for_x1_keeps_the_size_and_says_so(tmp_path):
+    generator_file.save(tmp_path / "x1.pth", Generator(1, 1))
+    page = new_enlarger(tmp_path / "served", tmp_path / "x1.pth")
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
+    result = enlarge(page, tmp_path / "a.png")
+    assert result.name == "a_x1"
+    assert result.text.startswith("20 × 30 pixels, as large as before.")
+
+
 def test_every_purpose_has_its_files_and_a_label_of_its_own():
     for purpose in app.PURPOSES:
         assert purpose.path.exists()

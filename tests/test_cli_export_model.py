@@ -42,7 +42,9 @@ def results(path, generator, shape, half=False) -> tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize(
-    "generator", [Generator(3, 1), RRDBGenerator(4, 1)], ids=lambda g: type(g).__name__
+    "generator",
+    [Generator(3, 1), Generator(1, 1), RRDBGenerator(4, 1)],
+    ids=lambda g: f"{type(g).__name__} x{g.upscale}",
 )
 def test_the_file_gives_pytorchs_result_at_any_size(generator, tmp_path):
     generator_file.save(tmp_path / "generator.pth", trained(generator))

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run, tensors, the_error
@@ -190,8 +191,6 @@ def test_the_csv_has_its_columns_and_leaves_out_what_does_not_apply(whole_run):
 
 def test_triplets_are_bicubic_hr_and_sr(whole_run):
     photos, out, _ = whole_run
-    import numpy as np
-
     from utils import images
 
     triplet = images.read_picture(out / "validation" / "epoch_003" / "image_1.png").rgb
@@ -751,6 +750,44 @@ def test_init_discriminator_starts_from_a_trained_one_and_resumes_without_the_fi
     assert scores[0] != scores[1]
 
 
+def test_a_network_for_x1_is_trained_used_and_measured(photos, tmp_path):
+    options = ["--upscale", 1, "--degradation", "photo-2", "--pretrain-epochs", 1, "--epochs", 1]
+    run("train.py", *command(photos, tmp_path / "out", *options))
+    for row in rows_of(tmp_path / "out"):
+        assert float(row["PSNR"]) > 10 and float(row["Bicubic_PSNR"]) > 10
+        assert float(row["Loss_Grid"] or 0) == float(row["Loss_Consistency"] or 0) == 0
+    triplet = Image.open(tmp_path / "out" / "validation" / "epoch_002" / "image_0.png")
+    assert triplet.width == 3 * 102 + 2 * 4
+    file = tmp_path / "out" / "checkpoints" / "generator_last.pth"
+    assert generator_file.load(file).architecture["upscale"] == 1
+
+    # Use it, in tiles too, on both backends
+    picture = tmp_path / "photo.png"
+    picture.write_bytes((photos[1] / "image_0.png").read_bytes())
+    weights = ["--weights", file, "--precision", "fp32"]
+    run("test_image.py", picture, *weights, "--compare")
+    assert Image.open(tmp_path / "photo_x1_compare.png").width == 2 * 102 + 4
+    whole = np.asarray(Image.open(tmp_path / "photo_x1.png")).astype(int)
+    assert whole.shape == (75, 102, 3)
+    tiles = tmp_path / "tiles.png"
+    for backend in ("torch", "openvino"):
+        words = ["--tile", 16, "--backend", backend, "--out", tiles, "--overwrite"]
+        run("test_image.py", picture, *weights, *words)
+        assert np.abs(np.asarray(Image.open(tiles)) - whole).max() <= 1
+
+    # Measure it
+    degraded = ["prepare_data.py", "degraded", photos[1], "--out", tmp_path / "lr"]
+    run(*degraded, "--upscale", 1)
+    bench = ["test_benchmark.py", "--hr", photos[1], "--weights", file, "--out", tmp_path / "bench"]
+    run(*bench, "--lr", tmp_path / "lr")
+    with open(tmp_path / "bench" / "benchmark.csv") as table:
+        first = next(csv.DictReader(table))
+    assert 10 < float(first["Bicubic_RGB_PSNR"]) < 100
+    assert "at x1, bicubic would leave HR as it is" in the_error(run(*bench, status=None))
+    error = the_error(run(*degraded, "--upscale", 1, "--degradation", "bicubic", status=None))
+    assert "--degradation bicubic would only copy" in error
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_file(whole_run, tmp_path):
     photos, *_ = whole_run
     done = run(
@@ -837,6 +874,15 @@ def test_bad_input_is_one_line_and_leaves_no_run(photos, tmp_path):
         (["--seed", 2**63], "--seed 9223372036854775808 is too large"),
         (["--batch-size", 0], "--batch-size: '0' is not a whole number of at least 1"),
         (["--upscale", 5], "invalid choice"),
+        (["--upscale", 1], "--upscale 1 with --degradation bicubic: LR would be HR itself"),
+        (
+            ["--upscale", 1, "--degradation", "photo", "--grid-weight", 1],
+            "--grid-weight and --consistency-weight have no meaning with --upscale 1",
+        ),
+        (
+            ["--upscale", 1, "--degradation", "photo", "--generator", "rrdb"],
+            "upscale 1: the RRDB generator supports only 4",
+        ),
     ]
     for arguments, reason in cases:
         assert reason in the_error(run("train.py", *command(photos, out, *arguments), status=None))

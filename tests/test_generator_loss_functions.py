@@ -460,6 +460,10 @@ def test_the_consistency_loss_compares_what_pillow_makes_smaller(upscale):
     )
 
 
+def test_at_x1_the_grid_and_the_consistency_loss_are_zero(pair):
+    assert grid_loss(*pair, 1) == consistency_loss(*pair, 1) == 0
+
+
 def test_the_consistency_loss_sees_what_lr_fixes_and_leaves_the_rest_free():
     hr = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     rows, columns = torch.arange(64)[:, None], torch.arange(64)

@@ -18,7 +18,7 @@ def test_parameter_counts():
     )
 
 
-@pytest.mark.parametrize("upscale", [2, 3, 4, 8])
+@pytest.mark.parametrize("upscale", [1, 2, 3, 4, 8])
 def test_generator_enlarges_by_its_scale_into_the_open_range(upscale):
     sr = Generator(upscale, blocks=2).eval()(torch.rand(2, 3, 5, 7) * 2 - 1)
     assert sr.shape == (2, 3, 5 * upscale, 7 * upscale)
@@ -83,7 +83,8 @@ def test_generator_refuses_invalid_arguments(arguments):
 
 
 @pytest.mark.parametrize(
-    ("upscale", "blocks", "halo"), [(4, 8, 24), (4, 5, 18), (2, 8, 24), (3, 8, 24), (8, 4, 16)]
+    ("upscale", "blocks", "halo"),
+    [(4, 8, 24), (4, 5, 18), (1, 8, 25), (2, 8, 24), (3, 8, 24), (8, 4, 16)],
 )
 def test_halo_is_the_receptive_field(upscale, blocks, halo):
     generator = Generator(upscale, blocks).eval()
@@ -102,7 +103,7 @@ def test_halo_is_the_receptive_field(upscale, blocks, halo):
     assert reached.min() == 1 and reached.max() == 2 * halo + 1
 
 
-@pytest.mark.parametrize("upscale", [2, 3, 4])
+@pytest.mark.parametrize("upscale", [1, 2, 3, 4])
 def test_an_untrained_generator_enlarges_bilinearly(upscale):
     lr = torch.rand(1, 3, 12, 14) * 2 - 1
     bilinear = lr

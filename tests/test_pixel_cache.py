@@ -221,6 +221,19 @@ def test_a_cache_from_before_the_scale_of_lr_files_was_checked_is_built_anew(tmp
         pixel_cache.ImageStore.open(layout, tmp_path / "cache")
 
 
+def test_at_x1_lr_files_have_the_size_of_hr(tmp_path):
+    for name, sides in (("hr", (101, 72)), ("lr", (101, 72)), ("short", (100, 72))):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", sides).save(tmp_path / name / "a.png")
+    layout = pixel_cache.Layout(tmp_path / "hr", 1, tmp_path / "lr")
+    assert [array.shape for array in pixel_cache.ImageStore.open(layout, None)[0]] == 2 * [
+        (72, 101, 3)
+    ]
+    layout = pixel_cache.Layout(tmp_path / "hr", 1, tmp_path / "short")
+    with pytest.raises(cli.UserError, match=r"100x72 .* of 101x72 at x1\. Fix"):
+        pixel_cache.ImageStore.open(layout, None)
+
+
 def test_the_cache_goes_where_it_can_be_written(tmp_path, monkeypatch):
     assert pixel_cache.cache_folder_for(tmp_path, Path("chosen"), Path("out")) == Path("chosen")
     assert pixel_cache.cache_folder_for(tmp_path, None, Path("out")) == tmp_path / ".srgan-cache"

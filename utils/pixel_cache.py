@@ -124,10 +124,8 @@ class Layout:
             scale = round(height / lr_height)
             if lr_height > height and lr_width > width:
                 text += ": it is larger; are the folders swapped?"
-            elif scale == round(width / lr_width) == 1:
-                text += ": it is as large"
             elif scale == round(width / lr_width) != self.upscale:
-                text += f": it is an LR image for x{scale}"
+                text += ": it is as large" if scale == 1 else f": it is an LR image for x{scale}"
             raise cli.UserError(text)
         return lr[:rows, :columns]
 
