@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-UPSCALES = (1, 2, 3, 4, 8)
+from choices import UPSCALES
 
 # --- generator ----------------------------------------------------------------------------------
 

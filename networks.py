@@ -1,7 +1,8 @@
 """Every generator and discriminator by name, and the contract that each of them keeps.
 
-To add a network, write its class and enter it here: train.py's options, resuming, enlarging,
-blending and exporting all look it up in these two tables (docs/extending.md).
+To add a network, write its class, enter it here and name it in choices.py, from which train.py's
+command line takes the names. Resuming, enlarging, blending and exporting all look it up in these
+two tables (docs/extending.md).
 """
 
 import inspect
@@ -95,13 +96,6 @@ DISCRIMINATORS: dict[str, type[DiscriminatorNetwork]] = {
 }
 
 
-ARGUMENT_HELP = {
-    "blocks": "residual blocks",
-    "features": "channels between the blocks",
-    "growth": "channels that each convolution of a dense block adds",
-}
-
-
 def constructor_defaults(name: str) -> dict[str, int]:
     """Return the integer arguments of a generator's constructor but `upscale`, with defaults."""
     parameters = inspect.signature(GENERATORS[name]).parameters
@@ -110,18 +104,6 @@ def constructor_defaults(name: str) -> dict[str, int]:
         for argument, parameter in parameters.items()
         if type(parameter.default) is int and argument != "upscale"
     }
-
-
-def constructor_arguments() -> dict[str, dict[str, int]]:
-    """Return the arguments of all generators' constructors, with each generator's default.
-
-    train.py has an option for each of them.
-    """
-    found: dict[str, dict[str, int]] = {}
-    for name in GENERATORS:
-        for argument, default in constructor_defaults(name).items():
-            found.setdefault(argument, {})[name] = default
-    return found
 
 
 def new_generator(name: str, upscale: int, **arguments: int) -> GeneratorNetwork:

@@ -1,24 +1,32 @@
-"""train.py's command line, what a run is (plan and record), and what may change between starts."""
+"""train.py's command line, what a run is (plan and record), and what may change between starts.
+
+The command line needs no PyTorch, which this module therefore imports only where it is used.
+"""
+
+from __future__ import annotations
 
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import choices
+from utils import cli, machine
 
-import networks
-from dataloader import EpochSampler, TrainDatasetFromFolder, ValDatasetFromFolder
-from degradations import DEGRADATIONS
-from generator_loss_functions import ADVERSARIAL_LOSSES, PERCEPTUAL_NETWORKS, PIXEL_LOSSES
-from model import UPSCALES
-from networks import DISCRIMINATORS, GENERATORS, GeneratorNetwork
-from utils import checkpoint, cli, device, distributed, machine, pretrained
+if TYPE_CHECKING:
+    from dataloader import EpochSampler, TrainDatasetFromFolder, ValDatasetFromFolder
+    from networks import GeneratorNetwork
+    from utils import pretrained
 
 DEFAULT_PERCEPTUAL = {
     "vgg16": {"perceptual_weight": 6e-3, "perceptual_shift": 0, "perceptual_zoom": 1.0},
     "vgg19": {"perceptual_weight": 1.0, "perceptual_shift": 0, "perceptual_zoom": 1.0},
     "squeezenet": {"perceptual_weight": 0.1, "perceptual_shift": 7, "perceptual_zoom": 2.0},
+}
+ARGUMENT_HELP = {  # of the generators' constructors
+    "blocks": "residual blocks",
+    "features": "channels between the blocks",
+    "growth": "channels that each convolution of a dense block adds",
 }
 
 # Options that may change when a run is resumed
@@ -58,7 +66,7 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
         "--upscale",
         type=int,
         default=4,
-        choices=UPSCALES,
+        choices=choices.UPSCALES,
         help="scale: SR is this many times as wide and as high as LR; 1: only remove noise, blur "
         "and compression (see --degradation)",
     )
@@ -152,12 +160,12 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--generator",
-        choices=GENERATORS,
+        choices=choices.GENERATORS,
         default="srresnet",
         help="srresnet: SRGAN's; rrdb: ESRGAN's (x4 only)",
     )
-    for argument, defaults in networks.constructor_arguments().items():
-        what = networks.ARGUMENT_HELP.get(argument, "argument of the generator's constructor")
+    for argument, defaults in constructor_arguments().items():
+        what = ARGUMENT_HELP.get(argument, "argument of the generator's constructor")
         listed = ", ".join(f"{value} for {name}" for name, value in defaults.items())
         group.add_argument(
             f"--{argument.replace('_', '-')}",
@@ -166,24 +174,33 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         )
     group.add_argument(
         "--discriminator",
-        choices=DISCRIMINATORS,
+        choices=choices.DISCRIMINATORS,
         default="vgg",
         help="vgg: SRGAN's; multiscale: three such networks, at full, half and quarter size; "
         "unet: Real-ESRGAN's, which judges every pixel",
     )
     group.add_argument(
         "--degradation",
-        choices=DEGRADATIONS,
+        choices=choices.DEGRADATIONS,
         default="bicubic",
         help="how LR is made from HR; photo-2 adds the blur, noise and compression of everyday "
         "photographs, and photo is its older version",
     )
 
 
+def constructor_arguments() -> dict[str, dict[str, int]]:
+    """Return the arguments of all generators' constructors, with each generator's default."""
+    found: dict[str, dict[str, int]] = {}
+    for name, defaults in choices.GENERATORS.items():
+        for argument, default in defaults.items():
+            found.setdefault(argument, {})[name] = default
+    return found
+
+
 def _add_loss_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--pixel-loss",
-        choices=PIXEL_LOSSES,
+        choices=choices.PIXEL_LOSSES,
         default="mse",
         help="mse: SRGAN's; l1: ESRGAN's, whose values are about ten times as large",
     )
@@ -195,7 +212,7 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--adversarial-loss",
-        choices=ADVERSARIAL_LOSSES,
+        choices=choices.ADVERSARIAL_LOSSES,
         default="standard",
         help="standard: SRGAN's; relativistic: ESRGAN's, where D judges whether HR is more real "
         "than SR",
@@ -208,7 +225,7 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--perceptual",
-        choices=PERCEPTUAL_NETWORKS,
+        choices=choices.PERCEPTUAL_NETWORKS,
         default="vgg16",
         help="network whose features of SR and HR are compared; vgg19: as in Real-ESRGAN; "
         "squeezenet: needs about a thirtieth of vgg16's operations and a download of 5 MB instead "
@@ -378,6 +395,8 @@ def resolve(args: argparse.Namespace, initial: GeneratorNetwork | None = None) -
     Raises:
         UserError: an option cannot work; the message names it.
     """
+    from utils import device, pretrained
+
     if args.crop % args.upscale:
         rounded = args.crop - args.crop % args.upscale
         print(f"--crop {args.crop} is not a multiple of {args.upscale}: using {rounded}")
@@ -421,11 +440,13 @@ def resolve(args: argparse.Namespace, initial: GeneratorNetwork | None = None) -
 
 def _resolve_architecture(args: argparse.Namespace, initial: GeneratorNetwork | None) -> None:
     """Fill in the constructor's arguments: given ones, else those of `--init`, else defaults."""
-    defaults = networks.constructor_defaults(args.generator)
+    import networks
+
+    defaults = choices.GENERATORS[args.generator]
     held: dict[str, Any] = {}
     if initial is not None and initial.architecture["generator"] == args.generator:
         held = initial.architecture
-    for argument in networks.constructor_arguments():
+    for argument in constructor_arguments():
         value = getattr(args, argument)
         if argument not in defaults:
             if value is not None:
@@ -443,7 +464,7 @@ def _resolve_architecture(args: argparse.Namespace, initial: GeneratorNetwork | 
 
 def architecture_options(args: argparse.Namespace) -> dict[str, int]:
     """Return the arguments of the chosen generator's constructor other than the scale."""
-    return {name: getattr(args, name) for name in networks.constructor_defaults(args.generator)}
+    return {name: getattr(args, name) for name in choices.GENERATORS[args.generator]}
 
 
 def _default_workers(args: argparse.Namespace) -> int:
@@ -451,6 +472,10 @@ def _default_workers(args: argparse.Namespace) -> int:
 
     Passing on a crop that was cut from the cache takes longer than cutting it.
     """
+    import torch
+
+    from degradations import DEGRADATIONS
+
     random = DEGRADATIONS[args.degradation].random_per_crop
     if not (random or args.no_cache):
         return 0
@@ -459,6 +484,9 @@ def _default_workers(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from networks import DISCRIMINATORS
+    from utils import pretrained
+
     # Crops
     least = DISCRIMINATORS[args.discriminator].minimum_crop
     if args.crop < least:
@@ -571,6 +599,10 @@ def run_record(
     perceptual: pretrained.Pretrained | None,
 ) -> dict[str, Any]:
     """Return what checkpoints hold of a run for its next start to compare."""
+    import torch
+
+    from utils import distributed
+
     return {
         "options": plain_options(args),
         "images": {
@@ -652,6 +684,8 @@ def check_restart(args: argparse.Namespace, saved: dict[str, Any]) -> None:
     Raises:
         UserError: an option differs that would change the result; the message names it.
     """
+    from utils import checkpoint
+
     begun_with = _options_of_first_start(saved["options"])
     checkpoint.check_same_options(begun_with, plain_options(args), FREE_OPTIONS)
 
@@ -679,7 +713,7 @@ def _options_of_first_start(saved: dict[str, Any]) -> dict[str, Any]:
     options = plain_options(get_args_parser().parse_args([]))
     options["learning_rate_d"] = saved["learning_rate"]
     options |= DEFAULT_PERCEPTUAL["vgg16"]
-    options |= networks.constructor_defaults(saved.get("generator", "srresnet"))
+    options |= choices.GENERATORS[saved.get("generator", "srresnet")]
     options |= saved
     if "vgg_weights" in options:  # the option's name before there were other networks
         options["perceptual_weights"] = options.pop("vgg_weights")

@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import ndimage, stats
 from test_dataloader import epoch_of, same
 
+import choices
 import degradations
 import prepare_data
 from dataloader import TrainDatasetFromFolder, ValDatasetFromFolder
@@ -240,8 +241,9 @@ class FixedFade(Fade):
 
 
 @pytest.mark.parametrize("kind", [Fade, FixedFade])
-def test_a_new_degradation_needs_one_entry(photos, tmp_path, monkeypatch, kind):
+def test_a_new_degradation_needs_an_entry_and_a_name(photos, tmp_path, monkeypatch, kind):
     monkeypatch.setitem(DEGRADATIONS, "fade", kind("fade-1"))
+    monkeypatch.setattr(choices, "DEGRADATIONS", (*choices.DEGRADATIONS, "fade"))
     options = ["--train-dir", str(photos[0]), "--val-dir", str(photos[1]), "--device", "cpu"]
     args = get_args_parser().parse_args([*options, "--degradation", "fade"])
     resolve(args)

@@ -89,5 +89,6 @@ def test_the_recipes_train_resume_enlarge_blend_export_and_measure(tree, photos,
 
 
 def test_the_suite_accepts_the_recipes(tree):
-    tests = ["tests/test_generator_loss_functions.py", "tests/test_networks.py"]
+    names = ("generator_loss_functions", "networks", "choices")
+    tests = [f"tests/test_{name}.py" for name in names]
     python(tree, "-m", "pytest", "-q", "-x", *tests)
