@@ -14,7 +14,7 @@ import export_model
 import inference
 from esrgan import RRDBGenerator
 from model import Generator
-from utils import cli, generator_file, weights
+from utils import cli, exporting, generator_file, weights
 
 
 def trained(generator: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
@@ -87,12 +87,12 @@ def test_onnx_and_ncnn_give_the_picture_of_test_image(exports, tmp_path, astrona
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory) -> dict[str, export_model.Run]:
+def exports(tmp_path_factory) -> dict[str, exporting.Run]:
     """What enlarges with the exported files of weights/srresnet_x4.pth."""
     folder = tmp_path_factory.mktemp("exports")
     found = {}
     run("export_model.py", cwd=folder)
-    found["onnx"] = export_model.run_onnx((folder / "srresnet_x4.onnx").read_bytes())
+    found["onnx"] = exporting.run_onnx((folder / "srresnet_x4.onnx").read_bytes())
     if find_spec("ncnn") and find_spec("pnnx"):
         run("export_model.py", "--format", "ncnn", cwd=folder)
         description = (folder / "srresnet_x4.param").read_text()
@@ -100,7 +100,7 @@ def exports(tmp_path_factory) -> dict[str, export_model.Run]:
             " data\n" in description and description.strip().splitlines()[-1].split()[5] == "output"
         )
         model = (folder / "srresnet_x4.bin").read_bytes()
-        found["ncnn"] = export_model.run_ncnn(description, model)
+        found["ncnn"] = exporting.run_ncnn(description, model)
     return found
 
 
@@ -140,8 +140,8 @@ def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
     generator_file.save(weights_file, trained(Generator(2, 1)))
     other = trained(Generator(2, 1))
     other.tail.bias.data += 4e-4
-    model = export_model.export_onnx(other)
-    monkeypatch.setattr(export_model, "export_onnx", lambda *_arguments: model)
+    model = exporting.export_onnx(other)
+    monkeypatch.setattr(exporting, "export_onnx", lambda *_arguments: model)
     with pytest.raises(cli.RunError, match="differs from PyTorch by 2"):
         export_model.main(parsed("--weights", weights_file, "--out", out))
     assert not out.exists()
