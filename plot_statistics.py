@@ -3,15 +3,16 @@
 python plot_statistics.py results/srgan_x4/statistics.csv
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas
-
 from utils import cli, files, statistics
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.axes import Axes
 
 LOSSES = {
@@ -42,7 +43,7 @@ def plot(table: pandas.DataFrame, path: Path) -> None:
     epochs = table["Epoch"]
     marker = "." if len(table) <= 60 else None
 
-    def draw(panel: "Axes", column: str, label: str, **style: Any) -> None:
+    def draw(panel: Axes, column: str, label: str, **style: Any) -> None:
         there = table[column].notna()
         if there.any():
             panel.plot(epochs[there], table[column][there], label=label, marker=marker, **style)

@@ -9,6 +9,8 @@ python prepare_data.py smaller my_photos/train --out my_photos/train_sizes
 python prepare_data.py degraded my_photos/valid --out my_photos/valid_degraded
 """
 
+from __future__ import annotations
+
 import argparse
 import functools
 import importlib.util
@@ -17,13 +19,16 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from degradations import DEGRADATIONS, FILE_BYTES_PER_PIXEL, Degradation
-from model import UPSCALES
-from utils import cli, downloads, files, images, pretrained
+import choices
+from utils import cli, downloads, files, images
 from utils.machine import free_system_memory
+
+if TYPE_CHECKING:
+    from degradations import Degradation
 
 DIV2K_URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 DIV2K = {
@@ -80,7 +85,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     perceptual.add_argument(
         "--network",
-        choices=pretrained.LEAST_SIDES,
+        choices=choices.PERCEPTUAL_NETWORKS,
         default="squeezenet",
         help="the network; name it with train.py --perceptual too, whose default is vgg16",
     )
@@ -111,7 +116,10 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="folder for the LR images, PNG files with the same names",
     )
     degraded.add_argument(
-        "--degradation", choices=DEGRADATIONS, default="photo", help="how LR is made from HR"
+        "--degradation",
+        choices=choices.DEGRADATIONS,
+        default="photo",
+        help="how LR is made from HR",
     )
     degraded.add_argument(
         "--seed", type=cli.non_negative_int, default=0, help="seed of the degradation"
@@ -119,7 +127,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     degraded.add_argument(
         "--upscale",
         type=int,
-        choices=UPSCALES,
+        choices=choices.UPSCALES,
         default=4,
         help="how many times smaller LR is; 1: as large as HR",
     )
@@ -267,6 +275,8 @@ def _processes_for_memory(folder: Path, names: list[str]) -> int | None:
 
     None if the free memory is not known.
     """
+    from degradations import FILE_BYTES_PER_PIXEL
+
     free = free_system_memory()
     if free is None:
         return None
@@ -321,11 +331,15 @@ def draw_sheet(
 def main(args: argparse.Namespace) -> None:
     """Run the chosen command."""
     if args.command == "perceptual":
+        from utils import pretrained
+
         pretrained.weights_file(args.network, "imagenet")
         print("imagenet")
     elif args.command == "smaller":
         prepare_smaller(args.folder, args.out, args.factors)
     elif args.command == "degraded":
+        from degradations import DEGRADATIONS
+
         if args.upscale == 1 and args.degradation == "bicubic":
             raise cli.UserError(
                 "--upscale 1 with --degradation bicubic would only copy the images; choose another "

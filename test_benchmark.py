@@ -4,23 +4,27 @@ python test_benchmark.py --hr Set5/HR --lr Set5/LR
 python test_benchmark.py --hr Set5/HR --sr Set5/SR
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas
-import torch
-from torch import Tensor
 
+import choices
 import inference
-import metrics
-from dataloader import TestDatasetFromFolder
-from model import UPSCALES
-from utils import cli, files, images, pretrained, weights
-from utils.device import resolve_device
+from utils import cli, files, images, weights
 from utils.machine import add_options
+
+if TYPE_CHECKING:  # large packages are imported after the command line is parsed
+    import pandas
+    import torch
+    from torch import Tensor
+
+    from dataloader import TestDatasetFromFolder
 
 SRSource = Callable[[str, np.ndarray], np.ndarray]  # (name, LR) -> SR, both (H, W, 3) uint8
 
@@ -54,7 +58,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--upscale",
         type=int,
-        choices=UPSCALES,
+        choices=choices.UPSCALES,
         help="the scale (default: the generator file's; 4 with --sr)",
     )
     weights.add_weights_option(parser, default=weights.FAITHFUL)
@@ -136,6 +140,8 @@ def measure(
     Args:
         networks: of `metrics.distance_networks`.
     """
+    import metrics
+
     unit = images.uint8_to_unit(image)
     y_psnr, y_ssim = metrics.psnr_ssim_y(unit, images.uint8_to_unit(hr), upscale)
     rgb_psnr, _rgb_ssim = metrics.psnr_ssim_rgb(image, hr)
@@ -147,7 +153,6 @@ def measure(
     }
 
 
-@torch.inference_mode()
 def measure_folder(
     dataset: TestDatasetFromFolder,
     sr_of: SRSource,
@@ -156,6 +161,8 @@ def measure_folder(
     networks: torch.nn.ModuleDict,
 ) -> pandas.DataFrame:
     """Return one row per image with the values of bicubic and SR, and a last row of means."""
+    import pandas
+
     rows = []
     for index in cli.progress_bar(range(len(dataset)), desc="images", unit="image"):
         name, lr, hr = dataset[index]
@@ -195,6 +202,13 @@ def print_table(table: pandas.DataFrame) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print and write."""
+    import torch
+
+    import metrics
+    from dataloader import TestDatasetFromFolder
+    from utils import pretrained
+    from utils.device import resolve_device
+
     generator_options = (args.weights, args.texture_weights, args.backend != "auto")
     if args.sr and (any(generator_options) or args.texture is not None):
         raise cli.UserError(
@@ -237,7 +251,8 @@ def main(args: argparse.Namespace) -> None:
     files.make_folder(out)
 
     # Measure and report
-    table = measure_folder(dataset, sr_of, upscale, device, networks)
+    with torch.inference_mode():
+        table = measure_folder(dataset, sr_of, upscale, device, networks)
     files.write_text(out / "benchmark.csv", table.to_csv(index=False, float_format="%.6g"))
     print_table(table)
     print(f"{out / 'benchmark.csv'}{'' if args.sr else ', and the SR images beside it'}")

@@ -10,6 +10,8 @@ upright. If a run is interrupted, run the same command again to continue. Videos
 pip install av. Each frame is enlarged on its own, so fine texture may flicker: see docs/video.md.
 """
 
+from __future__ import annotations
+
 import argparse
 import re
 import sys
@@ -18,12 +20,15 @@ from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import inference
-import metrics
 from utils import cli, files, images, weights
 from utils.machine import add_options
 from video import animation, clips, encoding, segments
+
+if TYPE_CHECKING:
+    import metrics
 
 BAR = (
     "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames "
@@ -218,6 +223,8 @@ def enlarge(
     Returns:
         The differences between consecutive frames, of kept and new segments.
     """
+    import metrics  # imports PyTorch, which the command line does without
+
     total = len(clip.times)
     measured = kept.check()
     first = total if kept.joined else min(len(measured) * segments.FRAMES, total)

@@ -12,6 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import options
+from utils import cli
+
+if __name__ == "__main__":
+    # Answer --help or point out a mistyped option at once: importing PyTorch takes seconds
+    cli.parse(options.get_args_parser(__doc__))
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -19,7 +26,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import metrics
-import options
 from dataloader import (
     EpochSampler,
     Stream,
@@ -36,7 +42,6 @@ from model import Logits, move_towards
 from networks import DISCRIMINATORS, GeneratorNetwork, new_generator
 from utils import (
     checkpoint,
-    cli,
     discriminator_file,
     distributed,
     files,

@@ -1,6 +1,7 @@
 """What a script leaves on stderr, and its exit status, for each kind of failure."""
 
 import argparse
+import re
 import subprocess
 import sys
 
@@ -151,6 +152,21 @@ SCRIPTS = [path.name for path in ROOT.glob("*.py") if "cli.run_script(" in path.
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
 def test_every_script_tells_its_version(script):
     assert run(script, "--version").stdout == f"{script} {cli.VERSION}\n"
+
+
+# Packages that take a tenth of a second or more to import
+LARGE = {"torch", "torchvision", "pandas", "scipy", "skimage", "cv2", "matplotlib", "openvino"}
+LARGE |= {"onnx", "onnxscript", "onnxruntime", "ncnn", "pnnx", "av", "gradio", "lpips"}
+
+
+@pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--no-such-option", 2)])
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_the_command_line_is_parsed_before_large_packages_are_imported(script, option, status):
+    words = [sys.executable, "-X", "importtime", str(ROOT / script), option]
+    done = subprocess.run(words, capture_output=True, text=True)
+    names = re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, re.M)
+    assert done.returncode == status and "utils.cli" in names
+    assert not {name.split(".")[0] for name in names} & LARGE
 
 
 @pytest.mark.parametrize(

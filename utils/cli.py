@@ -335,6 +335,14 @@ def describe(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add `--version` and parse the command line; exit if it asks for help or is wrong."""
+    parser.add_argument(
+        "--version", action="version", version=f"{parser.prog} {VERSION}", help="show the version"
+    )
+    return parser.parse_args()
+
+
 def run_script(
     main: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
@@ -348,7 +356,7 @@ def run_script(
 
     Args:
         main: takes the parsed options and returns the exit status, or None for 0.
-        parser: the command line; `--version` is added to it.
+        parser: the command line; see `parse`.
         memory_advice: what to do when memory runs out.
     """
 
@@ -364,10 +372,7 @@ def run_script(
             stream.reconfigure(errors="backslashreplace")
 
     # Run
-    parser.add_argument(
-        "--version", action="version", version=f"{parser.prog} {VERSION}", help="show the version"
-    )
-    args = parser.parse_args()
+    args = parse(parser)
     try:
         status = main(args) or 0
         sys.stdout.flush()

@@ -1,12 +1,15 @@
 """The columns of statistics.csv, read and written without PyTorch."""
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
-from typing import Any
-
-import pandas
+from typing import TYPE_CHECKING, Any
 
 from utils import cli, files
+
+if TYPE_CHECKING:  # pandas, which takes half a second to import, is imported where it is used
+    import pandas
 
 # The CSV's columns in order, and the TensorBoard group that charts each. Losses, scores and metrics
 # have these names everywhere. Add new columns at the end.
@@ -48,6 +51,8 @@ def write_statistics(path: Path, rows: list[dict[str, Any]]) -> None:
     Raises:
         KeyError: a value has no column in `COLUMNS`.
     """
+    import pandas
+
     unknown = {name for row in rows for name in row} - COLUMNS.keys()
     if unknown:
         raise KeyError(f"no column for {', '.join(sorted(unknown))} in statistics.COLUMNS")
@@ -62,6 +67,8 @@ def read_statistics(path: Path) -> pandas.DataFrame:
         OSError: the file cannot be opened.
         UserError: the file is not a run's CSV, or has no epoch.
     """
+    import pandas
+
     try:
         table = pandas.read_csv(path)
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:

@@ -1,17 +1,20 @@
 """Keep finished parts of a video on disk, so that an interrupted run can continue."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from utils import cli, files
 from video.encoding import Packet
+
+if TYPE_CHECKING:  # test_video.py parses its command line without PyTorch
+    import torch
 
 RESULT = "sr"  # the track whose file is written and moved last
 FRAMES = 32  # per segment: the most that an interruption costs
@@ -30,7 +33,7 @@ def is_joined(out: Path) -> bool:
 @contextmanager
 def kept_segments(
     out: Path, settings: dict[str, Any], overwrite: bool = False
-) -> Iterator["Segments"]:
+) -> Iterator[Segments]:
     """Lock the folder of an output file's segments and yield them; remove the folder if empty.
 
     Args:
@@ -134,6 +137,8 @@ class Segments:
 
 
 def _pack(packets: list[Packet]) -> dict[str, torch.Tensor]:
+    import torch
+
     data = bytearray(b"".join(packet.data for packet in packets))
     return {
         "data": torch.frombuffer(data, dtype=torch.uint8),
