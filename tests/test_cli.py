@@ -92,6 +92,8 @@ ENDED = "another process of this run has ended"
         ("fail(cli.RunError('the loss is not finite'))", "the loss is not finite"),
         ("fail(MemoryError())", "out of memory: MemoryError"),
         ("torch.empty(10**15)", "out of memory: "),
+        ("fail(torch.OutOfMemoryError('CUDA out of memory.'))", "out of memory: CUDA out of"),
+        ("fail(RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED'))", "out of memory: cuDNN"),
         ("np.empty(10**15)", "out of memory: Unable to allocate"),
         ("fail(OSError(errno.ENOMEM, 'Cannot allocate'))", "out of memory: Cannot allocate"),
         ("load(lambda _: fail(MemoryError()))", "out of memory: MemoryError"),
@@ -189,6 +191,29 @@ def test_only_a_lost_process_is_reported_as_one(text, dead):
 def test_counts_have_their_noun_in_the_singular_or_plural():
     assert [cli.counted(number, "file") for number in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
     assert cli.counted(1200, "update") == "1,200 updates"
+
+
+CUDNN = "cuDNN error: CUDNN_STATUS_"
+
+
+@pytest.mark.parametrize(
+    ("text", "memory"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        (f"{CUDNN}ALLOC_FAILED", True),
+        (f"{CUDNN}INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        (f"{CUDNN}INTERNAL_ERROR_HOST_ALLOCATION_FAILED", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("FIND was unable to find an engine to execute this computation", True),
+        ("GET was unable to find an engine to execute this computation", True),
+        (f"{CUDNN}INTERNAL_ERROR", False),  # since version 9, one of allocation says so
+        (f"{CUDNN}EXECUTION_FAILED", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_exhausted_memory_of_a_gpu_is_recognised(text, memory):
+    assert cli.is_out_of_memory(RuntimeError(text)) is memory
+    assert not cli.is_out_of_memory(ValueError(text))
 
 
 def test_long_lists_are_cut():

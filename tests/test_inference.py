@@ -219,7 +219,17 @@ def test_a_benchmark_of_a_blend_has_a_folder_of_its_own(tmp_path, astronaut):
     assert "nor can --texture" in error
 
 
-def test_when_memory_runs_out_the_tile_is_halved(astronaut, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("alloc_cpu.cpp: DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    ],
+    ids=["cpu", "cuda", "no engine", "cudnn"],
+)
+def test_when_memory_runs_out_the_tile_is_halved(astronaut, monkeypatch, capsys, error):
     lr = astronaut[:64, :64]
     generator = new_generator()
     seen = []
@@ -228,7 +238,7 @@ def test_when_memory_runs_out_the_tile_is_halved(astronaut, monkeypatch, capsys)
     def limited(self, lr):
         seen.append(lr.shape[-1])
         if lr.shape[-1] > 45:
-            raise RuntimeError("alloc_cpu.cpp: DefaultCPUAllocator: can't allocate memory")
+            raise error
         return forward(self, lr)
 
     expected = inference.upscale(generator, lr, tile=16)

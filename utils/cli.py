@@ -301,6 +301,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     signs = (
         r"out of memory|can't allocate memory|Cannot allocate memory|^Caught MemoryError"
         r"|bad_alloc|[Ff]ailed to allocate"
+        # CUDA's libraries; cuDNN finds no engine when none has room for its workspace
+        r"|(CUDNN|CUBLAS)_STATUS_\w*ALLOC\w*_FAILED|unable to find an engine to execute"
     )
     return isinstance(error, RuntimeError) and re.search(signs, str(error)) is not None
 
