@@ -138,7 +138,8 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         "--workers",
         type=cli.non_negative_int,
         help="data loader processes; they pay off only with --no-cache or a random degradation "
-        "(default: up to 8 on a GPU with either, 1 on a CPU with a random degradation, else 0)",
+        "(default: on a GPU with either, one per core, at most 8; on a CPU, 1 with a random "
+        "degradation; else 0)",
     )
     group.add_argument(
         "--cache",
@@ -480,7 +481,7 @@ def _default_workers(args: argparse.Namespace) -> int:
     if not (random or args.no_cache):
         return 0
     most = {"cuda": 8, "cpu": 1 if random else 0}
-    return min(most.get(args.device, 0), torch.get_num_threads())
+    return min(most.get(args.device, 0), machine.cores_per_process())
 
 
 def _check(args: argparse.Namespace) -> None:

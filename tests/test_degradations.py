@@ -702,6 +702,32 @@ def test_a_worker_degrades_while_the_step_computes(photos, more, workers):
     assert args.workers == workers
 
 
+@pytest.mark.parametrize(
+    ("more", "cores", "processes", "workers"),
+    [
+        (["--degradation", "photo"], 64, 8, 8),
+        (["--degradation", "photo"], 32, 8, 4),
+        (["--no-cache"], 6, 1, 6),
+        (["--no-cache"], 4, 8, 1),
+        (["--no-cache", "--workers", "3"], 64, 8, 3),
+        ([], 64, 1, 0),
+    ],
+)
+def test_workers_of_a_gpu_are_its_processs_share_of_the_cores(
+    photos, monkeypatch, more, cores, processes, workers
+):
+    """As under torchrun, where PyTorch has one thread per process."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    folders = ["--train-dir", str(photos[0]), "--val-dir", str(photos[1])]
+    words = [*folders, "--device", "cuda", "--precision", "fp32", *more]
+    args = get_args_parser().parse_args(words)
+    resolve(args)
+    assert args.workers == workers
+
+
 def test_validation_and_the_files_of_prepare_data_are_the_same(photos, tmp_path):
     (photos[1] / "sub").mkdir()
     Image.open(photos[1] / "image_1.png").save(photos[1] / "sub" / "image_1.jpg")

@@ -103,6 +103,18 @@ def test_fp32_is_fp32_inside_autocast_and_with_tf32_on():
     assert seen == [False, False, True, True]
 
 
+@pytest.mark.parametrize(("cores", "processes", "share"), [(6, None, 6), (6, "4", 1), (1, "2", 1)])
+def test_processes_on_one_machine_share_its_cores(monkeypatch, cores, processes, share):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(cores)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert machine.cores_per_process() == share
+    monkeypatch.delattr("os.sched_getaffinity")  # as on Windows and macOS
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert machine.cores_per_process() == share
+
+
 # --- memory, from copies of what Linux shows ----------------------------------------------------
 
 

@@ -85,6 +85,19 @@ def process_on_machine() -> int:
 # --- the processor ------------------------------------------------------------------------------
 
 
+def cores_per_process() -> int:
+    """Return how many of this machine's cores each process of the run may use, at least 1.
+
+    Under torchrun, the processes divide them: it sets OMP_NUM_THREADS to 1, so the number of
+    PyTorch's threads does not tell.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))  # those that the scheduler or container allows
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def check_cpu_precision(name: str) -> None:
     """Raise UserError for fp16, in which a CPU does not compute."""
     if name == "fp16":
