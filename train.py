@@ -260,6 +260,7 @@ def train_epoch(
         title += " pixel-only"
     # In fast steps on a GPU, asking the other processes takes time
     ask_every = 8 if distributed.world_size() > 1 and args.device == "cuda" else 1
+    means: dict[str, float] = {}
     bar: tqdm[None] = cli.progress_bar(
         total=batches, initial=progress.batch, desc=title, unit="step"
     )
@@ -285,8 +286,9 @@ def train_epoch(
                 bar.set_postfix_str(text, refresh=False)
             bar.update()
 
-            # Stop, if a process was asked to
+            # Stop, if a process has a loss that is not finite or was asked to
             if is_last or progress.batch % ask_every == 0:
+                progress.check_finite(means)
                 stopped = distributed.agree(stop)
                 if stopped:
                     return stopped

@@ -5,10 +5,13 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT, run, started_script
 from PIL import Image
 from test_cli_train import assert_same_run, command, rows_of
@@ -16,6 +19,7 @@ from test_cli_train import assert_same_run, command, rows_of
 import metrics
 from dataloader import EpochSampler, ValDatasetFromFolder
 from utils import cli, distributed, generator_file
+from utils.checkpoint import Progress
 from validation import validate
 
 OPTIONS = ["--pretrain-epochs", 1, "--crops-per-image", 2, "--batch-size", 4, "--ema", 0.9]
@@ -198,6 +202,26 @@ def test_shares_are_even_and_disjoint_and_left_out_samples_are_reported(two_proc
         EpochSampler(11, 4, 0, 0, 3)
 
 
+def test_a_loss_that_is_not_finite_in_one_process_ends_all_with_the_same_message(
+    two_processes, tmp_path
+):
+    photos, *_ = two_processes
+    arguments = command(photos, tmp_path / "out", *OPTIONS, "--epochs", 0)
+    lines = set()
+    for done in launched(2, "tests/ddp_not_finite.py", *arguments):
+        assert done.returncode == 1, done.stderr
+        lines |= {line for line in done.stderr.splitlines() if "error" in line}
+    (line,) = lines
+    assert "error: Loss_Pixel not finite in epoch 1, by step " in line
+
+
+def test_a_network_that_is_not_finite_in_one_process_ends_all(monkeypatch):
+    """As the batch statistics, which are each process's own, may be."""
+    monkeypatch.setattr(distributed, "gather", lambda wrong: [wrong, ["weights of the generator"]])
+    with pytest.raises(cli.RunError, match="weights of the generator not finite in epoch 3"):
+        Progress(epoch=3).check_weights(generator=torch.nn.Linear(1, 1))
+
+
 def test_a_single_process_changes_nothing():
     values = torch.rand(3)
     network = torch.nn.Linear(1, 1)
@@ -218,3 +242,52 @@ def test_a_launcher_that_sets_less_than_torchrun_is_told_what_is_missing(monkeyp
     with pytest.raises(cli.UserError, match=f"not {missing}: start the processes with torchrun"):
         with distributed.processes(torch.device("cpu")):
             pytest.fail("the processes cannot find each other")
+
+
+# --- GPUs, without one --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretend to be the only process of a machine with two GPUs; record what is done with them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    variables = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": port}
+    variables["MASTER_ADDR"] = "127.0.0.1"
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(distributed, "_gpu_group", None)
+    gpus = mock.Mock()
+    monkeypatch.setattr(torch.cuda, "set_device", gpus.set_device)
+    monkeypatch.setattr(dist, "new_group", gpus.new_group)
+    yield gpus
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+CUDA = torch.device("cuda")
+
+
+def test_gpus_wait_for_each_other_for_minutes_and_processes_for_hours(gpus):
+    with distributed.processes(CUDA):
+        assert dist.get_backend() == "gloo"
+        assert distributed.gather("a") == ["a"]
+    gpus.new_group.assert_called_once_with(backend="nccl", timeout=timedelta(minutes=10))
+
+
+def test_a_run_that_ends_destroys_its_groups(gpus):
+    with distributed.processes(CUDA):
+        pass
+    assert not dist.is_initialized()
+    gpus.new_group().abort.assert_not_called()
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_a_run_that_fails_aborts_what_others_wait_for_instead_of_waiting_for_them(gpus, error):
+    destroy = mock.Mock()
+    with mock.patch.object(dist, "destroy_process_group", destroy), pytest.raises(error):
+        with distributed.processes(CUDA):
+            raise error
+    gpus.new_group().abort.assert_called_once_with()
+    destroy.assert_not_called()

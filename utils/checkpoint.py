@@ -138,36 +138,35 @@ class Progress:
         self.samples += samples
 
     def means(self) -> dict[str, float]:
-        """Return the epoch's means so far, by column; this waits for the device.
+        """Return the epoch's means so far, by column; this waits for the device."""
+        stacked = torch.stack(list(self.sums.values())) / max(1, self.samples)
+        return dict(zip(self.sums, stacked.tolist(), strict=True))
+
+    def check_finite(self, values: dict[str, float]) -> None:
+        """Stop the run if a value is not finite in any of the processes, which all call this.
 
         Raises:
-            RunError: one of them is not finite.
+            RunError: the same in all processes; it names the values, the epoch, the step and what
+                to try.
         """
-        stacked = torch.stack(list(self.sums.values())) / max(1, self.samples)
-        means = dict(zip(self.sums, stacked.tolist(), strict=True))
-        stop_unless_finite(means, self.epoch, self.batch)
-        return means
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        found = {name: None for names in distributed.gather(wrong) for name in names}
+        if found:
+            raise cli.RunError(
+                f"{', '.join(found)} not finite in epoch {self.epoch}, by step {self.batch}; the "
+                "checkpoints are from before that. Try a lower --learning-rate, more "
+                "--warmup-steps or --precision fp32, with another --out"
+            )
 
     def check_weights(self, **networks: nn.Module) -> None:
-        """Raise RunError if a network, given by its name, has a weight that is not finite."""
+        """Stop the run as `check_finite` does if a network, given by its name, is not finite."""
         sums = {}
         for name, network in networks.items():
             tensors = network.state_dict().values()
             sums[f"weights of the {name}"] = sum(
                 tensor.cpu().double().sum().item() for tensor in tensors
             )
-        stop_unless_finite(sums, self.epoch, self.batch)
-
-
-def stop_unless_finite(values: dict[str, float], epoch: int, step: int) -> None:
-    """Raise RunError if a value is not finite, naming it, the epoch, the step and what to try."""
-    wrong = [name for name, value in values.items() if not math.isfinite(value)]
-    if wrong:
-        raise cli.RunError(
-            f"{', '.join(wrong)} not finite in epoch {epoch}, by step {step}; the checkpoints are "
-            "from before that. Try a lower --learning-rate, more --warmup-steps or "
-            "--precision fp32, with another --out"
-        )
+        self.check_finite(sums)
 
 
 def open_run(out: Path) -> dict[str, Any] | None:

@@ -20,6 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from utils import cli
 
 _PATIENCE = timedelta(hours=2)  # one process may decode a large folder while the others wait
+_SHORT_PATIENCE = timedelta(minutes=10)  # where all arrive at about the same time
+
+# Through which GPUs exchange gradients and buffers; None: the default group, Gloo's on the CPU
+_gpu_group: dist.ProcessGroup | None = None
 
 
 def launched() -> bool:
@@ -45,6 +49,7 @@ def processes(device: torch.device) -> Iterator[None]:
         UserError: this machine has fewer GPUs than processes, or the launcher does not set all
             variables that torchrun sets.
     """
+    global _gpu_group
     if not launched():
         yield
         return
@@ -72,18 +77,26 @@ def processes(device: torch.device) -> Iterator[None]:
         )
 
     # Connect
-    store, number, count = next(rendezvous("env://", timeout=_PATIENCE))
+    store, number, count = next(rendezvous("env://", timeout=_SHORT_PATIENCE))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun keeps one store across restarts, which still holds addresses of dead processes
         store = dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_PATIENCE)
+    dist.init_process_group("gloo", store=store, rank=number, world_size=count, timeout=_PATIENCE)
+    if device.type == "cuda":
+        _gpu_group = dist.new_group(backend="nccl", timeout=_SHORT_PATIENCE)
+
+    # Run
     try:
         with open(os.devnull, "w") as nowhere:
             with contextlib.redirect_stdout(sys.stdout if rank() == 0 else nowhere):
                 yield
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # The others may be waiting for this process. Destroying a group would wait for them in
+        # turn; when this process ends instead, so do their connections to it.
+        if _gpu_group is not None:
+            _gpu_group.abort()
+        raise
+    dist.destroy_process_group()
 
 
 def wrap(network: nn.Module) -> nn.Module:
@@ -98,7 +111,7 @@ def wrap(network: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         # PyTorch 2.13 has a new name for the option, which 2.11 does not know
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(network, broadcast_buffers=False)
+        return DistributedDataParallel(network, process_group=_gpu_group, broadcast_buffers=False)
 
 
 def first_on_machine() -> bool:
@@ -156,4 +169,4 @@ def share_buffers(*networks: nn.Module) -> None:
         return
     for network in networks:
         for buffer in network.buffers():
-            dist.broadcast(buffer, 0)
+            dist.broadcast(buffer, 0, group=_gpu_group)
