@@ -291,3 +291,28 @@ def test_a_run_that_fails_aborts_what_others_wait_for_instead_of_waiting_for_the
             raise error
     gpus.new_group().abort.assert_called_once_with()
     destroy.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("local", "visible", "torchrun", "chosen"),
+    [(1, 2, True, 1), (1, 2, False, 1), (3, 1, False, 0), (0, 1, True, 0)],
+)
+def test_a_process_takes_its_own_gpu(gpus, monkeypatch, local, visible, torchrun, chosen):
+    """Under srun --gpus-per-task=1, each process sees its own GPU alone, as number 0."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with distributed.processes(CUDA):
+        gpus.set_device.assert_called_once_with(chosen)
+
+
+@pytest.mark.parametrize(("local", "visible", "torchrun"), [(2, 2, False), (1, 1, True)])
+def test_more_processes_than_gpus_are_refused(gpus, monkeypatch, local, visible, torchrun):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    message = f"LOCAL_RANK is {local}, but the number of visible GPUs is {visible}: .*torchrun"
+    with pytest.raises(cli.UserError, match=message), distributed.processes(CUDA):
+        pytest.fail("two processes share a GPU")

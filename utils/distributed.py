@@ -64,12 +64,7 @@ def processes(device: torch.device) -> Iterator[None]:
             "torchrun, or export these too, such as LOCAL_RANK=$SLURM_LOCALID under srun"
         )
     if device.type == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        gpus = torch.cuda.device_count()
-        if local >= gpus:
-            found = cli.counted(gpus, "GPU")
-            raise cli.UserError(f"--nproc_per_node is too large: this machine has {found}")
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(_own_gpu())
     if device.type == "mps":
         raise cli.UserError(
             "several processes cannot share an MPS device; run train.py without torchrun, or with "
@@ -97,6 +92,25 @@ def processes(device: torch.device) -> Iterator[None]:
             _gpu_group.abort()
         raise
     dist.destroy_process_group()
+
+
+def _own_gpu() -> int:
+    """Return the number of this process's GPU among those that it sees.
+
+    Raises:
+        UserError: there are more processes than GPUs.
+    """
+    local = int(os.environ["LOCAL_RANK"])
+    gpus = torch.cuda.device_count()
+    # srun --gpus-per-task=1 shows each process only its own GPU; torchrun's processes see the same
+    if gpus == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0
+    if local >= gpus:
+        raise cli.UserError(
+            f"LOCAL_RANK is {local}, but the number of visible GPUs is {gpus}: start one process "
+            f"per GPU, such as with torchrun --nproc_per_node={gpus}"
+        )
+    return local
 
 
 def wrap(network: nn.Module) -> nn.Module:
