@@ -69,13 +69,13 @@ def adversarial_step(models: "Models", lr: Tensor, hr: Tensor) -> dict[str, Tens
     """
     assert models.loss is not None
     adversarial = models.loss.adversarial
-    parts = models.parts_of(lr, hr)
-    regenerate = len(parts) > 1  # so that only one part's graph is held at a time
+    # With several parts, only the graph of one is held at a time
+    regenerate = min(models.accumulate, len(lr)) > 1
     values: dict[str, Tensor] = {}
 
     # (1) Update D: minimise BCE(D(x), 1) + BCE(D(G(z)), 0)
     models.optimizer_d.zero_grad(set_to_none=True)
-    for part_lr, part_hr, share in parts:
+    for part_lr, part_hr, share in models.parts_of(lr, hr):
         with autocast(models.device, models.precision):
             with torch.set_grad_enabled(not regenerate):
                 fake = models.generate(part_lr)
@@ -90,7 +90,7 @@ def adversarial_step(models: "Models", lr: Tensor, hr: Tensor) -> dict[str, Tens
     #     (default weights; --grid-weight and --consistency-weight add two terms)
     models.optimizer_g.zero_grad(set_to_none=True)
     models.discriminator.requires_grad_(False)
-    for part_lr, part_hr, share in parts:
+    for part_lr, part_hr, share in models.parts_of(lr, hr):
         with autocast(models.device, models.precision):
             if regenerate:
                 fake = models.generate(part_lr)
@@ -182,8 +182,10 @@ class Models:
         if args.compile:
             share_of_batch = math.ceil(args.batch_size / distributed.world_size())
             size = math.ceil(share_of_batch / args.accumulate)
-        self.generate = compile_for(distributed.wrap(self.generator), size)
-        self.discriminate = compile_for(distributed.wrap(Logits(self.discriminator)), size)
+        self.wrapped_g = distributed.wrap(self.generator)
+        self.wrapped_d = distributed.wrap(Logits(self.discriminator))
+        self.generate = compile_for(self.wrapped_g, size)
+        self.discriminate = compile_for(self.wrapped_d, size)
         # In G's step, D has no gradients to average
         self.discriminate_unwrapped = compile_for(self.discriminator.logits, size)
 
@@ -206,10 +208,15 @@ class Models:
         """The generator that is validated and saved: the averaged one with `--ema`."""
         return self.ema.module if self.ema else self.generator
 
-    def parts_of(self, lr: Tensor, hr: Tensor) -> list[tuple[Tensor, Tensor, float]]:
-        """Split a batch into `--accumulate` parts, each with its share of the batch."""
-        pairs = zip(lr.chunk(self.accumulate), hr.chunk(self.accumulate), strict=True)
-        return [(lr_part, hr_part, len(lr_part) / len(lr)) for lr_part, hr_part in pairs]
+    def parts_of(self, lr: Tensor, hr: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Yield a batch in `--accumulate` parts, each with its share of the batch.
+
+        Processes average their gradients once, in the last part's backward pass.
+        """
+        parts = list(zip(lr.chunk(self.accumulate), hr.chunk(self.accumulate), strict=True))
+        for number, (lr_part, hr_part) in enumerate(parts, 1):
+            with distributed.averaging(number == len(parts), self.wrapped_g, self.wrapped_d):
+                yield lr_part, hr_part, len(lr_part) / len(lr)
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
         """Apply a network's gradients, clipped to `--grad-clip`."""

@@ -94,7 +94,7 @@ def two_processes(tmp_path_factory, astronaut):
     return photos, folder / "out", first, second
 
 
-def test_parameters_are_equal_after_every_step():
+def test_parameters_are_equal_after_every_step_and_parts_are_averaged_once():
     first, second = launched(2, "tests/ddp_steps.py")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert "equal parameters in 2 processes" in first.stdout

@@ -128,6 +128,19 @@ def wrap(network: nn.Module) -> nn.Module:
         return DistributedDataParallel(network, process_group=_gpu_group, broadcast_buffers=False)
 
 
+@contextlib.contextmanager
+def averaging(wanted: bool, *networks: nn.Module) -> Iterator[None]:
+    """Context manager in which networks of `wrap` average their gradients, if that is wanted.
+
+    Otherwise, each process adds up its own until a backward pass that averages the sums.
+    """
+    with contextlib.ExitStack() as stack:
+        for network in networks:
+            if isinstance(network, DistributedDataParallel) and not wanted:
+                stack.enter_context(network.no_sync())
+        yield
+
+
 def first_on_machine() -> bool:
     """Tell whether this is the first of the processes on this machine."""
     return not dist.is_initialized() or os.environ["LOCAL_RANK"] == "0"
