@@ -428,14 +428,17 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
         while progress.epoch <= last_epoch and not stopped:
             begin_phase(args, models, perceptual, progress)
             if progress.batch < len(loader):
-                stopped = train_epoch(args, models, loader, progress, stop)
+                with log.timed("training"):
+                    stopped = train_epoch(args, models, loader, progress, stop)
             scores = None
             if not stopped:
-                scores = validate_if_due(args, models, val_set, distances, progress, stop)
+                with log.timed("validation"):
+                    scores = validate_if_due(args, models, val_set, distances, progress, stop)
             stopped = distributed.agree(stop)
-            if scores is not None:
-                progress = finish_epoch(args, models, progress, scores, log)
-            checkpoint.save_run(args.out, models.state, progress, rows, record)
+            with log.timed("checkpoints"):
+                if scores is not None:
+                    progress = finish_epoch(args, models, progress, scores, log)
+                checkpoint.save_run(args.out, models.state, progress, rows, record)
             if scores is not None:
                 print(run_log.epoch_text(rows, last_epoch), flush=True)
     if progress.epoch > last_epoch:

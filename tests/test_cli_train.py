@@ -2,6 +2,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,12 +117,23 @@ def test_a_run_leaves_all_that_the_design_lists(whole_run):
         ".lock"
     } == expected
     assert "9 updates" in done.stdout and "UNTRAINED" in done.stdout and "finished" in done.stdout
+    shares = r"^time: training \d+%, validation \d+%, checkpoints \d+%(;|$)"
+    assert re.search(shares, done.stdout, re.M), done.stdout
     config = json.loads((out / "config.json").read_text())
     assert (
         config["options"]["crop"] == 32
         and config["versions"]["torch"]
         and config["device"]["type"] == "cpu"
     )
+
+
+def test_the_end_says_which_share_of_the_time_was_training():
+    seconds = {"training": 19.0, "validation": 27.5, "checkpoints": 3.5}
+    shares = "time: training 38%, validation 55%, checkpoints 7%"
+    advice = "; a larger --val-every or --crops-per-image leaves more time for training"
+    assert run_log.time_text(seconds) == shares + advice
+    seconds["training"] = 31.0
+    assert run_log.time_text(seconds) == "time: training 50%, validation 44%, checkpoints 6%"
 
 
 def test_config_says_whether_the_files_differ_from_the_commit(tmp_path, monkeypatch):

@@ -1,9 +1,12 @@
 """What a training run records: a line per epoch, statistics.csv, TensorBoard and config.json."""
 
+import contextlib
 import json
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +44,7 @@ class RunLog:
         self.board: TensorBoard | None = None
         self.leader = distributed.rank() == 0
         self.degradation = record["degradation"]["version"]
+        self.seconds = {"training": 0.0, "validation": 0.0, "checkpoints": 0.0}
         if not self.leader:
             return
         for name in ("checkpoints", "validation"):
@@ -62,6 +66,13 @@ class RunLog:
         if self.board:
             self.board.close()
 
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Context manager that counts its time as training, validation or checkpoints."""
+        began = time.monotonic()
+        yield
+        self.seconds[part] += time.monotonic() - began
+
     def add(self, progress: Progress, learning_rate: float, scores: dict[str, float]) -> None:
         """Record a finished epoch; `scores` come from its validation."""
         progress.sums = {name: distributed.mean(value) for name, value in progress.sums.items()}
@@ -73,12 +84,14 @@ class RunLog:
             self.board.write(row, self.out / "validation" / f"epoch_{progress.epoch:03d}")
 
     def report_end(self, progress: Progress, stopped: int | None) -> int:
-        """Print how the run ended; return the exit status.
+        """Print how the run ended and where its time went; return the exit status.
 
         Args:
             progress: at the end.
             stopped: the signal that stopped the run, or None.
         """
+        if any(self.seconds.values()):
+            print(time_text(self.seconds))
         if not stopped:
             print(f"finished: {describe_result(self.rows)}; everything is in {self.out}")
             return 0
@@ -126,6 +139,15 @@ def epoch_text(rows: list[dict[str, Any]], total_epochs: int) -> str:
         parts.append(f"distance {row['Distance']:.3f}")
     parts.append(f"{row['Images_Per_Second']:.1f} images/s  {row['Seconds']:.0f} s")
     return "  ".join(parts) + _discriminator_note(rows[-_WATCHED_EPOCHS:])
+
+
+def time_text(seconds: dict[str, float]) -> str:
+    """Return which share of the time each part of a run took, as a line."""
+    shares = {part: spent / sum(seconds.values()) for part, spent in seconds.items()}
+    text = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+    if shares["training"] < 0.5:
+        text += "; a larger --val-every or --crops-per-image leaves more time for training"
+    return f"time: {text}"
 
 
 def _discriminator_note(rows: list[dict[str, Any]]) -> str:
