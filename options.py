@@ -473,8 +473,6 @@ def _default_workers(args: argparse.Namespace) -> int:
 
     Passing on a crop that was cut from the cache takes longer than cutting it.
     """
-    import torch
-
     from degradations import DEGRADATIONS
 
     random = DEGRADATIONS[args.degradation].random_per_crop
