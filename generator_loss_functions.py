@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.device import true_fp32
 from utils.pretrained import squeezenet_layers, vgg16_layers, vgg19_blocks, vgg19_layers
 
 PIXEL_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}  # SRGAN's, and ESRGAN's
@@ -249,13 +250,11 @@ def grid_loss(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
 
     The difference, less its 5x5 mean (reflected at the border), is averaged over all pixels with
     the same row and column modulo `upscale`, for each image and channel. The result is the mean
-    square of these averages; at x1, where nothing can repeat, it is 0.
+    square of these averages.
 
     Args:
         sr, hr: images (N, C, H, W) in [0, 1], with sides that are multiples of the scale.
     """
-    if upscale == 1:
-        return sr.new_zeros(())
     difference = sr - hr
     smooth = F.avg_pool2d(F.pad(difference, (2, 2, 2, 2), "reflect"), 5, 1)
     fine = difference - smooth
@@ -268,16 +267,42 @@ def consistency_loss(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
 
     Many HR images have the same LR, and texture is a choice among them. This term leaves that
     choice free. It penalises what LR rules out: patterns as wide as LR's pixels, lost contrast,
-    changed colours (Bahat and Michaeli, 2020, section 3). At x1, where it would be the pixel loss,
-    it is 0.
+    changed colours (Bahat and Michaeli, 2020, section 3).
 
     Args:
         sr, hr: images (N, C, H, W) in [0, 1], with sides that are multiples of the scale.
     """
-    if upscale == 1:
-        return sr.new_zeros(())
-    size = [side // upscale for side in hr.shape[-2:]]
-    return F.interpolate(sr - hr, size, mode="bicubic", antialias=True).square().mean()
+    return reduce_bicubic(sr - hr, upscale).square().mean()
+
+
+def reduce_bicubic(image: Tensor, upscale: int) -> Tensor:
+    """Reduce images by bicubic with a low-pass filter, as Pillow does, but without rounding.
+
+    `F.interpolate(antialias=True)` gives the same, but has no gradient on MPS.
+
+    Args:
+        image: (N, C, H, W), with sides that are multiples of the scale.
+        upscale: the scale.
+
+    Returns:
+        (N, C, H/upscale, W/upscale).
+    """
+    taps = 4 * upscale - upscale % 2
+    place = torch.arange(taps, dtype=image.dtype, device=image.device) - (taps - 1) / 2
+    distance = place.abs() / upscale
+    near = (1.5 * distance - 2.5) * distance.square() + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    window = torch.where(distance < 1, near, far)  # Keys, 1981, with a = -0.5
+    kernel = torch.outer(window, window)[None, None]
+
+    def filtered(planes: Tensor) -> Tensor:
+        return F.conv2d(planes, kernel, stride=upscale, padding=(taps - upscale) // 2)
+
+    planes = image.flatten(0, 1).unsqueeze(1)  # (N·C, 1, H, W)
+    with true_fp32(image.device):
+        # At the border, the weights of the taps inside the image are scaled to a sum of 1
+        reduced = filtered(planes) / filtered(torch.ones_like(planes[:1]))
+    return reduced.view(*image.shape[:2], *reduced.shape[-2:])
 
 
 # --- all together -------------------------------------------------------------------------------
@@ -285,6 +310,8 @@ def consistency_loss(sr: Tensor, hr: Tensor, upscale: int) -> Tensor:
 
 class GeneratorLoss(nn.Module):
     """The weighted sum of the terms above; train.py's options of the same names set the weights.
+
+    A term whose weight is 0 is not computed.
 
     Args:
         network: the perceptual network; may be None if its weight is 0.
@@ -346,29 +373,39 @@ class GeneratorLoss(nn.Module):
         self.zoom = 1 + quarters / 4
 
     def forward(
-        self, sr: Tensor, hr: Tensor, fake_logits: Tensor, real_logits: Tensor | None = None
+        self,
+        sr: Tensor,
+        hr: Tensor,
+        fake_logits: Tensor | None,
+        real_logits: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted total and the unweighted terms, by CSV column.
 
         Args:
             sr, hr: images (N, 3, H, W) in [0, 1].
-            fake_logits, real_logits: D's logits for `sr` and `hr`, of any shape; the latter only
-                if `adversarial.needs_real`.
+            fake_logits, real_logits: D's logits for `sr` and `hr`, of any shape; the former only
+                if the adversarial weight is not 0, the latter only if `adversarial.needs_real` too.
         """
         sr_fp32 = sr.float()
-        terms = {
-            "Loss_Pixel": self.pixel_loss(sr_fp32, hr),
-            "Loss_Adversarial": self.adversarial.generator_loss(real_logits, fake_logits),
-        }
+        weights = self.weights
+        terms: dict[str, Tensor] = {}
+        if weights["Loss_Pixel"]:
+            terms["Loss_Pixel"] = self.pixel_loss(sr_fp32, hr)
+        if weights["Loss_Adversarial"]:
+            assert fake_logits is not None
+            terms["Loss_Adversarial"] = self.adversarial.generator_loss(real_logits, fake_logits)
         if self.network is not None:
             distances = self.network.distance(self.viewed(sr), self.viewed(hr))
             terms["Loss_Perceptual"] = distances.mean()
-        terms["Loss_TV"] = self.tv_loss(sr_fp32)
-        terms["Loss_Grid"] = grid_loss(sr_fp32, hr, self.upscale)
-        terms["Loss_Consistency"] = consistency_loss(sr_fp32, hr, self.upscale)
+        if weights["Loss_TV"]:
+            terms["Loss_TV"] = self.tv_loss(sr_fp32)
+        if weights["Loss_Grid"]:
+            terms["Loss_Grid"] = grid_loss(sr_fp32, hr, self.upscale)
+        if weights["Loss_Consistency"]:
+            terms["Loss_Consistency"] = consistency_loss(sr_fp32, hr, self.upscale)
         total = sr_fp32.new_zeros(())
         for name, term in terms.items():
-            total = total + self.weights[name] * term
+            total = total + weights[name] * term
         return total, terms
 
     def viewed(self, image: Tensor) -> Tensor:

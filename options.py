@@ -522,6 +522,13 @@ def _check(args: argparse.Namespace) -> None:
     if args.pretrain_epochs + args.epochs == 0:
         raise cli.UserError("--epochs 0 with --pretrain-epochs 0 leaves nothing to do")
 
+    weights = [value for name, value in vars(args).items() if name.endswith("_weight")]
+    if args.epochs and not any(weights):
+        raise cli.UserError(
+            "the weights of all losses are 0, so the adversarial epochs would not train the "
+            "generator; give one a weight, such as --pixel-weight 1, or use --epochs 0"
+        )
+
     # Packages
     for option, wanted in (("lpips", args.lpips), ("tensorboard", args.tensorboard)):
         if wanted and find_spec(option) is None:

@@ -87,15 +87,19 @@ def adversarial_step(models: "Models", lr: Tensor, hr: Tensor) -> dict[str, Tens
     models.update(models.optimizer_d)
 
     # (2) Update G: minimise pixel + 0.001 BCE(D(G(z)), 1) + 0.006 perceptual + 2e-8 TV
-    #     (default weights; --grid-weight and --consistency-weight add two terms)
+    #     (default weights; a term whose weight is 0 is not computed)
     models.optimizer_g.zero_grad(set_to_none=True)
     models.discriminator.requires_grad_(False)
     for part_lr, part_hr, share in models.parts_of(lr, hr):
         with autocast(models.device, models.precision):
             if regenerate:
                 fake = models.generate(part_lr)
-            hr_logits = models.discriminate_unwrapped(part_hr) if adversarial.needs_real else None
-            sr_logits = models.discriminate_unwrapped(fake)
+            hr_logits = None
+            sr_logits = None
+            if models.loss.weights["Loss_Adversarial"]:
+                if adversarial.needs_real:
+                    hr_logits = models.discriminate_unwrapped(part_hr)
+                sr_logits = models.discriminate_unwrapped(fake)
             sr = images.signed_to_unit(fake.float())
             target = images.signed_to_unit(part_hr)
             loss_g, terms = models.loss(sr, target, sr_logits, hr_logits)

@@ -82,20 +82,11 @@ def plain_step(models: train.Models, lr: torch.Tensor, hr: torch.Tensor) -> dict
         F.binary_cross_entropy(score, torch.ones_like(score)),
         F.mse_loss(vgg(sr), vgg(target)),
         tv,
-        grid_loss(sr, target, 4),
-        consistency_loss(sr, target, 4),
     ]
     loss_g = terms[0] + 1e-3 * terms[1] + 6e-3 * terms[2] + 2e-8 * terms[3]
     loss_g.backward()
     gradients["G"] = torch.cat([parameter.grad.flatten() for parameter in generator.parameters()])
-    names = [
-        "Loss_Pixel",
-        "Loss_Adversarial",
-        "Loss_Perceptual",
-        "Loss_TV",
-        "Loss_Grid",
-        "Loss_Consistency",
-    ]
+    names = ["Loss_Pixel", "Loss_Adversarial", "Loss_Perceptual", "Loss_TV"]
     values = {
         "Loss_D": loss_d,
         "Loss_G": loss_g,
@@ -180,6 +171,16 @@ def test_the_generator_step_of_esrgan_uses_the_updated_discriminator_on_both_sid
         2e-8 * values["Loss_TV"] + 1000 * values["Loss_Grid"] + 300 * values["Loss_Consistency"]
     )
     assert values["Loss_G"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("gan", ["standard", "relativistic"])
+def test_without_adversarial_weight_only_the_step_of_d_uses_d(gan):
+    models = models_of("--adversarial-weight", "0", "--adversarial-loss", gan)
+    models.discriminate_unwrapped = None  # calling it would raise an error
+    before = models.discriminator.classifier[-1].weight.clone()
+    values = train.adversarial_step(models, torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32))
+    assert "Loss_D" in values and "Loss_Adversarial" not in values
+    assert not torch.equal(models.discriminator.classifier[-1].weight, before)
 
 
 @pytest.mark.parametrize("step", [train.pixel_step, train.adversarial_step])

@@ -129,11 +129,14 @@ class Progress:
     def add(self, values: dict[str, Tensor], samples: int) -> None:
         """Add a batch: its losses and scores, which stay on the device, and its samples.
 
-        A column that the unfinished epoch of an older version lacks is empty until the next epoch.
+        A column that only some of the epoch's batches have stays empty until the next epoch: an
+        older version, which began this epoch, may have had other columns.
         """
-        for name, value in values.items():
-            if self.batch == 0 or name in self.sums:
-                self.sums[name] = self.sums.get(name, 0) + value * samples
+        self.sums = {
+            name: self.sums.get(name, 0) + value * samples
+            for name, value in values.items()
+            if self.batch == 0 or name in self.sums
+        }
         self.batch += 1
         self.samples += samples
 
