@@ -241,10 +241,21 @@ class Models:
 
 def new_adam(network: nn.Module) -> torch.optim.Adam:
     """Return Adam with betas (0.9, 0.999); the learning rate is set before every update."""
-    # On a CPU, the default is a loop over the tensors. Elsewhere the default is fast, and it works
-    # with the gradient scaler on every device and after a resume.
-    on_cpu = next(network.parameters()).device.type == "cpu"
-    return torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), fused=on_cpu or None)
+    device = next(network.parameters()).device.type
+    # The fused kernel updates all tensors at once. On CUDA, it also skips an fp16 update that
+    # overflowed, which otherwise makes the CPU wait for the GPU; on MPS, it may ignore the scaler.
+    fused = True if device in ("cpu", "cuda") else None
+    adam = torch.optim.Adam(network.parameters(), betas=(0.9, 0.999), fused=fused)
+
+    def keep_fused(_adam: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        groups = [{**group, "fused": fused} for group in state["param_groups"]]
+        return {**state, "param_groups": groups}
+
+    # A checkpoint also holds the choice of the device and version that wrote it. A CPU goes on with
+    # that one, since its results are exact to the last bit.
+    if device != "cpu":
+        adam.register_load_state_dict_pre_hook(keep_fused)
+    return adam
 
 
 # --- an epoch -----------------------------------------------------------------------------------

@@ -263,6 +263,22 @@ def test_averaged_weights_are_those_of_pytorch():
         assert torch.allclose(ours[name].double(), tensor.double(), atol=1e-6), name
 
 
+def test_a_resumed_optimiser_is_fused_where_this_device_needs_it():
+    """A checkpoint of another device, or of an older version, also holds that one's choice."""
+    network = nn.Linear(2, 2)
+    network(torch.ones(1, 2)).sum().backward()
+    for fused in (True, None):
+        saved = torch.optim.Adam(network.parameters(), fused=fused)
+        saved.step()
+        kept = {}
+        for device in ("cpu", "meta"):
+            adam = train.new_adam(nn.Linear(2, 2, device=device))
+            adam.load_state_dict(saved.state_dict())
+            kept[device] = adam.param_groups[0]["fused"]
+            assert adam.state_dict()["state"][0]["step"].device.type == "cpu"
+        assert kept == {"cpu": fused, "meta": None}
+
+
 def test_only_whole_batches_are_compiled(monkeypatch):
     """A compiler that met an epoch's smaller last batch would compile everything again."""
     compiled = []
