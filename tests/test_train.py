@@ -1,6 +1,8 @@
 """The steps of train.py, compared with the same updates in plain code."""
 
+import argparse
 import copy
+import math
 from unittest import mock
 
 import pytest
@@ -12,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import model
 import train
 from generator_loss_functions import consistency_loss, grid_loss
+from utils import checkpoint
+from utils.checkpoint import Progress
 from utils.device import compile_for
 
 RATE = 1e-4
@@ -328,3 +332,108 @@ def test_the_pixel_step_reduces_the_chosen_loss():
         assert train.pixel_step(models, lr, hr)["Loss_Pixel"].item() == pytest.approx(
             expected, rel=1e-4
         )
+
+
+# --- fp16, with its gradient scaler, on the CPU --------------------------------------------------
+
+
+def fp16_models() -> tuple[argparse.Namespace, train.Models]:
+    """The options and the models of an fp16 run with a cosine, EMA and clipped gradients."""
+    words = ["--perceptual-weight", "0", "--blocks", "1", "--ema", "0.9", "--grad-clip", "1"]
+    words += ["--lr-schedule", "cosine", "--epochs", "1", "--device", "cpu", "--precision", "fp32"]
+    args = train.get_args_parser().parse_args(words)
+    train.options.resolve(args)
+    args.precision = "fp16"
+    models = train.Models(args)
+    models.loss = train.new_loss(args, None)
+    return args, models
+
+
+def fp16_updates(
+    args: argparse.Namespace, models: train.Models, progress: Progress, last: int
+) -> None:
+    """Do the updates up to `last` of 4; the second one overflows, as its scale is too large."""
+    while progress.batch < last:
+        if progress.batch == 1:
+            models.scaler.update(2.0**40)
+        data = torch.Generator().manual_seed(progress.batch)
+        lr = torch.rand(2, 3, 8, 8, generator=data) * 2 - 1
+        hr = torch.rand(2, 3, 32, 32, generator=data) * 2 - 1
+        train.begin_update(args, models, progress, 4)
+        values = train.adversarial_step(models, lr, hr)
+        models.update_average()
+        progress.add(values, len(lr))
+        if progress.batch == 2:
+            assert models.scaler.get_scale() == 2.0**39
+            models.scaler.update(1024.0)
+
+
+def changes(before: dict[str, dict], after: dict[str, dict]) -> set[str]:
+    """The names of the parts of two states that differ."""
+
+    def same(a, b) -> bool:
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+    leaves = torch.utils._pytree.tree_leaves
+    return {
+        name
+        for name in before
+        if not all(map(same, leaves(before[name]), leaves(after[name])))
+    }
+
+
+def state_of(models: train.Models) -> dict[str, dict]:
+    """Copies of what a checkpoint stores, and of the parameters of both networks."""
+    state = {name: part.state_dict() for name, part in models.state.items()}
+    for name in ("generator", "discriminator"):
+        state[f"parameters of the {name}"] = dict(getattr(models, name).named_parameters())
+    return copy.deepcopy(state)
+
+
+def test_an_fp16_update_that_overflows_is_skipped_and_nothing_else_gets_out_of_step():
+    args, models = fp16_models()
+    progress = Progress()
+    fp16_updates(args, models, progress, 1)
+    before = state_of(models)
+    assert models.generator.tail.weight.dtype == torch.float32
+    fp16_updates(args, models, progress, 2)
+    after = state_of(models)
+    for name in ("optimizer_g", "optimizer_d"):
+        before[name] = before[name]["state"]  # without the learning rate, which goes on
+        after[name] = after[name]["state"]
+    # Batch statistics move on too: the forward pass did not overflow
+    assert changes(before, after) == {"generator", "discriminator", "ema", "scaler"}
+    assert models.ema.n_averaged == progress.batch == 2
+    fp16_updates(args, models, progress, 3)
+    assert models.optimizer_g.param_groups[0]["lr"] == pytest.approx(
+        1e-4 * (1 + math.cos(math.pi * 2 / 4)) / 2
+    )
+    moved = changes(after, state_of(models))
+    assert {"parameters of the generator", "parameters of the discriminator"} <= moved
+
+
+def test_an_fp16_run_that_was_stopped_after_an_overflow_ends_the_same(tmp_path):
+    record = {
+        "images": {},
+        "perceptual": None,
+        "degradation": {"version": "bicubic-1"},
+        "machine": {"processes": 1},
+    }
+    args, whole = fp16_models()
+    fp16_updates(args, whole, Progress(), 4)
+
+    _, stopped = fp16_models()
+    progress = Progress()
+    fp16_updates(args, stopped, progress, 2)
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint.save_run(tmp_path, stopped.state, progress, [], record)
+
+    _, resumed = fp16_models()
+    with torch.no_grad():
+        for parameter in (*resumed.generator.parameters(), *resumed.discriminator.parameters()):
+            parameter.add_(1)  # nothing of a fresh start may be left
+    saved = checkpoint.load_checkpoint(tmp_path / "checkpoints")[0]
+    progress, _ = checkpoint.restore(saved, resumed.state, record, torch.device("cpu"))
+    fp16_updates(args, resumed, progress, 4)
+    assert resumed.scaler.get_scale() == 1024
+    assert not changes(state_of(whole), state_of(resumed))
