@@ -326,7 +326,9 @@ def _grid(sr_detail: Tensor, hr_detail: Tensor, upscale: int) -> Tensor:
     busy = _smoothed(hr_detail.abs(), [1 / 9] * 9)
     thirty_percent = int(0.3 * (busy.numel() - 1)) + 1
     flat = busy <= busy.flatten().kthvalue(thirty_percent).values
-    flat_detail = torch.where(flat, sr_detail - sr_detail[flat].mean(), 0)
+    # Not sr_detail[flat].mean(): to learn how many there are, the CPU would wait for a GPU
+    mean = torch.where(flat, sr_detail, 0).sum() / flat.sum()
+    flat_detail = torch.where(flat, sr_detail - mean, 0)
     sums = sum_by_phase(flat_detail)
     counts = sum_by_phase(flat)
     return ((sums.square() / counts.clamp(min=1)).sum() / counts.sum()).sqrt()
@@ -337,8 +339,8 @@ def _smoothed(planes: Tensor, window: list[float]) -> Tensor:
     height, width = planes.shape[-2:]
     radius = len(window) // 2
     strip_rows = _strip_rows(planes.device)
-    rows = _mirrored(height, radius).to(planes.device)
-    columns = _mirrored(width, radius).to(planes.device)
+    rows = _mirrored(height, radius, planes.device)
+    columns = _mirrored(width, radius, planes.device)
     smoothed = torch.empty_like(planes)
     for top in range(0, height, strip_rows):
         strip = planes.index_select(-2, rows[top : top + strip_rows + 2 * radius])
@@ -349,9 +351,9 @@ def _smoothed(planes: Tensor, window: list[float]) -> Tensor:
     return smoothed
 
 
-def _mirrored(side: int, radius: int) -> Tensor:
+def _mirrored(side: int, radius: int, device: torch.device) -> Tensor:
     """Return the indices c b a | a b c d | d c b of a side and `radius` places beyond both ends."""
-    index = torch.arange(-radius, side + radius) % (2 * side)
+    index = torch.arange(-radius, side + radius, device=device) % (2 * side)
     return torch.minimum(index, 2 * side - 1 - index)
 
 
