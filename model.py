@@ -328,6 +328,6 @@ def move_towards(averaged: nn.Module, network: nn.Module, weight: float) -> None
         [tensor for tensor in theirs if tensor.is_floating_point()],
         weight,
     )
-    for our_tensor, their_tensor in zip(ours, theirs, strict=True):
-        if not our_tensor.is_floating_point():  # BN's count of batches
-            our_tensor.copy_(their_tensor)
+    counts = [tensor for tensor in ours if not tensor.is_floating_point()]  # BN's, of batches
+    if counts:
+        torch._foreach_copy_(counts, [x for x in theirs if not x.is_floating_point()])

@@ -16,6 +16,7 @@ import numpy as np
 import pandas
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
@@ -130,6 +131,28 @@ def flops_of(work: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
+
+
+class _OperatorCounter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += func.namespace == "aten" and not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def operators_of(work: Callable[[], object]) -> int:
+    """Return how many operators PyTorch dispatches in `work`, without views.
+
+    On a GPU, each of them launches at least one kernel.
+    """
+    with _OperatorCounter() as counter:
+        work()
+    return counter.count
 
 
 def write_pictures(

@@ -2,7 +2,8 @@
 
 The classic loop and ours use VGG16; another row shows our step with SqueezeNet instead. The limit
 is what the machine could do if it computed only what it does fastest: on a CPU, 3x3 convolutions
-from 64 to 64 channels; on a GPU, large matrix products.
+from 64 to 64 channels; on a GPU, large matrix products. Operators are those that PyTorch dispatches
+in one step, which a GPU's CPU has to keep up with.
 
 python benchmarks/train_step.py
 """
@@ -44,6 +45,7 @@ def main(args: argparse.Namespace) -> int:
     image_flops = {
         name: common.flops_of(works[name]) / batch for name in ("ours", "ours, SqueezeNet")
     }
+    operators = {name: common.operators_of(work) for name, work in works.items()}
     flops = image_flops["ours"]
     limit, limit_flops = common.limit(device, options.precision)
     limit_repeats = max(1, round(batch * flops / limit_flops))
@@ -61,6 +63,7 @@ def main(args: argparse.Namespace) -> int:
             "precision": "fp32" if name == "classic" else options.precision,
             "images/s": batch / seconds,
             "seconds": seconds,
+            "operators": operators[name],
             "TFLOP/s": None,
         }
         if name in image_flops:
@@ -82,6 +85,7 @@ def main(args: argparse.Namespace) -> int:
         "gigaflop_per_image": flops / 1e9,
         "squeezenet_ratio": times["classic"] / times["ours, SqueezeNet"],
         "squeezenet_gigaflop_per_image": image_flops["ours, SqueezeNet"] / 1e9,
+        "operators": operators["ours"],
         "batch_size": batch,
         "crop": args.crop,
     }
