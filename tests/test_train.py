@@ -376,9 +376,7 @@ def changes(before: dict[str, dict], after: dict[str, dict]) -> set[str]:
 
     leaves = torch.utils._pytree.tree_leaves
     return {
-        name
-        for name in before
-        if not all(map(same, leaves(before[name]), leaves(after[name])))
+        name for name in before if not all(map(same, leaves(before[name]), leaves(after[name])))
     }
 
 
