@@ -140,6 +140,10 @@ def test_what_becomes_of_deep_and_transparent_pixels_is_said(tmp_path):
     clear = clips.read_clip(footage.make_clip(tmp_path / "a.mkv", 2, codec="ffv1", pixels="bgra"))
     assert clear.notes == ["transparency is left out"]
     assert np.array_equal(next(clips.pictures(clear)).rgb, footage.scene(0))
+    for codec in ("libvpx-vp9", "libvpx"):
+        options = {"codec": codec, "pixels": "yuva420p", "auto-alt-ref": "0"}
+        clear = clips.read_clip(footage.make_clip(tmp_path / "a.webm", 2, **options))
+        assert clear.notes == ["transparency is left out"], codec
 
 
 def test_interlaced_and_damaged_frames_are_said(tmp_path):

@@ -384,7 +384,9 @@ class _Scan:
             notes.append("interlaced, and stays so; deinterlace it first for a better result")
         if any(component.bits > 8 for component in components):
             notes.append(f"{components[0].bits}-bit colours become 8-bit")
-        if any(component.is_alpha for component in components):
+        # FFmpeg's VP8 and VP9 decoders leave alpha out; only the container says that it is there
+        hidden_alpha = self.stream.metadata.get("alpha_mode") == "1"
+        if hidden_alpha or any(component.is_alpha for component in components):
             notes.append("transparency is left out")
         return notes
 
