@@ -338,12 +338,9 @@ def enlarge(
     # Size of the result
     height, width = picture.rgb.shape[:2]
     scale = next(iter(engines.values())).upscale
-    size = inference.output_size(width, height, scale, args.outscale, args.size)
-    if size[0] * size[1] > args.max_pixels * scale**2:
-        raise cli.UserError(
-            f"{source}: a result of {size[0]}x{size[1]} pixels is too large; --max-pixels limits "
-            f"results to {args.max_pixels * scale**2:,} pixels"
-        )
+    size = inference.output_size(
+        source, width, height, scale, args.outscale, args.size, args.max_pixels
+    )
     images.check_output_path(target, *size, 1 if picture.gray else 3)
 
     # Enlarge

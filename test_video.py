@@ -308,7 +308,9 @@ def main(args: argparse.Namespace) -> None:
     codec = check_options(args, plan["sr"])
     reader = animation if animation.is_picture(args.clip) else clips
     clip = reader.read_clip(args.clip, args.start, args.end)
-    size = inference.output_size(clip.width, clip.height, engine.upscale, args.outscale, args.size)
+    size = inference.output_size(
+        clip.path, clip.width, clip.height, engine.upscale, args.outscale, args.size
+    )
     tracks = open_tracks(plan, clip, codec, args.crf, size)
     upscale_frame = partial(
         inference.upscale_picture, engine, tile=args.tile, precision=precision, size=size

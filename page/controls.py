@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from page import visitors
-from page.enlarger import FORMATS, Enlarger, Result
+from page.enlarger import FORMATS, Enlarger, OutputSize, Result, parse_output_size
 from utils import cli
 
 FOLDER = Path(__file__).parent
@@ -23,6 +23,8 @@ HINT = (
     "Drag the divider, or select it and press the arrow keys. "
     "Zoom with the mouse wheel, two fingers, or + and −."
 )
+# Sizes of the result that can be chosen: the generator's scale, half of it, or what a field says
+FULL, HALF, OTHER = range(3)
 TEXTURE = 1.0  # where the slider from faithful (0) to detailed (1) starts
 
 # Options of events: without documented addresses; AT_ONCE also without waiting for other visitors
@@ -119,6 +121,13 @@ class Page:
             visible=purposes[0].texture_path is not None,
             elem_id="texture",
         )
+        self.size = gr.Radio(self.sizes(0), value=FULL, label="Size of the result", elem_id="size")
+        self.other_size = gr.Textbox(
+            label="Other size",
+            info="a scale such as 1.5, or width and height in pixels: 1920x1080, 1920x or x1080",
+            visible=False,
+            elem_id="other-size",
+        )
         with gr.Row():
             self.go = gr.Button(
                 "Enlarge", variant="primary", interactive=False, elem_id="go", min_width=100
@@ -150,6 +159,11 @@ class Page:
         limit = f"up to {self.enlarger.max_pixels / 1e6:g} million pixels"
         return visitors.message(f"PNG, JPEG, WebP, TIFF, GIF and other formats, {limit}")
 
+    def sizes(self, purpose_index: int) -> list[tuple[str, int]]:
+        """Return the choices of a size for a purpose."""
+        scale = self.enlarger.scales[self.enlarger.purposes[purpose_index]]
+        return [(f"×{scale}", FULL), (f"×{scale / 2:g}", HALF), ("other", OTHER)]
+
     def buttons(self, path: Path | None, session: str) -> tuple[Update, Update]:
         """Return updates of Enlarge, which needs a picture and no work, and Cancel."""
         busy = self.sessions.busy(session)
@@ -172,7 +186,8 @@ class Page:
         self.picture.upload(self.on_upload, self.picture, preprocess=False, **taken)
         self.examples.click(self.on_example, self.examples, **taken)
         self.picture.clear(self.on_remove, None, known, **AT_ONCE)
-        self.purpose.change(self.on_purpose, self.purpose, self.texture, **AT_ONCE)
+        self.purpose.change(self.on_purpose, self.purpose, [self.texture, self.size], **AT_ONCE)
+        self.size.change(self.on_size, self.size, self.other_size, **AT_ONCE)
 
     def on_upload(self, file: dict[str, Any], request: gr.Request) -> tuple[Any, ...]:
         """Take an uploaded picture."""
@@ -196,9 +211,14 @@ class Page:
         """Forget the picture."""
         return None, *self.buttons(None, session_of(request)), self.no_picture()
 
-    def on_purpose(self, index: int) -> Update:
-        """Show the slider if the purpose blends two generators."""
-        return gr.update(visible=self.enlarger.purposes[index].texture_path is not None)
+    def on_purpose(self, index: int) -> tuple[Update, Update]:
+        """Show the slider if the purpose blends two generators, and the scales of its generator."""
+        blends = self.enlarger.purposes[index].texture_path is not None
+        return gr.update(visible=blends), gr.update(choices=self.sizes(index))
+
+    def on_size(self, choice: int) -> Update:
+        """Show the field for another size if it is chosen."""
+        return gr.update(visible=choice == OTHER)
 
     # --- the work -------------------------------------------------------------------------------
 
@@ -207,7 +227,14 @@ class Page:
         buttons = [self.go, self.cancel]
         run = self.go.click(self.on_start, self.source, [*buttons, self.note], **AT_ONCE).then(
             self.on_enlarge,
-            [self.purpose, self.texture, self.file_format, self.result],
+            [
+                self.purpose,
+                self.texture,
+                self.size,
+                self.other_size,
+                self.file_format,
+                self.result,
+            ],
             [self.result, self.comparison, self.download, self.note],
             show_progress_on=self.comparison,
             scroll_to_output=True,
@@ -230,6 +257,8 @@ class Page:
         self,
         purpose_index: int,
         texture: float,
+        size: int,
+        other_size: str,
         file_format: str,
         old: Result | None,
         request: gr.Request,
@@ -250,7 +279,8 @@ class Page:
             if work.path is None:
                 raise cli.UserError("The picture is no longer on the server; add it again.")
             purpose = self.enlarger.purposes[purpose_index]
-            result = self.enlarger.enlarge(work.path, purpose, texture, on_tile)
+            output_size = self.output_size(purpose_index, size, other_size)
+            result = self.enlarger.enlarge(work.path, purpose, texture, output_size, on_tile)
             download = self.save(result, file_format)
         except visitors.Cancelled:
             return *unchanged, visitors.message("Cancelled.")
@@ -261,6 +291,17 @@ class Page:
         if old:
             shutil.rmtree(old.folder, ignore_errors=True)
         return result, result.before_and_after, download, visitors.message(result.text)
+
+    def output_size(self, purpose_index: int, choice: int, other: str) -> OutputSize:
+        """Return the size that is chosen.
+
+        Raises:
+            UserError: the field for another size holds none.
+        """
+        if choice == OTHER:
+            return parse_output_size(other)
+        scale = self.enlarger.scales[self.enlarger.purposes[purpose_index]]
+        return OutputSize(outscale=scale / 2 if choice == HALF else None)
 
     def on_end(self, path: Path | None, request: gr.Request) -> tuple[Update, Update]:
         """Enable the buttons that fit the picture that is there now."""

@@ -1,5 +1,6 @@
 """What the page does with pictures: read, preview, enlarge and save them."""
 
+import argparse
 import contextlib
 import functools
 import secrets
@@ -39,6 +40,34 @@ class Purpose:
     label: str
     path: Path
     texture_path: Path | None = None
+
+
+@dataclass(frozen=True)
+class OutputSize:
+    """What a result's size is to be; if both are None, the generator's scale decides.
+
+    Attributes:
+        outscale: the final scale.
+        size: (width, height) in pixels; one may be None.
+    """
+
+    outscale: float | None = None
+    size: tuple[int | None, int | None] | None = None
+
+
+def parse_output_size(text: str) -> OutputSize:
+    """Parse what test_image.py takes as `--outscale` (1.5) or as `--size` (1920x1080, 1920x).
+
+    Raises:
+        UserError: it is neither.
+    """
+    text = text.replace(" × ", "x").replace(" ", "")
+    try:
+        if "x" in text.lower():
+            return OutputSize(size=cli.picture_size(text))
+        return OutputSize(outscale=cli.output_scale(text))
+    except argparse.ArgumentTypeError as error:
+        raise cli.UserError(f"Other size: {error}") from error
 
 
 @dataclass
@@ -99,8 +128,7 @@ class Enlarger:
         self.max_pixels = max_pixels
         # Opening a picture sets a limit of Pillow's that all threads share
         self._opening = threading.Lock()
-        for purpose in purposes:
-            self.engine(purpose, 0.0)
+        self.scales = {purpose: self.engine(purpose, 0.0).upscale for purpose in purposes}
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - the enlarger lives as long as the process
     def engine(self, purpose: Purpose, texture: float) -> inference.Engine:
@@ -145,6 +173,7 @@ class Enlarger:
         path: Path,
         purpose: Purpose,
         texture: float,
+        output_size: OutputSize,
         on_tile: Callable[[int, int], None],
     ) -> Result:
         """Enlarge a picture file, and write what the page shows of the result.
@@ -153,10 +182,12 @@ class Enlarger:
             path: picture file.
             purpose: which generator to use.
             texture: share of the second generator, if the purpose blends two.
+            output_size: of the result.
             on_tile: as for `inference.upscale`.
 
         Raises:
-            UserError: the picture cannot be read, or the result has too long a side.
+            UserError: the picture cannot be read, the size is refused by `inference.output_size`,
+                or the result has too long a side.
             RunError: the generator cannot be read any more, or gives no picture.
         """
         began = time.monotonic()
@@ -168,17 +199,21 @@ class Enlarger:
         except cli.UserError as error:
             # It names a file of the server, and the visitor cannot mend it
             raise cli.RunError(str(error)) from error
-        scale = engine.upscale
-        height, width = (side * scale for side in picture.rgb.shape[:2])
-        if max(height, width) > LARGEST_SIDE:
+        height, width = picture.rgb.shape[:2]
+        asked = (output_size.outscale, output_size.size)
+        size = inference.output_size(
+            path.name, width, height, engine.upscale, *asked, self.max_pixels
+        )
+        if max(size) > LARGEST_SIDE:
+            pixels = f"{size[0]} × {size[1]} pixels"
             limit = f"this page shows up to {LARGEST_SIDE:,} per side"
-            raise cli.UserError(
-                f"{path.name}: the result would have {width} × {height} pixels; {limit}: {ADVICE}"
-            )
+            raise cli.UserError(f"{path.name}: the result would have {pixels}; {limit}: {ADVICE}")
 
         # Enlarge
         precision = engine.precision_of(self.precision)
-        sr = inference.upscale_picture(engine, picture, self.tile, precision, on_tile=on_tile)
+        sr = inference.upscale_picture(
+            engine, picture, self.tile, precision, on_tile=on_tile, size=size
+        )
         engine.release_memory()  # other visitors may need another generator
         seconds = time.monotonic() - began
 
@@ -186,16 +221,20 @@ class Enlarger:
         folder = self._new_folder()
         rgb = _on_disk(folder / "rgb.npy", sr.rgb)
         alpha = None if sr.alpha is None else _on_disk(folder / "alpha.npy", sr.alpha)
-        growth = "as large" if scale == 1 else f"{scale} times as wide and high"
+        growth = "as wide and high"
+        if size[0] != width:
+            growth = f"{size[0] / width:.3g} times {growth}"
+        suffix = cli.size_suffix(engine.upscale, *asked)
         result = Result(
             picture=replace(sr, rgb=rgb, alpha=alpha),
             folder=folder,
-            name=f"{images.fitting_name(path.stem)}_x{scale}",
-            text=f"{width} × {height} pixels, {growth} as before. This took {seconds:.1f} seconds.",
+            name=f"{images.fitting_name(path.stem, f'{suffix}_compare.png')}{suffix}",
+            text=f"{size[0]} × {size[1]} pixels, {growth} as before. "
+            f"This took {seconds:.1f} seconds.",
         )
 
         # Write what the page shows
-        before = images.upscale_bicubic(images.on_white(picture), scale)
+        before = images.resize_bicubic(images.on_white(picture), size[1], size[0])
         after = images.on_white(result.picture)
         for file, shown in zip(result.before_and_after, (before, after), strict=True):
             images.write_picture(

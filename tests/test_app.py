@@ -2,6 +2,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -40,8 +41,9 @@ def mine(tmp_path, weights):
     return new_enlarger(tmp_path / "served", weights)
 
 
-def enlarge(mine, path, on_tile=None) -> enlarger.Result:
-    return mine.enlarge(path, mine.purposes[0], 0.5, on_tile or (lambda done, total: None))
+def enlarge(mine, path, on_tile=None, size="4") -> enlarger.Result:
+    on_tile = on_tile or (lambda done, total: None)
+    return mine.enlarge(path, mine.purposes[0], 0.5, enlarger.parse_output_size(size), on_tile)
 
 
 def test_a_network_for_x1_keeps_the_size_and_says_so(tmp_path):
@@ -147,6 +149,48 @@ def test_a_result_too_long_to_be_shown_is_refused_before_it_is_made(mine, tmp_pa
     reason = "the result would have 4 × 65600 pixels; .* up to 65,500 per side"
     with pytest.raises(cli.UserError, match=f"^longer.png: {reason}"):
         enlarge(mine, tmp_path / "longer.png", lambda done, total: pytest.fail("was enlarged"))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "name"),
+    [
+        ("2", ["--outscale", 2], "a_x2.png"),
+        ("1.5", ["--outscale", 1.5], "a_x1.5.png"),
+        ("50x", ["--size", "50x"], "a_50x.png"),
+        (" 60 × 36 ", ["--size", "60x36"], "a_60x36.png"),
+    ],
+)
+def test_another_size_gives_the_result_of_test_image(
+    mine, tmp_path, astronaut, weights, text, options, name
+):
+    path = tmp_path / "a.png"
+    Image.fromarray(astronaut[:12, :20]).save(path)
+    fixed = ["--weights", weights, "--device", "cpu", "--precision", "fp32", "--tile", TILE]
+    run("test_image.py", path, *fixed, *options)
+    result = enlarge(mine, path, size=text)
+    file = mine.save(result, "PNG")
+    assert file.name == name and file.read_bytes() == (tmp_path / name).read_bytes()
+    shown = [Image.open(path) for path in result.before_and_after]
+    assert [image.size for image in shown] == [result.picture.rgb.shape[1::-1]] * 2
+    width = result.picture.rgb.shape[1]
+    assert f"{width / 20:.3g} times as wide and high as before" in result.text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Other size: '' is not a number from 0.01 to 64"),
+        ("65", "Other size: '65' is not a number from 0.01 to 64"),
+        ("×3", "Other size: '×3' is not a number"),
+        ("0x9", "Other size: '0x9' is not WIDTHxHEIGHT in pixels, such as 1920x1080"),
+        ("50x50", "a.png: a size of 50x50 would distort 20x12 pixels; 50x or x50 keeps"),
+        ("x300", "a.png: a result of 500x300 pixels is too large; at most 80,000 are allowed"),
+    ],
+)
+def test_a_size_that_cannot_be_is_told(mine, tmp_path, text, reason):
+    Image.new("L", (20, 12)).save(tmp_path / "a.png")
+    with pytest.raises(cli.UserError, match=f"^{re.escape(reason)}"):
+        enlarge(mine, tmp_path / "a.png", lambda *_: pytest.fail("was enlarged"), size=text)
 
 
 def test_a_generator_file_that_has_gone_is_not_named_to_visitors(tmp_path, weights, capsys):

@@ -369,8 +369,11 @@ def test_sizes_that_cannot_be_are_one_line(weights, picture):
         (["--size", "x"], "'x' is not WIDTHxHEIGHT"),
         (["--size", "-5x5"], "expected one argument"),
         (["--size", "100"], "'100' is not WIDTHxHEIGHT"),
-        (["--size", "90x90"], "--size 90x90 would distort 30x20 pixels; use --size 90x or"),
-        (["--size", "1000000x"], "a result of 1000000x666667 pixels is too large; --max-pixels"),
+        (
+            ["--size", "90x90"],
+            "a.png: a size of 90x90 would distort 30x20 pixels; 90x or",
+        ),
+        (["--size", "1000000x"], "a.png: a result of 1000000x666667 pixels is too large; at most"),
         (["--outscale", 0], "'0' is not a number from 0.01 to 64"),
         (["--outscale", 2, "--size", "9x"], "not allowed with argument"),
         (["--part", "0/4"], "'0/4' is not K/N with K from 1 to N"),

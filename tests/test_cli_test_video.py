@@ -307,5 +307,5 @@ def test_a_clip_of_any_size(tmp_path, weights, options, name, size):
 def test_a_size_that_would_distort_a_clip_is_one_line(tmp_path, weights):
     clip = footage.make_clip(tmp_path / "a.mp4", 1)
     error = the_error(video(clip, "--weights", weights / "x2.pth", "--size", "50x50", status=2))
-    assert "--size 50x50 would distort 32x24 pixels" in error
+    assert "a.mp4: a size of 50x50 would distort 32x24 pixels" in error
     assert os.listdir(tmp_path) == ["a.mp4"]

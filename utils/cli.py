@@ -153,12 +153,17 @@ def picture_size(text: str) -> tuple[int | None, int | None]:
     return width, height
 
 
+def output_scale(text: str) -> float:
+    """Parse a final scale, from 0.01 to 64."""
+    return _number(text, float, 0.01, 64)
+
+
 def add_size_options(parser: argparse.ArgumentParser) -> None:
     """Add `--outscale` and `--size`, at most one of which may be given."""
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--outscale",
-        type=number_between(0.01, 64),
+        type=output_scale,
         metavar="S",
         help="final scale, such as 1.5: the result is resized by Lanczos (default: the "
         "generator's scale)",
