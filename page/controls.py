@@ -153,6 +153,7 @@ class Page:
             self.download = gr.DownloadButton(
                 "Download", interactive=False, elem_id="download", min_width=200
             )
+        self.losses = gr.HTML(elem_id="losses")  # what the file format cannot hold
 
     def no_picture(self) -> str:
         """Return what is shown while there is no picture: what can be added."""
@@ -235,7 +236,7 @@ class Page:
                 self.file_format,
                 self.result,
             ],
-            [self.result, self.comparison, self.download, self.note],
+            [self.result, self.comparison, self.download, self.losses, self.note],
             show_progress_on=self.comparison,
             scroll_to_output=True,
             concurrency_limit=1,
@@ -265,7 +266,7 @@ class Page:
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio finds it by this default
     ) -> tuple[Any, ...]:
         """Enlarge the picture that was there when the work started."""
-        unchanged = (gr.skip(), gr.skip(), gr.skip())
+        unchanged = [gr.skip()] * 4
         work = self.sessions.work(session_of(request))
         began = time.monotonic()
 
@@ -281,7 +282,7 @@ class Page:
             purpose = self.enlarger.purposes[purpose_index]
             output_size = self.output_size(purpose_index, size, other_size)
             result = self.enlarger.enlarge(work.path, purpose, texture, output_size, on_tile)
-            download = self.save(result, file_format)
+            download, losses = self.save(result, file_format)
         except visitors.Cancelled:
             return *unchanged, visitors.message("Cancelled.")
         except Exception as error:
@@ -290,7 +291,8 @@ class Page:
             work.end()
         if old:
             shutil.rmtree(old.folder, ignore_errors=True)
-        return result, result.before_and_after, download, visitors.message(result.text)
+        text = visitors.message(result.text)
+        return result, result.before_and_after, download, losses, text
 
     def output_size(self, purpose_index: int, choice: int, other: str) -> OutputSize:
         """Return the size that is chosen.
@@ -324,27 +326,28 @@ class Page:
         self.file_format.change(
             self.on_format,
             [self.result, self.file_format],
-            [self.download, self.note],
+            [self.download, self.losses, self.note],
             show_progress_on=self.download,
             **PRIVATE,
         )
 
-    def on_format(self, result: Result | None, file_format: str) -> tuple[Update, Any]:
+    def on_format(self, result: Result | None, file_format: str) -> tuple[Any, ...]:
         """Save the result, if there is one, in another format."""
         if result is None:
-            return gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip()
         try:
-            return self.save(result, file_format), gr.skip()
+            return *self.save(result, file_format), gr.skip()
         except Exception as error:
             alert = visitors.message(visitors.explain(error), alert=True)
-            return gr.update(interactive=False), alert
+            return gr.update(interactive=False), "", alert
 
-    def save(self, result: Result, file_format: str) -> Update:
-        """Save a result; return the update of the button that downloads it."""
-        file = self.enlarger.save(result, file_format)
+    def save(self, result: Result, file_format: str) -> tuple[Update, str]:
+        """Save a result; return the update of the button that downloads it, and what is lost."""
+        file, losses = self.enlarger.save(result, file_format)
         megabytes = file.stat().st_size / 1e6
         label = f"Download {file_format} ({megabytes:.1f} MB)"
-        return gr.update(value=file, label=label, interactive=True)
+        download = gr.update(value=file, label=label, interactive=True)
+        return download, visitors.message("; ".join(losses))
 
 
 def session_of(request: gr.Request) -> str:

@@ -242,8 +242,11 @@ class Enlarger:
             )
         return result
 
-    def save(self, result: Result, format_name: str) -> Path:
-        """Write a result in one of `FORMATS`, with the bytes of test_image.py; return the file.
+    def save(self, result: Result, format_name: str) -> tuple[Path, list[str]]:
+        """Write a result in one of `FORMATS`, with the bytes of test_image.py.
+
+        Returns:
+            The file, and what its format cannot hold.
 
         Raises:
             UserError: the format cannot hold the result, or the result has been removed.
@@ -251,7 +254,7 @@ class Enlarger:
         path = result.folder / f"{result.name}{FORMATS[format_name]}"
         with _named_without_folder(path):
             images.write_picture(path, result.picture)
-        return path
+        return path, images.losses(result.picture, path)
 
     def examples(self) -> list[Path]:
         """Write small copies of the examples, to choose from, and return their files."""

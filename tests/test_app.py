@@ -52,7 +52,7 @@ def test_a_network_for_x1_keeps_the_size_and_says_so(tmp_path):
     Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
     result = enlarge(page, tmp_path / "a.png")
     assert result.name == "a_x1"
-    assert result.text.startswith("20 × 30 pixels, as large as before.")
+    assert result.text.startswith("20 × 30 pixels, as wide and high as before.")
 
 
 def test_every_purpose_has_its_files_and_a_label_of_its_own():
@@ -90,14 +90,19 @@ def test_pictures_of_every_mode_are_saved_as_test_image_does(
     options = ["--weights", weights, "--device", "cpu", "--precision", "fp32", "--tile", TILE]
     for source in sources:
         target = tmp_path / "expected" / f"{source.stem}_x4{enlarger.FORMATS[kind]}"
-        run("test_image.py", source, "--out", target, *options)
+        done = run("test_image.py", source, "--out", target, *options)
         result = enlarge(mine, source)
-        file = mine.save(result, kind)
+        file, losses = mine.save(result, kind)
         assert file.name == target.name and file.read_bytes() == target.read_bytes(), source
         before, after = (Image.open(path) for path in result.before_and_after)
         assert before.size == after.size == Image.open(file).size
         assert before.info.get("icc_profile") == after.info.get("icc_profile")
-        assert mine.preview(source)[0].is_file()
+        copy, about = mine.preview(source)
+        assert copy.is_file()
+        told = [line.partition(": ")[2] for line in done.stderr.splitlines()]
+        assert told == [*about.split("; ")[1:], *losses]
+        clear_jpeg = (kind, source.name) == ("JPEG", "alpha.webp")
+        assert losses == ["JPEG cannot hold its transparency; it is on white"] * clear_jpeg
 
 
 def test_pixels_are_counted_before_they_are_decoded(mine, tmp_path):
@@ -138,7 +143,7 @@ def test_a_format_that_cannot_hold_the_result_is_named_without_its_folder(mine, 
     reason = "WEBP holds at most 16383 pixels per side"
     with pytest.raises(cli.UserError, match=f"^wide_x4.webp: {reason}"):
         mine.save(result, "WebP")
-    assert mine.save(result, "PNG").exists()
+    assert mine.save(result, "PNG")[0].exists()
 
 
 def test_a_result_too_long_to_be_shown_is_refused_before_it_is_made(mine, tmp_path):
@@ -168,7 +173,7 @@ def test_another_size_gives_the_result_of_test_image(
     fixed = ["--weights", weights, "--device", "cpu", "--precision", "fp32", "--tile", TILE]
     run("test_image.py", path, *fixed, *options)
     result = enlarge(mine, path, size=text)
-    file = mine.save(result, "PNG")
+    file, _losses = mine.save(result, "PNG")
     assert file.name == name and file.read_bytes() == (tmp_path / name).read_bytes()
     shown = [Image.open(path) for path in result.before_and_after]
     assert [image.size for image in shown] == [result.picture.rgb.shape[1::-1]] * 2

@@ -176,6 +176,11 @@ def test_what_is_lost_is_said(tmp_path):
     iptc = "WEBP cannot hold its IPTC records (title, keywords, copyright)"
     assert images.losses(picture, "a.png") == images.losses(picture, "a.jpg") == []
     assert images.losses(picture, "a.webp") == [iptc]
+    picture.alpha = np.full((4, 4), 255, np.uint8)
+    assert images.losses(picture, "a.jpg") == []
+    picture.alpha[0] = 254
+    clear = "JPEG cannot hold its transparency; it is on white"
+    assert images.losses(picture, "a.jpg") == [clear]
     picture.metadata.exif = corpus.exif()
     assert images.losses(picture, "a.webp") == [iptc, "WEBP cannot hold its texts (parameters)"]
     picture.metadata.iptc = bytes(70_000)

@@ -70,6 +70,7 @@ OUTPUT_SUFFIXES = {
 FORMATS = ("png", "jpg", "webp", "tif", "avif", "jxl")  # of a folder's results
 LOSSY_FORMATS = ("JPEG", "WEBP", "AVIF", "JXL")
 _LOSSLESS_BY_DEFAULT = ("WEBP", "JXL")
+_OPAQUE_FORMATS = ("JPEG", "BMP")
 LARGEST_SIDE = {
     "JPEG": 65_500,  # libjpeg stops a little before JPEG's own 65,535
     "WEBP": 16_383,
@@ -393,7 +394,7 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
         picture = in_8_bits(picture)
 
     # Pixels
-    alpha = None if file_format in ("JPEG", "BMP") else picture.alpha
+    alpha = None if file_format in _OPAQUE_FORMATS else picture.alpha
     is_flattened = picture.alpha is not None and alpha is None
     rgb = on_white(picture) if is_flattened else picture.rgb
     profile = picture.icc_profile
@@ -436,6 +437,10 @@ def losses(picture: Picture, path: str | Path) -> list[str]:
     height, width = picture.rgb.shape[:2]
     names = left_out(picture.metadata, file_format, height, width)
     lost = [f"{file_format} cannot hold {name}" for name in names]
+    alpha = picture.alpha
+    is_transparent = alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max
+    if file_format in _OPAQUE_FORMATS and is_transparent:
+        lost.append(f"{file_format} cannot hold its transparency; it is on white")
     if picture.icc_profile and not _holds_profile(file_format, picture.icc_profile):
         in_8 = " in 8 bits" if is_16_bit(picture) else ""
         lost.append(f"{file_format} cannot hold its colour profile; converted to sRGB{in_8}")
