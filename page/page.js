@@ -1,14 +1,23 @@
-// What Gradio's components lack: pasting or dropping a picture anywhere on the page, and a divider
-// that the keyboard moves.
+// What Gradio's components lack: pasting or dropping a picture anywhere on the page, taking files
+// that the browser does not know, and a divider that the keyboard moves.
 (() => {
   // --- taking a picture ---
+
+  const isPicture = (file) => file.type.startsWith("image/");
+
+  // Gradio refuses a file that the browser does not take for a picture, such as HEIC or a clip. The
+  // server can tell what it is and what to do, so it is sent as a picture.
+  const transferOf = (file) => {
+    const transfer = new DataTransfer();
+    const options = { type: "image/unknown" };
+    transfer.items.add(isPicture(file) ? file : new File([file], file.name, options));
+    return transfer;
+  };
 
   const take = (file, attempts = 20) => {
     const input = document.querySelector("#picture input[type=file]");
     if (input) {
-      const files = new DataTransfer();
-      files.items.add(file);
-      input.files = files.files;
+      input.files = transferOf(file).files;
       input.dispatchEvent(new Event("change", { bubbles: true }));
     } else if (attempts) {
       // The input comes back once the earlier picture has been removed
@@ -16,6 +25,31 @@
       setTimeout(() => take(file, attempts - 1), 50);
     }
   };
+
+  // These see what is chosen or dropped before Gradio does
+  document.addEventListener(
+    "change",
+    (event) => {
+      if (!event.target.matches("#picture input[type=file]")) return;
+      const file = event.target.files[0];
+      if (!file || isPicture(file)) return;
+      event.stopImmediatePropagation();
+      take(file);
+    },
+    true,
+  );
+  document.addEventListener(
+    "drop",
+    (event) => {
+      const file = event.dataTransfer?.files[0];
+      if (!file || isPicture(file) || !event.target.closest("#picture")) return;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      const options = { dataTransfer: transferOf(file), bubbles: true, cancelable: true };
+      event.target.dispatchEvent(new DragEvent("drop", options));
+    },
+    true,
+  );
 
   const takeInstead = (event, file) => {
     if (!file) return;
@@ -25,7 +59,7 @@
 
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
-    takeInstead(event, files.find((file) => file.type.startsWith("image/")));
+    takeInstead(event, files.find(isPicture) ?? files[0]);
   });
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", (event) => {

@@ -17,7 +17,7 @@ from conftest import ROOT, photograph, run
 from PIL import Image, ImageCms
 
 from model import Generator
-from utils import generator_file
+from utils import cli, generator_file, images
 
 pytest.importorskip("gradio", reason="Gradio is not here: pip install gradio")
 playwright = pytest.importorskip(
@@ -183,6 +183,7 @@ def test_a_picture_is_uploaded_enlarged_compared_and_downloaded(
     page.locator("#purpose input").nth(PURPOSES["tiny"]).check()
     page.locator("#go:enabled").click()
     assert "80 × 120 pixels, 4 times as wide and high" in finished(page)
+    assert not page.locator("#losses").inner_text()
     stem = None
     for kind, suffix in {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp"}.items():
         page.locator("#kind").get_by_label(kind).check()
@@ -238,6 +239,37 @@ def test_the_purposes_are_the_files_and_blends_of_test_image(open_page, tmp_path
     page.locator("#texture").wait_for(state="hidden")
 
 
+def test_another_size_and_a_format_without_transparency(open_page, tmp_path, weights, astronaut):
+    path = tmp_path / "a.png"
+    picture = Image.fromarray(astronaut[:12, :20])
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    picture.save(path)
+    page = open_page()
+    choices = page.locator("#size input")
+    choices.nth(1).check()
+    start(page, path, "tiny")
+    assert "40 × 24 pixels, 2 times as wide" in finished(page)
+    half = expected(path, tmp_path / "half.png", "--weights", weights, "--outscale", 2)
+    assert downloaded(page) == ("a_x2.png", half)
+    assert page.locator("#other-size").count() == 0
+    choices.nth(2).check()
+    page.locator("#other-size input, #other-size textarea").fill("50x50")
+    page.locator("#go").click()
+    alert = page.locator("#note").get_by_role("alert")
+    alert.wait_for()
+    reason = "a.png: a size of 50x50 would distort 20x12 pixels; 50x or x50 keeps the proportions"
+    assert alert.inner_text() == reason
+    page.locator("#other-size input, #other-size textarea").fill("50x")
+    page.locator("#kind").get_by_label("JPEG").check()
+    page.locator("#losses", has_text="JPEG cannot hold its transparency").wait_for()
+    page.locator("#go:enabled").click()
+    page.locator("#note", has_text="50 × 30 pixels, 2.5 times as wide").wait_for()
+    wide = expected(path, tmp_path / "wide.jpg", "--weights", weights, "--size", "50x")
+    assert downloaded(page) == ("a_50x.jpg", wide)
+    page.locator("#kind").get_by_label("PNG").check()
+    page.locator("#losses p:empty").wait_for(state="attached")
+
+
 def test_what_cannot_be_enlarged_is_told(open_page, server, tmp_path):
     page = open_page()
     (tmp_path / "none.png").write_text("no picture")
@@ -259,6 +291,38 @@ def test_what_cannot_be_enlarged_is_told(open_page, server, tmp_path):
     page.locator("#examples button").nth(1).click()
     # It has more pixels than this server takes
     page.locator("#about", has_text="coffee.png: has 600 × 400 pixels").wait_for()
+
+
+DROP = """([selector, name, type]) => {
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File(["no picture"], name, {type}));
+    const options = {dataTransfer, bubbles: true, cancelable: true};
+    document.querySelector(selector).dispatchEvent(new DragEvent("drop", options));
+}"""
+
+
+def test_a_file_that_is_no_picture_is_told_as_test_image_tells_it(open_page, tmp_path):
+    page = open_page()
+    alert = page.locator("#about").get_by_role("alert")
+
+    def reason(name) -> str:
+        path = tmp_path / name
+        path.write_text("no picture")
+        with pytest.raises(cli.UserError) as raised:
+            images.read_picture(path)
+        return str(raised.value).replace(str(path), name)
+
+    for name in ("a.heic", "b.pdf", "c"):
+        told = reason(name)
+        page.locator("#picture input[type=file]").set_input_files(tmp_path / name)
+        page.locator("#about", has_text=f"{name}: ").wait_for()
+        assert alert.inner_text() == told
+    for selector, name in (("#picture button", "d.mp4"), ("#heading", "e.mov")):
+        told = reason(name)
+        page.evaluate(DROP, [selector, name, "video/mp4"])
+        page.locator("#about", has_text=f"{name}: ").wait_for()
+        assert alert.inner_text() == told and "test_video.py" in told
+    assert "nvalid file type" not in page.locator("body").inner_text()
 
 
 def test_two_users_get_their_own_results_and_not_each_others(open_page, server, tmp_path, weights):
