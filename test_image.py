@@ -15,14 +15,22 @@ give a_png_x4.png and a_jpg_x4.png.
 
 import argparse
 import os
-import re
 import sys
-from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import inference
-from utils import cli, images, machine, plugins, weights
+from utils import cli, images, machine, outputs, plugins, weights
+
+IMAGES = outputs.Kind(
+    script="test_image.py",
+    noun="image",
+    sort=images.sorted_by_kind,
+    suffixes=images.OUTPUT_SUFFIXES,
+    ending="_compare.png",
+    advice=plugins.advice_for,
+)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -144,135 +152,27 @@ def plan_outputs(
 ) -> dict[Path, Path]:
     """Return the output path of every input image.
 
-    Names are compared without regard to case, as many file systems do. If results would share a
-    name, their images' formats are added: `a_png_x4.png`, `a_jpg_x4.png`.
-
     Raises:
-        UserError: an input does not exist, there is no image, an output is also an input, or two
-            inputs share an output.
+        UserError: as for `outputs.find`, `only_input` and `check_apart`, or `out` is a file that
+            cannot be written.
     """
-    found = find_images(inputs, out, suffix, recursive)
-
-    # Name the results
-    plan: dict[Path, Path] = {}
+    found = outputs.find(IMAGES, inputs, out, suffix, recursive)
     if out is not None and not out.is_dir() and images.names_a_picture(out):
         images.check_output_path(out)  # refuses formats that cannot be written
         if file_format and not _is_format(out, file_format):
             raise cli.UserError(
                 f"--out {out} contradicts --format {file_format}; leave out one of them"
             )
-        if len(found) > 1 or inputs[0].is_dir():
-            raise cli.UserError(
-                f"--out {out}: one file cannot hold several results, or those of a folder; "
-                "name a folder"
-            )
-        plan[found[0][0]] = out
+        plan = {outputs.only_input(found, inputs, out): out}
     else:
-        ending = f"{suffix}_compare.png"
-        for path, folder in found:
-            stem = images.fitting_name(path.stem, ending)
-            plan[path] = folder / f"{stem}{suffix}.{file_format or 'png'}"
-        uses = Counter(_comparable(target) for target in plan.values())
-        for path, folder in found:
-            if uses[_comparable(plan[path])] > 1:
-                stem = images.fitting_name(f"{path.stem}_{path.suffix[1:].lower()}", ending)
-                plan[path] = folder / f"{stem}{suffix}.{file_format or 'png'}"
-
-    # Check that no file would be overwritten
-    taken: dict[str, Path] = {}
-    for path, target in plan.items():
-        for result in result_files(target, compare):
-            other = taken.setdefault(_comparable(result), path)
-            if other != path:
-                raise cli.UserError(
-                    f"{other} and {path} would both be written to {result}; enlarge them one by one"
-                )
-    for path in plan:
-        if _comparable(path) in taken:
-            raise cli.UserError(
-                f"{path} is an input and would be overwritten; choose another --out or --suffix"
-            )
+        form = f".{file_format or 'png'}"
+        plan = outputs.name_results(IMAGES, found, suffix, lambda path: form)
+    outputs.check_apart(plan, partial(result_files, compare=compare))
     return plan
 
 
 def _is_format(path: Path, file_format: str) -> bool:
     return images.OUTPUT_SUFFIXES[path.suffix.lower()] == images.OUTPUT_SUFFIXES[f".{file_format}"]
-
-
-def find_images(
-    inputs: list[Path], out: Path | None, suffix: str, recursive: bool
-) -> list[tuple[Path, Path]]:
-    """Return every input image with the folder for its result.
-
-    A folder's subfolders are repeated in `out`. `earlier_results` are left out, and so is what lies
-    in an `out` inside an input folder.
-
-    Raises:
-        UserError: an input does not exist, or there is no image.
-    """
-    found = []
-    for path in inputs:
-        if not path.exists():
-            raise cli.UserError(f"{path}: no such image or folder")
-        if not path.is_dir():
-            found.append((path, out or path.parent))
-            continue
-        out_inside = None
-        if out is not None and path.resolve() in out.resolve().parents:
-            out_inside = out.resolve()
-        names, others = images.sorted_by_kind(path, recursive)
-        if not names:
-            raise cli.UserError(f"{path}: no image in this folder")
-        if others:
-            listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-            suffixes = {Path(name).suffix.lower() for name in others}
-            missing = [plugin for plugin in plugins.ALL if suffixes & set(plugin.suffixes)]
-            advice = "".join(f"; {plugin.advice}" for plugin in missing)
-            print(f"{path}: not pictures that can be read ({len(others)}): {listed}{advice}")
-        earlier = earlier_results(names, suffix)
-        if earlier:
-            print(
-                f"{path}: earlier results, left out ({len(earlier)}): {min(earlier)}, ...; "
-                "to enlarge one, name it on the command line"
-            )
-        for name in names:
-            image = path / name
-            if name in earlier or (out_inside and out_inside in image.resolve().parents):
-                continue
-            found.append((image, (out or path) / Path(name).parent))
-    if not found:
-        raise cli.UserError(f"{inputs[0]}: no image in this folder")
-    return found
-
-
-def earlier_results(names: list[str], suffix: str) -> set[str]:
-    """Return those images of a folder that are named as the result or comparison of another one.
-
-    A result's name is that of its image with `suffix` or with a scale or a size, such as `_x4` or
-    `_1920x`. If only the result is there, it is an image like any other.
-
-    Args:
-        names: paths of images, relative to the folder.
-        suffix: of this run's results.
-    """
-    ending = re.compile(rf"({re.escape(suffix)}|_x\d[\d.]*|_\d+x\d*)?(_compare)?")
-    places = set()  # of images, as results are named after them
-    for name in names:
-        folder, file_name = os.path.split(name)
-        stem, kind = os.path.splitext(file_name)
-        for named in (stem, f"{stem}_{kind[1:].lower()}"):
-            places.add(os.path.join(folder, images.fitting_name(named, f"{suffix}_compare.png")))
-    earlier = set()
-    for name in names:
-        place, kind = os.path.splitext(name)
-        if kind.lower() not in images.OUTPUT_SUFFIXES:
-            continue
-        first = len(os.path.dirname(name)) + 1
-        for begin in range(first, len(place)):  # wherever the ending may begin
-            if place[:begin] in places and ending.fullmatch(place, begin):
-                earlier.add(name)
-                break
-    return earlier
 
 
 def part_of(plan: dict[Path, Path], number: int, count: int) -> dict[Path, Path]:
@@ -285,11 +185,6 @@ def result_files(target: Path, compare: bool) -> list[Path]:
     if not compare:
         return [target]
     return [target, target.with_name(f"{target.stem}_compare.png")]
-
-
-def _comparable(path: Path) -> str:
-    """Return text that is equal for any two paths that a file system may treat as the same."""
-    return str(path.resolve()).casefold()
 
 
 # --- enlarging ----------------------------------------------------------------------------------
@@ -394,36 +289,18 @@ def main(args: argparse.Namespace) -> int:
         print(f"part {number}/{parts}: {len(plan)} of {cli.counted(total, 'image')}")
 
     # Existing results
+    files_of = partial(result_files, compare=args.compare)
     if args.skip_existing:
-        count = len(plan)
-        for path, target in list(plan.items()):
-            if all(result.exists() for result in result_files(target, args.compare)):
-                del plan[path]
-        skipped = f"{count - len(plan)} of {cli.counted(count, 'image')} skipped"
-        print(f"{skipped}: their results exist")
+        plan = outputs.unfinished(IMAGES, plan, files_of)
+    elif not args.overwrite:
+        outputs.refuse_existing(plan.values(), files_of)
     for target in plan.values():
-        for path in result_files(target, args.compare):
-            if path.exists() and not args.overwrite and not args.skip_existing:
-                raise cli.UserError(
-                    f"{path}: already exists; pass --overwrite or --skip-existing, "
-                    "or choose another --out"
-                )
         images.prepare_output(target)
 
-    # Enlarge
-    failed = 0
-    for source, target in plan.items():
-        try:
-            enlarge(engines, source, target, args, precisions)
-        except (cli.UserError, OSError) as error:
-            if len(plan) == 1 or isinstance(error, BrokenPipeError):
-                raise
-            print(f"test_image.py: error: {cli.describe(error)}", file=sys.stderr)
-            failed += 1
-    if failed:
-        summary = f"{failed} of {cli.counted(len(plan), 'image')} could not be enlarged"
-        print(f"test_image.py: error: {summary}", file=sys.stderr)
-    return 2 if failed else 0
+    def enlarge_one(source: Path, target: Path) -> None:
+        enlarge(engines, source, target, args, precisions)
+
+    return outputs.enlarge_each(IMAGES, plan, enlarge_one)
 
 
 if __name__ == "__main__":

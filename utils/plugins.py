@@ -71,6 +71,13 @@ def of_file(first_bytes: bytes) -> Plugin | None:
     return next((plugin for plugin in ALL if plugin.signature.match(first_bytes)), None)
 
 
+def advice_for(names: list[str]) -> str:
+    """Return what to install to read files that cannot be read; empty if that would not help."""
+    suffixes = {Path(name).suffix.lower() for name in names}
+    needed = [plugin for plugin in ALL if suffixes & set(plugin.suffixes)]
+    return "".join(f"; {plugin.advice}" for plugin in needed)
+
+
 # --- the size of a JPEG XL ----------------------------------------------------------------------
 
 # Width to height, by the number in the header (ISO/IEC 18181-1, SizeHeader)
