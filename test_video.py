@@ -4,6 +4,7 @@ python test_video.py clip.mp4                             writes clip_x4.mp4 bes
 python test_video.py clip.mp4 --out clip.mkv --codec hevc --crf 22
 python test_video.py clip.mp4 --start 1:05 --end 1:08.5 --compare
 python test_video.py animation.gif                        writes animation_x4.gif
+python test_video.py clips/ other.mov --out enlarged/ --skip-existing
 
 The result keeps the sound, the subtitles and the time of every frame; rotated clips are turned
 upright. If a run is interrupted, run the same command again to continue. Videos need PyAV:
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import inference
-from utils import cli, files, images, weights
+from utils import cli, decoding, files, images, outputs, weights
 from utils.machine import add_options
 from video import animation, clips, encoding, segments
 
@@ -36,6 +37,22 @@ BAR = (
 )
 SUFFIXES = (*encoding.SUFFIXES, *animation.SUFFIXES)
 
+
+def is_clip(path: Path) -> bool:
+    """Tell whether a file of a folder is named as a video, or is an animation."""
+    if animation.is_picture(path):
+        return animation.is_animated(path)
+    return path.suffix.lower() in decoding.CLIP_SUFFIXES
+
+
+CLIPS = outputs.Kind(
+    script="test_video.py",
+    noun="clip",
+    sort=partial(images.sorted_by_kind, is_wanted=is_clip),
+    suffixes=SUFFIXES,
+    ending="_compare.webm.unfinished.",  # with the dot that begins the name of a hidden folder
+)
+
 Track = encoding.VideoTrack | animation.AnimationTrack
 
 
@@ -43,19 +60,25 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = cli.ArgumentParser(prog="test_video.py", description=__doc__)
     parser.add_argument(
-        "clip",
+        "inputs",
+        nargs="+",
         type=Path,
-        metavar="CLIP",
-        help="a video that FFmpeg can read, or an animated GIF, WebP, PNG or AVIF",
+        metavar="CLIP_OR_FOLDER",
+        help="videos that FFmpeg can read, animated GIF, WebP, PNG or AVIF, or folders of these",
+    )
+    parser.add_argument(
+        "--recursive",
+        action="store_true",
+        help="also read subfolders, and mirror them in the folder given with --out",
     )
     weights.add_weights_option(parser)
     parser.add_argument(
         "--out",
         type=Path,
-        metavar="FILE",
-        help=f"output file or folder; the suffix is one of {' '.join(SUFFIXES)} (default: "
-        "<clip>_x4 beside the clip, with the clip's suffix if it is one of these, otherwise .mp4 "
-        "for a video and .webp for an animation)",
+        metavar="FILE_OR_FOLDER",
+        help="output file or, if it has no suffix, folder; the suffix is one of "
+        f"{' '.join(SUFFIXES)} (default: <clip>_x4 beside the clip, with the clip's suffix if it "
+        "is one of these, otherwise .mp4 for a video and .webp for an animation)",
     )
     parser.add_argument(
         "--codec",
@@ -88,10 +111,16 @@ def get_args_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also write bicubic and SR side by side, as <result>_compare",
     )
-    parser.add_argument(
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
         "--overwrite",
         action="store_true",
         help="replace existing results, and discard an unfinished run with other settings",
+    )
+    existing.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="skip clips that already have a result, to continue an interrupted run of several",
     )
     parser.add_argument(
         "--tile",
@@ -123,45 +152,40 @@ def seconds(text: str) -> Fraction:
 # --- the plan -----------------------------------------------------------------------------------
 
 
-def plan_outputs(args: argparse.Namespace, upscale: int) -> dict[str, Path]:
-    """Return the path of the result (`sr`) and, with --compare, of the comparison (`compare`).
+def plan_outputs(
+    inputs: list[Path],
+    out: Path | None,
+    suffix: str,
+    recursive: bool = False,
+    compare: bool = False,
+) -> dict[Path, Path]:
+    """Return the output path of every input clip.
 
     Raises:
-        UserError: the clip does not exist, or an output exists or is the clip itself.
+        UserError: as for `outputs.find`, `only_input` and `check_apart`.
     """
-    clip = args.clip
-    if not clip.exists():
-        raise cli.UserError(f"{clip}: no such clip")
-    if not clip.is_file():
-        raise cli.UserError(f"{clip}: not a file")
-
-    # The default name
-    suffix = clip.suffix.lower()
-    if suffix not in SUFFIXES:
-        suffix = ".webp" if animation.is_picture(clip) else ".mp4"
-    ending = cli.size_suffix(upscale, args.outscale, args.size)
-    stem = images.fitting_name(clip.stem, f".{ending}_compare{suffix}.unfinished")
-    name = f"{stem}{ending}{suffix}"
-
-    # The outputs
-    out = args.out or clip.with_name(name)
-    if out.is_dir():
-        out = out / name
-    plan = {"sr": out}
-    if args.compare:
-        plan["compare"] = out.with_name(f"{out.stem}_compare{out.suffix}")
-
-    # Files that must not be replaced
-    for path in plan.values():
-        if not path.exists():
-            continue
-        if path.samefile(clip):
-            raise cli.UserError(f"{path} is the clip itself; choose another --out")
-        if not args.overwrite and not segments.is_joined(out):
-            raise cli.UserError(
-                f"{path}: already exists; pass --overwrite, or choose another --out"
-            )
+    found = outputs.find(CLIPS, inputs, out, suffix, recursive)
+    if out is not None and not out.is_dir() and out.suffix:
+        plan = {outputs.only_input(found, inputs, out): out}
+    else:
+        plan = outputs.name_results(CLIPS, found, suffix, result_form)
+    outputs.check_apart(plan, lambda target: list(result_files(target, compare).values()))
     return plan
+
+
+def result_form(clip: Path) -> str:
+    """Return the suffix of a clip's result: its own if it can be written."""
+    suffix = clip.suffix.lower()
+    if suffix in SUFFIXES:
+        return suffix
+    return ".webp" if animation.is_picture(clip) else ".mp4"
+
+
+def result_files(out: Path, compare: bool) -> dict[str, Path]:
+    """Return the path of the result (`sr`) and, with `compare`, of the comparison (`compare`)."""
+    if not compare:
+        return {"sr": out}
+    return {"sr": out, "compare": out.with_name(f"{out.stem}_compare{out.suffix}")}
 
 
 def check_options(args: argparse.Namespace, out: Path) -> str | None:
@@ -296,21 +320,40 @@ def write_results(plan: dict[str, Path], tracks: dict[str, Track], kept: segment
                 raise files.cannot_be_written(path, error) from error
 
 
-def main(args: argparse.Namespace) -> None:
-    """Enlarge a clip, or the part of it that an earlier run did not finish."""
-    # Generator
-    chosen = weights.chosen_weights(args)
-    engine = inference.open_engine(chosen, args.device, args.backend)
-    precision = engine.precision_of(args.precision)
+def how_to_continue(args: argparse.Namespace) -> str:
+    """Return what to do after an interruption: finished clips are not to be made again."""
+    several = len(args.inputs) > 1 or args.inputs[0].is_dir()
+    if several and not args.overwrite:
+        return "run the same command with --skip-existing to continue"
+    return "run the same command again to continue"
 
+
+def enlarge_clip(
+    path: Path,
+    out: Path,
+    codec: str | None,
+    engine: inference.Engine,
+    chosen: weights.Weights,
+    precision: str,
+    args: argparse.Namespace,
+) -> None:
+    """Enlarge a clip, or the part of it that an earlier run did not finish.
+
+    Args:
+        path, out: the clip's path and the result's.
+        codec: of the result; None for an animation.
+        engine: the generator.
+        chosen: its files.
+        precision: in which it computes.
+        args: the options.
+    """
     # Clip and outputs
-    plan = plan_outputs(args, engine.upscale)
-    codec = check_options(args, plan["sr"])
-    reader = animation if animation.is_picture(args.clip) else clips
-    clip = reader.read_clip(args.clip, args.start, args.end)
+    reader = animation if animation.is_picture(path) else clips
+    clip = reader.read_clip(path, args.start, args.end)
     size = inference.output_size(
-        clip.path, clip.width, clip.height, engine.upscale, args.outscale, args.size
+        path, clip.width, clip.height, engine.upscale, args.outscale, args.size
     )
+    plan = result_files(out, args.compare)
     tracks = open_tracks(plan, clip, codec, args.crf, size)
     upscale_frame = partial(
         inference.upscale_picture, engine, tile=args.tile, precision=precision, size=size
@@ -321,8 +364,8 @@ def main(args: argparse.Namespace) -> None:
     if codec is not None:
         packages.append("av")
     settings = {
-        "clip": files.sha256(args.clip),
-        "generator": [files.sha256(path) for path in (chosen.path, chosen.texture_path) if path],
+        "clip": files.sha256(path),
+        "generator": [files.sha256(file) for file in (chosen.path, chosen.texture_path) if file],
         "texture": chosen.texture,
         "precision": precision,
         "device": engine.place,
@@ -336,15 +379,15 @@ def main(args: argparse.Namespace) -> None:
     }
 
     # Enlarge and write
-    files.make_folder(plan["sr"].parent)
-    with segments.kept_segments(plan["sr"], settings, args.overwrite) as kept:
+    files.make_folder(out.parent)
+    with segments.kept_segments(out, settings, args.overwrite) as kept:
         try:
             difference = enlarge(upscale_frame, reader.pictures, clip, tracks, kept)
             write_results(plan, tracks, kept)
         except SystemExit:  # Ctrl-C or SIGTERM
             total = len(clip.times)
             frames = total if kept.joined else min(len(kept.paths()) * segments.FRAMES, total)
-            advice = "run the same command again to continue" if frames else "nothing is written"
+            advice = how_to_continue(args) if frames else "nothing is written"
             kept_frames = f"{frames} of {cli.counted(total, 'frame')} kept"
             print(f"stopped: {kept_frames}; {advice}", file=sys.stderr)
             raise
@@ -358,6 +401,40 @@ def main(args: argparse.Namespace) -> None:
             f"mean difference between consecutive frames: {sr:.2f} levels of 255 "
             f"(bicubic: {bicubic:.2f})"
         )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Enlarge every clip; report those that fail and continue; return 2 if there were any."""
+    # Generator
+    chosen = weights.chosen_weights(args)
+    engine = inference.open_engine(chosen, args.device, args.backend)
+    precision = engine.precision_of(args.precision)
+
+    # Plan
+    suffix = cli.size_suffix(engine.upscale, args.outscale, args.size)
+    plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare)
+    codecs = {path: check_options(args, out) for path, out in plan.items()}
+
+    # Existing results
+    def files_of(out: Path) -> list[Path]:
+        return list(result_files(out, args.compare).values())
+
+    if args.skip_existing:
+        plan = outputs.unfinished(CLIPS, plan, files_of)
+    elif not args.overwrite:
+        # An interrupted run may have moved some of a clip's files into place
+        new = [out for out in plan.values() if not segments.is_joined(out)]
+        outputs.refuse_existing(new, files_of)
+
+    # Enlarge
+    numbers = {path: number for number, path in enumerate(plan, 1)}
+
+    def enlarge_one(path: Path, out: Path) -> None:
+        if len(plan) > 1:
+            print(f"{numbers[path]} of {len(plan)}: {path}", file=sys.stderr)
+        enlarge_clip(path, out, codecs[path], engine, chosen, precision, args)
+
+    return outputs.enlarge_each(CLIPS, plan, enlarge_one)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import footage  # noqa: E402 - needs PyAV
 
 import inference  # noqa: E402
 import metrics  # noqa: E402
+import test_video  # noqa: E402
 from model import Generator  # noqa: E402
 from utils import generator_file, images  # noqa: E402
 
@@ -120,6 +121,25 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(
     assert again.stdout.splitlines()[1:] == printed.splitlines()[1:]
     shown, times = footage.decoded(out)
     assert len(shown) == 40 and times == footage.decoded(command[1])[1]
+
+
+def test_an_interrupted_run_of_several_goes_on_with_the_clips_that_are_left(
+    tmp_path, whole, weights
+):
+    clip, expected = whole[0][1], whole[2]
+    other = footage.make_clip(tmp_path / "b.mp4", 2, (16, 16))
+    command = ["test_video.py", clip, other, "--weights", weights / "x2.pth", *FIXED]
+    command += ["--codec", "vp9", "--out", tmp_path / "out"]
+    stopped = started_script(ROOT / "tests/faulty.py", "stop", 45, *command)()
+    advice = "run the same command with --skip-existing to continue"
+    assert said(stopped) == [
+        f"1 of 2: {clip}",
+        f"stopped: 32 of 40 frames are kept; {advice}",
+    ]
+    done = run(*command, "--skip-existing")
+    assert "0 of 2 clips skipped" in done.stdout
+    assert (tmp_path / "out/a_x2.mp4").read_bytes() == expected.read_bytes()
+    assert sorted(os.listdir(tmp_path / "out")) == ["a_x2.mp4", "b_x2.mp4"]
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
@@ -245,6 +265,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights):
     clip = footage.make_clip(tmp_path / "a.mp4", 50, sound="aac", container=container)
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[: clip.stat().st_size * 5 // 10])
     (tmp_path / "none.mp4").touch()
+    (tmp_path / "empty").mkdir()
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "list.m3u8").write_text(
         f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{clip}\n#EXT-X-ENDLIST\n"
@@ -255,8 +276,8 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights):
         out.mux([*stream.encode(footage.sine(0, stream)), *stream.encode(None)])
     still = "still.png: a still picture; enlarge it with python test_image.py"
     clips = {
-        "missing.mp4": "missing.mp4: no such clip",
-        ".": "not a file",
+        "missing.mp4": "missing.mp4: no such clip or folder",
+        "empty": "empty: no clip in this folder",
         "none.mp4": "none.mp4: the file is empty",
         "text.mp4": "text.mp4: not a video, or cut short or damaged",
         "cut.mp4": "cut.mp4: cut short or damaged after",
@@ -268,8 +289,8 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights):
         "--start 7": "no frame between --start and --end; the clip lasts 2.0",
         "--start 1 --end 0:01": "--end 1 is not after --start 1",
         "--end soon": "'soon' is not a time such as 7.5 or 1:05",
-        "--out a.mp4": "is the clip itself",
-        "--out sound.mp4": "sound.mp4: already exists; pass --overwrite",
+        "--out a.mp4": "a.mp4 is an input and would be overwritten",
+        "--out sound.mp4": "sound.mp4: already exists; pass --overwrite or --skip-existing",
         "--out text.mp4/x.mp4": "cannot be written",
         "--out x.avi": "cannot write .avi; use one of .mp4",
         "--out x.mp4 --codec h266": "not available; use one of h264, hevc, vp9, av1",
@@ -281,6 +302,8 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights):
     good = ["--weights", weights / "x2.pth"]
     cases = [([tmp_path / name, *good], reason) for name, reason in clips.items()]
     cases += [([clip, *good, *words.split()], reason) for words, reason in options.items()]
+    several = [clip, tmp_path / "cut.mp4", *good, "--out", tmp_path / "x.mp4"]
+    cases.append((several, "x.mp4: one file cannot hold several results"))
     before = sorted(tmp_path.rglob("*"))
     for arguments, reason in cases:
         done = run("test_video.py", *arguments, status=None, cwd=tmp_path)
@@ -288,6 +311,59 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, weights):
     assert sorted(tmp_path.rglob("*")) == before
     video(tmp_path / "cut.mp4", *good, "--end", 0.2)  # what the message advises
     assert len(footage.decoded(tmp_path / "cut_x2.mp4")[0]) == 5
+
+
+def test_clips_and_folders_are_enlarged_one_after_another(tmp_path, weights):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    footage.make_clip(folder / "a.mp4", 2, (16, 16))
+    (folder / "a_x2.mp4").touch()  # an earlier result
+    (folder / "bad.mp4").write_text("no video")
+    footage.make_gif(folder / "c.gif")
+    Image.fromarray(footage.scene(0)).save(folder / "still.png")
+    (folder / "words.txt").touch()
+    other = footage.make_clip(tmp_path / "d.mov", 2, (16, 16))
+    out = tmp_path / "out"
+    command = [folder, other, "--weights", weights / "x2.pth", "--out", out]
+    done = video(*command, status=2)
+    assert sorted(os.listdir(out)) == ["a_x2.mp4", "c_x2.gif", "d_x2.mov"]
+    assert f"{folder}: not clips that can be read (2): still.png, words.txt" in done.stdout
+    assert f"{folder}: earlier results, left out (1): a_x2.mp4, ...;" in done.stdout
+    lines = said(done)
+    assert [line for line in lines if " of 4: " in line] == [
+        f"{number} of 4: {path}"
+        for number, path in enumerate(
+            [folder / "a.mp4", folder / "bad.mp4", folder / "c.gif", other], 1
+        )
+    ]
+    assert any(f"error: {folder / 'bad.mp4'}: not a video" in line for line in lines)
+    assert lines[-1] == "test_video.py: error: 1 of 4 clips were not enlarged"
+
+    (folder / "bad.mp4").unlink()
+    reason = "a_x2.mp4: already exists; pass --overwrite or --skip-existing"
+    assert reason in video(*command, status=2).stderr
+    (out / "c_x2.gif").unlink()
+    done = video(*command, "--skip-existing")
+    assert "2 of 3 clips skipped: their results exist" in done.stdout
+    assert (out / "c_x2.gif").exists() and not said(done)
+
+
+def test_results_of_clips_are_kept_apart_and_subfolders_mirrored(tmp_path):
+    for name in ("a.avi", "a.MP4", "b.ts", "deep/a.mkv", "deep/long.webm"):
+        path = tmp_path / "clips" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    clips = tmp_path / "clips"
+    plan = test_video.plan_outputs([clips], tmp_path / "out", "_x4", recursive=True)
+    assert {path.relative_to(clips).as_posix(): target.name for path, target in plan.items()} == {
+        "a.MP4": "a_mp4_x4.mp4",
+        "a.avi": "a_avi_x4.mp4",
+        "b.ts": "b_x4.mp4",
+        "deep/a.mkv": "a_x4.mkv",
+        "deep/long.webm": "long_x4.webm",
+    }
+    assert plan[clips / "deep/a.mkv"].parent == tmp_path / "out/deep"
+    assert len(test_video.plan_outputs([clips], None, "_x4")) == 3
 
 
 @pytest.mark.parametrize(

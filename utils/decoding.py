@@ -29,7 +29,10 @@ _MAX_SAMPLE = 281
 _SAMPLE_FORMAT = 339
 _S_MAX_SAMPLE = 341
 
-_CLIP_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".wmv", ".flv", ".mpg"}
+CLIP_SUFFIXES = {
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".ogv", ".3gp"),
+    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
+}
 _END_OF_JPEG = b"\xff\xd9"
 _FILLINGS = (b"\x55" * 4096, b"\xaa" * 4096)
 _MARKER = re.compile(rb"\xff[^\0\xff]")
@@ -99,7 +102,7 @@ def opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
                 reason = "not an image of a known format"
                 if announced is not None and not announced.load():
                     reason = announced.advice
-                if Path(path).suffix.lower() in _CLIP_SUFFIXES:
+                if Path(path).suffix.lower() in CLIP_SUFFIXES:
                     reason += "; test_video.py enlarges clips"
             else:
                 reason = f"cut short or damaged ({cli.describe(error)})"

@@ -11,7 +11,7 @@ import os
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,8 +187,25 @@ def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
     return found
 
 
-def sorted_by_kind(folder: str | Path, recursive: bool = True) -> tuple[list[str], list[str]]:
+def is_image_file(path: Path) -> bool:
+    """Tell by its suffix, or by its first bytes if that is unknown, whether a file is an image."""
+    suffix = path.suffix.lower()
+    if suffix in plugins.BY_SUFFIX:
+        return plugins.BY_SUFFIX[suffix].load()
+    return suffix in SUFFIXES or (suffix not in _OTHER_SUFFIXES and decoding.has_signature(path))
+
+
+def sorted_by_kind(
+    folder: str | Path,
+    recursive: bool = True,
+    is_wanted: Callable[[Path], bool] = is_image_file,
+) -> tuple[list[str], list[str]]:
     """Return the paths of a folder's image files and of its other files; see `list_image_names`.
+
+    Args:
+        folder: where they are.
+        recursive: also look into subfolders.
+        is_wanted: tells which files to look for, if not for images.
 
     Raises:
         UserError: the folder does not exist.
@@ -215,14 +232,8 @@ def sorted_by_kind(folder: str | Path, recursive: bool = True) -> tuple[list[str
         for name in names:
             if name.startswith("."):
                 continue
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in plugins.BY_SUFFIX:
-                is_image = plugins.BY_SUFFIX[suffix].load()
-            else:
-                is_image = suffix in SUFFIXES or (
-                    suffix not in _OTHER_SUFFIXES and decoding.has_signature(Path(parent, name))
-                )
-            (found if is_image else others).append(prefix + name)
+            is_one = is_wanted(Path(parent, name))
+            (found if is_one else others).append(prefix + name)
     return sorted(found), sorted(others)
 
 

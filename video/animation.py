@@ -31,6 +31,19 @@ def is_picture(path: str | Path) -> bool:
     return Path(path).suffix.lower() in images.SUFFIXES | {".apng"}
 
 
+def is_animated(path: str | Path) -> bool:
+    """Return whether a file is an animated picture; one that cannot be read is not."""
+    try:
+        with decoding.opened(path, images.MAX_PIXELS) as image:
+            return _is_animated(image)
+    except (cli.UserError, OSError):
+        return False
+
+
+def _is_animated(image: Image.Image) -> bool:
+    return image.format in _ANIMATED and getattr(image, "n_frames", 1) > 1
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 
@@ -123,7 +136,7 @@ def _plays(path: Path, max_pixels: int) -> int:
         UserError: the file is damaged, or a still picture.
     """
     with decoding.opened(path, max_pixels) as image:
-        animated = image.format in _ANIMATED and getattr(image, "n_frames", 1) > 1
+        animated = _is_animated(image)
         if not animated:
             image.load()  # so that a damaged file is reported as such
         loop = image.info.get("loop")
