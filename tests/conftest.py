@@ -1,9 +1,9 @@
 import multiprocessing
 import os
-import runpy
 import subprocess
-import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +90,10 @@ def run(
     return done
 
 
-def started_script(script: str, *args, cwd: Path | None = None, environment: dict | None = None):
-    """Start a script in its own process; return a function that waits for its status and output.
+def started_script(
+    script: str, *args, cwd: Path | None = None, environment: dict | None = None
+) -> "Running":
+    """Start a script in its own process.
 
     Unless the test chooses, PyTorch runs the generator: most tests compare with it, and to convert
     a small generator of their own would take longer than to enlarge with it.
@@ -100,40 +102,44 @@ def started_script(script: str, *args, cwd: Path | None = None, environment: dic
     for place, name in enumerate(arguments):
         if name in ENLARGING_SCRIPTS and not {"--backend", "--sr"} & set(arguments):
             arguments[place + 1 : place + 1] = ["--backend", "torch"]
-    folder = tempfile.TemporaryDirectory()
-    out, errors = (Path(folder.name, name) for name in ("out", "errors"))
-    variables = dict(os.environ) | {name: str(value) for name, value in (environment or {}).items()}
-    process = _processes.Process(
-        target=_run_script, args=(arguments, (out, errors), str(cwd or Path.cwd()), variables)
-    )
-    process.start()
-
-    def finish() -> subprocess.CompletedProcess:
-        process.join(240)
-        if process.exitcode is None:
-            process.kill()
-            pytest.fail(f"{arguments} did not end")
-        with folder:
-            return subprocess.CompletedProcess(
-                arguments, process.exitcode, out.read_text(), errors.read_text()
-            )
-
-    return finish
+    return Running(arguments, cwd or Path.cwd(), environment or {})
 
 
-def _run_script(
-    arguments: list[str], streams: tuple[Path, Path], cwd: str, environment: dict[str, str]
-) -> None:
-    os.environ.update(environment)
-    if "OMP_NUM_THREADS" in environment:
-        import torch
+class Running:
+    """A script in a process and a process group of its own; call it to wait for its end."""
 
-        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    for number, stream in enumerate(streams, 1):
-        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
-    os.chdir(cwd)
-    sys.argv = arguments
-    runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+    def __init__(self, arguments: list[str], cwd: Path, environment: dict):
+        import preload  # here, since it imports PyTorch, which the controller of xdist can spare
+
+        self.arguments = arguments
+        self._folder = tempfile.TemporaryDirectory()
+        self._streams = tuple(Path(self._folder.name, name) for name in ("out", "errors"))
+        variables = dict(os.environ)
+        variables |= {name: str(value) for name, value in environment.items()}
+        self._process = _processes.Process(
+            target=preload.run_script, args=(arguments, self._streams, str(cwd), variables)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that the script does, such as to write a file."""
+        while not condition():
+            assert self._process.exitcode is None, self.errors()
+            time.sleep(0.01)
+
+    def errors(self) -> str:
+        """What it has written to stderr so far."""
+        return self._streams[1].read_text() if self._streams[1].exists() else ""
+
+    def __call__(self) -> subprocess.CompletedProcess:
+        self._process.join(240)
+        if self._process.exitcode is None:
+            self._process.kill()
+            pytest.fail(f"{self.arguments} did not end")
+        with self._folder:
+            out, errors = (stream.read_text() for stream in self._streams)
+            return subprocess.CompletedProcess(self.arguments, self._process.exitcode, out, errors)
 
 
 def tensors(path: Path) -> dict:
