@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, run, started_script
+from conftest import ROOT, Running, run, started_script
 from PIL import Image
 from test_cli_train import assert_same_run, command, rows_of
 
@@ -26,10 +26,10 @@ OPTIONS = ["--pretrain-epochs", 1, "--crops-per-image", 2, "--batch-size", 4, "-
 OPTIONS += ["--perceptual-weight", 0]
 
 
-def launched(
+def started_processes(
     world_size: int, script: str, *arguments, folders: list | None = None
-) -> list[subprocess.CompletedProcess]:
-    """Run a script in several processes with the variables that torchrun sets.
+) -> list[Running]:
+    """Start a script in several processes with the variables that torchrun sets.
 
     If folders are given, each process works in its own.
     """
@@ -41,7 +41,7 @@ def launched(
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": 1,
     }
-    processes = [
+    return [
         started_script(
             ROOT / script,
             *arguments,
@@ -50,7 +50,11 @@ def launched(
         )
         for rank, folder in enumerate(folders or [None] * world_size)
     ]
-    return [finish() for finish in processes]
+
+
+def launched(*arguments, **options) -> list[subprocess.CompletedProcess]:
+    """Run a script as `started_processes` does, to its end."""
+    return [process() for process in started_processes(*arguments, **options)]
 
 
 def torchrun(arguments: list, *options) -> subprocess.Popen:
@@ -152,24 +156,7 @@ def test_machines_that_do_not_share_one_out_folder_are_refused(two_processes, tm
         assert "is not the same folder for all processes" in done.stderr
 
 
-def test_sigterm_to_the_launcher_saves_and_the_same_command_resumes(two_processes, tmp_path):
-    photos, whole, *_ = two_processes
-    arguments = command(photos, tmp_path / "out", *OPTIONS, "--epochs", 2)
-    launcher = torchrun(arguments)
-    wait_for(tmp_path / "out" / "checkpoints" / "generator_pretrained.pth", launcher)
-    time.sleep(0.3)
-    # As a scheduler does; the launcher passes the signal on once more
-    for process in (launcher.pid, *workers_of(launcher)):
-        os.kill(process, signal.SIGTERM)
-    _, errors = launcher.communicate(timeout=60)
-    assert launcher.returncode != 0
-    assert errors.count("run the same command again to resume") == 1, errors
-    for done in launched(2, "train.py", *arguments):
-        assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / "out", whole)
-
-
-def test_a_killed_process_is_restarted_or_ends_the_job_and_the_same_command_carries_on(
+def test_torchrun_restarts_a_killed_process_and_sigterm_saves_for_the_same_command(
     two_processes, tmp_path
 ):
     photos, whole, *_ = two_processes
@@ -181,9 +168,27 @@ def test_a_killed_process_is_restarted_or_ends_the_job_and_the_same_command_carr
     while len(set(workers_of(launcher)) - set(first)) < 2:  # the launcher restarts both
         time.sleep(0.01)
     wait_for(tmp_path / "out" / "validation" / "epoch_002" / "0.png", launcher)
-    os.kill(workers_of(launcher)[0], signal.SIGKILL)
-    launcher.communicate(timeout=60)
+    # As a scheduler does; the launcher passes the signal on once more
+    for process in (launcher.pid, *workers_of(launcher)):
+        os.kill(process, signal.SIGTERM)
+    _, errors = launcher.communicate(timeout=60)
     assert launcher.returncode != 0
+    assert errors.count("run the same command again to resume") == 1, errors
+    assert len(rows_of(tmp_path / "out")) < 3
+    for done in launched(2, "train.py", *arguments):
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "out", whole)
+
+
+def test_a_killed_process_ends_the_other_and_the_same_command_carries_on(two_processes, tmp_path):
+    photos, whole, *_ = two_processes
+    arguments = command(photos, tmp_path / "out", *OPTIONS, "--epochs", 2)
+    first, second = started_processes(2, "train.py", *arguments)
+    second.wait_until((tmp_path / "out" / "checkpoints" / "last.pth").exists)
+    os.kill(first.pid, signal.SIGKILL)
+    left = second()
+    assert left.returncode == 1 and "another process of this run has ended" in left.stderr
+    assert first().returncode == -signal.SIGKILL
     assert len(rows_of(tmp_path / "out")) < 3
     for done in launched(2, "train.py", *arguments):
         assert done.returncode == 0, done.stderr
