@@ -304,7 +304,7 @@ def test_a_missing_gradio_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(cli.UserError, match="package gradio is missing; pip install gradio"):
-        app.main(app.get_args_parser().parse_args(["--port", "0"]))
+        app.main(app.get_args_parser().parse_args(["--port", "0", "--backend", "torch"]))
 
 
 def test_wrong_options_are_one_line(tmp_path):

@@ -159,7 +159,7 @@ def test_tiles_are_within_a_level_of_the_whole_image_at_full_depth(astronaut):
     network = RRDBGenerator().eval()
     for parameter in network.body.parameters():
         parameter.data *= 5
-    lr = astronaut[200:212, 100:292]
+    lr = astronaut[200:206, 100:228]
     whole, tiled = (inference.upscale(network, lr, tile=tile).astype(int) for tile in (0, 64))
     assert whole.std() > 5
     assert np.abs(whole - tiled).max() <= 1
@@ -185,8 +185,8 @@ def test_it_trains_resumes_and_starts_from_a_file(photos, tmp_path):
         1,
         "--pretrain-epochs",
         1,
-        "--perceptual-weights",
-        "random",
+        "--perceptual-weight",
+        0,
         "--device",
         "cpu",
     ]
