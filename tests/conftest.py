@@ -77,7 +77,8 @@ _processes.set_forkserver_preload(["preload"])
 ENLARGING_SCRIPTS = {"test_image.py", "test_video.py", "test_benchmark.py", "app.py"}
 
 # Converted generators are kept here, not in the user's folder
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="srgan-tests-")
+_cache = tempfile.TemporaryDirectory(prefix="srgan-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 
 def run(

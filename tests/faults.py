@@ -14,7 +14,7 @@ from utils import files, images
 TIMES = {"Images_Per_Second", "Seconds"}
 OPTIONS = ["--crop", 32, "--batch-size", 4, "--blocks", 1, "--device", "cpu", "--ema", 0.9]
 OPTIONS += ["--pretrain-epochs", 2, "--epochs", 1, "--val-triplets", 1, "--degradation", "photo"]
-OPTIONS += ["--perceptual-weight", 0, "--perceptual-weights", "random"]
+OPTIONS += ["--perceptual-weight", 0, "--perceptual-weights", "random", "--workers", 0]
 
 
 def make_photos(folder: Path) -> None:
