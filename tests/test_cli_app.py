@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import urllib.parse
+from importlib.util import find_spec
 
 import corpus
 import pytest
@@ -19,7 +20,8 @@ from PIL import Image, ImageCms
 from model import Generator
 from utils import cli, generator_file, images
 
-pytest.importorskip("gradio", reason="Gradio is not here: pip install gradio")
+if not find_spec("gradio"):  # to import it takes seconds
+    pytest.skip("Gradio is not here: pip install gradio", allow_module_level=True)
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="Playwright is not here: pip install playwright"
 )

@@ -2,6 +2,7 @@ import argparse
 import sys
 import types
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -67,10 +68,17 @@ def test_the_file_gives_pytorchs_result_at_any_size(generator, tmp_path):
         assert np.abs(result - expected).max() <= 1e-4
 
 
-def test_the_default_weights_are_exported_without_options(tmp_path):
-    run("export_model.py", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def default_export(tmp_path_factory) -> Path:
+    """The file that is exported without options."""
+    folder = tmp_path_factory.mktemp("default")
+    run("export_model.py", cwd=folder)
+    return folder / "srresnet_x4.onnx"
+
+
+def test_the_default_weights_are_exported_without_options(default_export):
     generator = generator_file.load(weights.FAITHFUL)
-    result, expected = results(tmp_path / "srresnet_x4.onnx", generator, (1, 3, 30, 20))
+    result, expected = results(default_export, generator, (1, 3, 30, 20))
     assert np.abs(result - expected).max() <= 1e-4
 
 
@@ -87,13 +95,11 @@ def test_onnx_and_ncnn_give_the_picture_of_test_image(exports, tmp_path, astrona
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory) -> dict[str, exporting.Run]:
+def exports(tmp_path_factory, default_export) -> dict[str, exporting.Run]:
     """What enlarges with the exported files of weights/srresnet_x4.pth."""
-    folder = tmp_path_factory.mktemp("exports")
-    found = {}
-    run("export_model.py", cwd=folder)
-    found["onnx"] = exporting.run_onnx((folder / "srresnet_x4.onnx").read_bytes())
+    found = {"onnx": exporting.run_onnx(default_export.read_bytes())}
     if find_spec("ncnn") and find_spec("pnnx"):
+        folder = tmp_path_factory.mktemp("exports")
         run("export_model.py", "--format", "ncnn", cwd=folder)
         description = (folder / "srresnet_x4.param").read_text()
         assert (

@@ -409,8 +409,8 @@ def test_a_folder_of_results_has_the_format_that_is_asked_for(weights, picture, 
 def test_an_ensemble_is_the_mean_over_eight_orientations(astronaut):
     path = weights_file("srresnet_x4")
     engine = inference.TorchEngine(inference.open_generator(path, torch.device("cpu")))
-    lr = astronaut[100:125, 60:103]
-    expected = np.zeros((100, 172, 3))
+    lr = astronaut[100:117, 60:89]
+    expected = np.zeros((68, 116, 3))
     for turns in range(4):
         for flip in (1, -1):
             turned = np.ascontiguousarray(np.rot90(lr, turns)[:, ::flip])
