@@ -1,8 +1,10 @@
 import errno
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 import types
 import zipfile
 from pathlib import Path
@@ -314,6 +316,25 @@ def test_a_second_lock_is_refused_until_the_first_process_is_dead(tmp_path):
     holder.wait()
     with files.lock(tmp_path / "lock"):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is forked on Windows")
+def test_a_worker_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    started = fork.Event()
+
+    def work() -> None:
+        started.set()
+        time.sleep(60)
+
+    with files.lock(tmp_path / "lock"):
+        worker = fork.Process(target=work)
+        worker.start()
+        started.wait(60)
+    with files.lock(tmp_path / "lock"):
+        assert worker.is_alive()
+    worker.kill()
+    worker.join()
 
 
 def test_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch):

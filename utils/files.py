@@ -163,6 +163,8 @@ def check_free_space(folder: str | Path, needed_bytes: int, advice: str) -> None
 
 # --- locks and checksums ------------------------------------------------------------------------
 
+_locked: set[IO[bytes]] = set()
+
 
 @contextlib.contextmanager
 def lock(path: str | Path, wait: bool = False) -> Iterator[None]:
@@ -183,7 +185,22 @@ def lock(path: str | Path, wait: bool = False) -> Iterator[None]:
                 ) from error
             reason = f"cannot be locked ({error.strerror})"
             raise OSError(error.errno, reason, str(path)) from error
-        yield
+        _locked.add(file)
+        try:
+            yield
+        finally:
+            _locked.discard(file)
+
+
+def _close_in_child() -> None:
+    """Close what the parent has locked: a worker that outlives it would keep the lock."""
+    for file in _locked:
+        file.close()
+    _locked.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _lock_file(file: IO[bytes], wait: bool) -> None:
