@@ -148,7 +148,7 @@ class Enlarger:
                 size = f"{width} × {height} pixels ({height * width / 1e6:.1f} million)"
                 limit = f"this page takes up to {self.max_pixels / 1e6:g} million"
                 raise cli.UserError(f"{path}: has {size}; {limit}: {ADVICE}")
-            return images.read_picture(path, self.max_pixels)
+            return images.read_picture(path, self.max_pixels, keep_depth=True)
 
     def preview(self, path: Path) -> tuple[Path, str]:
         """Return a small copy of a picture file that any browser shows, and a line about it.
@@ -211,6 +211,8 @@ class Enlarger:
 
         # Enlarge
         precision = engine.precision_of(self.precision)
+        if self.precision == "auto" and images.is_16_bit(picture):
+            precision = "fp32"
         sr = inference.upscale_picture(
             engine, picture, self.tile, precision, on_tile=on_tile, size=size
         )

@@ -50,7 +50,7 @@ def test_a_network_for_x1_keeps_the_size_and_says_so(tmp_path):
     generator_file.save(tmp_path / "x1.pth", Generator(1, 1))
     page = new_enlarger(tmp_path / "served", tmp_path / "x1.pth")
     Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
-    result = enlarge(page, tmp_path / "a.png")
+    result = enlarge(page, tmp_path / "a.png", size="1")
     assert result.name == "a_x1"
     assert result.text.startswith("20 × 30 pixels, as wide and high as before.")
 

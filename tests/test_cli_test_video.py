@@ -134,7 +134,7 @@ def test_an_interrupted_run_of_several_goes_on_with_the_clips_that_are_left(
     advice = "run the same command with --skip-existing to continue"
     assert said(stopped) == [
         f"1 of 2: {clip}",
-        f"stopped: 32 of 40 frames are kept; {advice}",
+        f"stopped: 32 of 40 frames kept; {advice}",
     ]
     done = run(*command, "--skip-existing")
     assert "0 of 2 clips skipped" in done.stdout
@@ -337,7 +337,7 @@ def test_clips_and_folders_are_enlarged_one_after_another(tmp_path, weights):
         )
     ]
     assert any(f"error: {folder / 'bad.mp4'}: not a video" in line for line in lines)
-    assert lines[-1] == "test_video.py: error: 1 of 4 clips were not enlarged"
+    assert lines[-1] == "test_video.py: error: 1 of 4 clips could not be enlarged"
 
     (folder / "bad.mp4").unlink()
     reason = "a_x2.mp4: already exists; pass --overwrite or --skip-existing"

@@ -176,8 +176,15 @@ def test_colours_that_are_converted_have_8_bits(tmp_path):
     picture = images.Picture(noise(8, 9, 3), noise(8, 9), icc_profile=p3_profile())
     for suffix, said in {
         ".png": [],
-        ".bmp": ["BMP cannot hold its colour profile; converted to sRGB in 8 bits"],
-        ".jpg": [],
+        ".bmp": [
+            "BMP cannot hold its transparency; it is on white",
+            "BMP cannot hold 16 bits per channel; reduced to 8",
+            "BMP cannot hold its colour profile; converted to sRGB in 8 bits",
+        ],
+        ".jpg": [
+            "JPEG cannot hold its transparency; it is on white",
+            "JPEG cannot hold 16 bits per channel; reduced to 8",
+        ],
     }.items():
         images.write_picture(tmp_path / f"b{suffix}", picture)
         assert images.losses(picture, f"b{suffix}") == said

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 import test_image
-from utils import cli, images, plugins
+from utils import cli, images, outputs, plugins
 
 FORMATS = {"heic": ("HEIF", {"quality": 90, "chroma": 444}), "jxl": ("JXL", {"lossless": True})}
 XMP = corpus.XMP.replace(b'tiff:Orientation="6" ', b"")  # by which pillow-heif would turn it
@@ -170,7 +170,7 @@ def test_a_missing_plugin_is_named(tmp_path, astronaut, without_plugins, capsys)
     # In a folder, they are left out, and a line says how to read them
     Image.fromarray(astronaut[:8, :8]).save(tmp_path / "c.png")
     Image.fromarray(astronaut[:8, :8]).save(tmp_path / "d.avif")
-    found = test_image.find_images([tmp_path], None, "_x4", recursive=False)
+    found = outputs.find(test_image.IMAGES, [tmp_path], None, "_x4", recursive=False)
     assert [path.name for path, _folder in found] == ["c.png", "d.avif"]
     said = capsys.readouterr().out
     assert "(2): a.heic, b.jxl; HEIC needs a plug-in of Pillow: pip install pillow-heif" in said

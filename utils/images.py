@@ -452,6 +452,8 @@ def losses(picture: Picture, path: str | Path) -> list[str]:
     is_transparent = alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max
     if file_format in _OPAQUE_FORMATS and is_transparent:
         lost.append(f"{file_format} cannot hold its transparency; it is on white")
+    if is_16_bit(picture) and file_format not in depth.FORMATS:
+        lost.append(f"{file_format} cannot hold 16 bits per channel; reduced to 8")
     if picture.icc_profile and not _holds_profile(file_format, picture.icc_profile):
         in_8 = " in 8 bits" if is_16_bit(picture) else ""
         lost.append(f"{file_format} cannot hold its colour profile; converted to sRGB{in_8}")
