@@ -120,12 +120,14 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--val-images",
         type=cli.positive_int,
+        metavar="N",
         help="validate on the first N images (default: all)",
     )
     group.add_argument(
         "--val-every",
         type=cli.positive_int,
         default=1,
+        metavar="N",
         help="validate every N epochs, and at the end of each phase",
     )
     group.add_argument(
@@ -237,7 +239,7 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         "--vgg-weights",
         default="imagenet",
         metavar="imagenet|random|FILE",
-        help="weights of that network: torchvision's, untrained ones, or those in a file",
+        help="that network's weights: trained on ImageNet, untrained, or from a file",
     )
     group.add_argument(
         "--perceptual-weight",
@@ -269,14 +271,14 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         "--grid-weight",
         type=cli.non_negative_float,
         default=0.0,
-        help="weight of the penalty on grids; start with 50000 times SqueezeNet's weight",
+        help="weight of the penalty on grids; start with 50000 times --perceptual-weight",
     )
     group.add_argument(
         "--consistency-weight",
         type=cli.non_negative_float,
         default=0.0,
         help="weight of the difference between SR and HR after both are reduced to LR's size; "
-        "start with 300 times SqueezeNet's weight",
+        "start with 300 times --perceptual-weight",
     )
 
 
@@ -295,6 +297,7 @@ def _add_optimisation_options(group: argparse._ArgumentGroup) -> None:
         "--accumulate",
         type=cli.positive_int,
         default=1,
+        metavar="N",
         help="compute each batch in N parts, to save memory",
     )
     group.add_argument(
@@ -317,7 +320,7 @@ def _add_optimisation_options(group: argparse._ArgumentGroup) -> None:
         "--lr-schedule",
         choices=("constant", "cosine"),
         default="constant",
-        help="learning rate over each phase; cosine: falls to 0",
+        help="cosine: lower the rate to 0 over each phase",
     )
     group.add_argument(
         "--warmup-steps",
@@ -363,6 +366,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--save-every",
         type=cli.positive_int,
+        metavar="N",
         help="also keep checkpoints/generator_epoch_NNN.pth every N epochs",
     )
     group.add_argument(

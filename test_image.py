@@ -69,13 +69,12 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--quality",
         type=cli.whole_number_between(1, 100),
         metavar="Q",
-        help="quality of JPEG, WebP, AVIF or JPEG XL, from 1 to 100 (default: 95; WebP and "
-        "JPEG XL: lossless)",
+        help="quality from 1 to 100 (default: 95 for JPEG and AVIF; WebP and JPEG XL: lossless)",
     )
     parser.add_argument(
         "--ensemble",
         action="store_true",
-        help="mean of the results for eight orientations of the picture: slightly nearer to the "
+        help="average the results for eight orientations of the picture: slightly nearer to the "
         "original, in eight times the time",
     )
     parser.add_argument(
@@ -108,14 +107,15 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=cli.tile_side,
         default="auto",
         metavar="auto|N|0",
-        help="side of a tile in LR pixels; auto: as large as memory allows; 0: no tiles",
+        help="side of a tile in input pixels; auto: as large as memory allows; 0: no tiles",
     )
     machine.add_options(parser, backend=True)
     parser.add_argument(
         "--max-pixels",
         type=cli.positive_int,
         default=images.MAX_PIXELS,
-        help="refuse images with more pixels",
+        metavar="N",
+        help="refuse images with more than N pixels",
     )
     return parser
 

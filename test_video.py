@@ -127,7 +127,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=cli.tile_side,
         default="auto",
         metavar="auto|N|0",
-        help="side of a tile in LR pixels; auto: as large as memory allows; 0: no tiles",
+        help="side of a tile in input pixels; auto: as large as memory allows; 0: no tiles",
     )
     add_options(parser, backend=True)
     return parser

@@ -52,15 +52,14 @@ def add_weights_option(parser: argparse.ArgumentParser, default: Path = PHOTO) -
         "--texture",
         type=cli.number_between(0, 1),
         metavar="T",
-        help="blend two generators: (1 - T) of --weights and T of --texture-weights, with T from 0 "
-        f"to 1; --weights is then {FAITHFUL.stem} by default",
+        help="blend two generators, 1 - T of --weights and T of --texture-weights, with T from 0 to "
+        f"1 (default: {FAITHFUL.stem} and {TEXTURED.stem})",
     )
     parser.add_argument(
         "--texture-weights",
         type=weights_file,
         metavar="NAME_OR_FILE",
-        help="second generator for --texture; it should have been trained from the first "
-        f"(default: {TEXTURED.stem})",
+        help="second generator for --texture; it should have been trained from the first",
     )
 
 
