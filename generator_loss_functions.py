@@ -383,8 +383,8 @@ class GeneratorLoss(nn.Module):
 
         Args:
             sr, hr: images (N, 3, H, W) in [0, 1].
-            fake_logits, real_logits: D's logits for `sr` and `hr`, of any shape; the former only
-                if the adversarial weight is not 0, the latter only if `adversarial.needs_real` too.
+            fake_logits: D's logits for `sr`, of any shape; None if the adversarial weight is 0.
+            real_logits: those for `hr`; None unless `adversarial.needs_real`.
         """
         sr_fp32 = sr.float()
         weights = self.weights

@@ -148,6 +148,7 @@ class TorchEngine:
         self.generator = generator
         self.upscale = generator.upscale
         self.halo = generator.halo
+        self.tile_multiple = getattr(generator, "tile_multiple", 1)
         self.device = next(generator.parameters()).device
         self.place = self.device.type
 
@@ -308,10 +309,15 @@ def upscale_picture(
     Gray stays gray; profile and metadata are kept.
 
     Args:
-        generator, tile, precision, progress, on_tile: see `upscale`, which raises the same errors.
+        generator, tile, progress, on_tile: see `upscale`, which raises the same errors.
         picture: the picture.
+        precision: see `upscale`; or auto: fp32 for 16 bits per channel, to which the others round
+            too coarsely, else the fastest that suits the generator.
         size: (width, height) of the result, which is resized by Lanczos; None: the generator's.
     """
+    generator = _engine_of(generator)
+    is_deep = images.is_16_bit(picture)
+    precision = "fp32" if precision == "auto" and is_deep else generator.precision_of(precision)
     alpha = picture.alpha
     passes = 1 if alpha is None or alpha.min() == alpha.max() else 2
 
@@ -437,7 +443,10 @@ def upscale(
     tile = min(tile, max(height, width))
 
     # Enlarge, with smaller tiles each time memory runs out
+    multiple = getattr(engine, "tile_multiple", 1)
     while True:
+        if tile < max(height, width):
+            tile = max(multiple, tile - tile % multiple)
         try:
             return _upscale_tiles(engine, lr, tile, precision, progress, on_tile)
         except (RuntimeError, MemoryError) as error:

@@ -296,7 +296,8 @@ def texture(sr: Tensor, hr: Tensor, upscale: int) -> dict[str, float]:
         values["Detail"] = sr_luma / hr_luma
         # A tenth of the luma detail is added so that gray images have a value too
         values["Colour"] = sum(sr_chroma) / (sum(hr_chroma) + 0.1 * hr_luma)
-    values["Grid"] = 255 * _grid(sr_detail[:, :1], hr_detail[:, :1], upscale).item()
+    if upscale > 1:
+        values["Grid"] = 255 * _grid(sr_detail[:, :1], hr_detail[:, :1], upscale).item()
     return values
 
 

@@ -38,8 +38,8 @@ class GeneratorNetwork(_Module, Protocol):
     """A generator: an `nn.Module` that enlarges images by an integer factor.
 
     The constructor takes `upscale` and, optionally, integers with defaults, such as `blocks`.
-    Each becomes an option of train.py: `--blocks`. It raises ValueError for values that it does
-    not support.
+    Named in choices.py, each is an option of train.py: `--blocks`. It raises ValueError for values
+    that it does not support.
 
     A generator whose bf16 results are visibly worse sets `avoid_bf16 = True`.
     """

@@ -271,14 +271,15 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         "--grid-weight",
         type=cli.non_negative_float,
         default=0.0,
-        help="weight of the penalty on grids; start with 50000 times --perceptual-weight",
+        help="weight of the penalty on grids, such as 50000 with --perceptual squeezenet "
+        "--perceptual-weight 1",
     )
     group.add_argument(
         "--consistency-weight",
         type=cli.non_negative_float,
         default=0.0,
         help="weight of the difference between SR and HR after both are reduced to LR's size; "
-        "start with 300 times --perceptual-weight",
+        "such as 300 with --perceptual squeezenet --perceptual-weight 1",
     )
 
 

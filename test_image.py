@@ -215,7 +215,6 @@ def enlarge(
     source: Path,
     target: Path,
     args: argparse.Namespace,
-    precisions: Mapping[str, str],
 ) -> None:
     """Read, enlarge and write one image, and its comparison with `--compare`.
 
@@ -223,10 +222,9 @@ def enlarge(
         engines: the generators by their labels in the comparison; the last one makes the result.
         source, target: the image's path and the result's.
         args: the options.
-        precisions: of the generators, by label.
     """
     # Read
-    picture = images.read_picture(source, args.max_pixels, images.holds_16_bits(target))
+    picture = images.read_picture(source, args.max_pixels, keep_depth=True)
     for note in picture.notes:
         print(f"{source}: {note}", file=sys.stderr)
 
@@ -244,11 +242,8 @@ def enlarge(
         bicubic = images.resize_bicubic(images.on_white(picture), size[1], size[0])
         panels.append(("bicubic", bicubic))
     for label, engine in engines.items():
-        precision = precisions[label]
-        if args.precision == "auto" and images.is_16_bit(picture):
-            precision = "fp32"  # the others round to fewer than 16 bits
         sr = inference.upscale_picture(
-            engine, picture, args.tile, precision, progress=True, size=size
+            engine, picture, args.tile, args.precision, progress=True, size=size
         )
         if args.compare:
             panels.append((label, images.on_white(sr)))
@@ -274,7 +269,8 @@ def main(args: argparse.Namespace) -> int:
     args.compare = args.compare or args.compare_with is not None
     engines = open_engines(args)
     engine = list(engines.values())[-1]
-    precisions = {label: each.precision_of(args.precision) for label, each in engines.items()}
+    for each in engines.values():
+        each.precision_of(args.precision)  # refuse one that cannot work before any image is read
     if args.ensemble:
         engines = {label: inference.Ensemble(each) for label, each in engines.items()}
     suffix = args.suffix
@@ -298,7 +294,7 @@ def main(args: argparse.Namespace) -> int:
         images.prepare_output(target)
 
     def enlarge_one(source: Path, target: Path) -> None:
-        enlarge(engines, source, target, args, precisions)
+        enlarge(engines, source, target, args)
 
     return outputs.enlarge_each(IMAGES, plan, enlarge_one)
 

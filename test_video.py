@@ -7,8 +7,9 @@ python test_video.py animation.gif                        writes animation_x4.gi
 python test_video.py clips/ other.mov --out enlarged/ --skip-existing
 
 The result keeps the sound, the subtitles and the time of every frame; rotated clips are turned
-upright. If a run is interrupted, run the same command again to continue. Videos need PyAV:
-pip install av. Each frame is enlarged on its own, so fine texture may flicker: see docs/video.md.
+upright. If a run is interrupted, run the same command again to continue; for several clips, with
+--skip-existing. Videos need PyAV: pip install av. Each frame is enlarged on its own, so fine
+texture may flicker: see docs/video.md.
 """
 
 from __future__ import annotations
@@ -188,8 +189,13 @@ def result_files(out: Path, compare: bool) -> dict[str, Path]:
     return {"sr": out, "compare": out.with_name(f"{out.stem}_compare{out.suffix}")}
 
 
-def check_options(args: argparse.Namespace, out: Path) -> str | None:
+def check_options(args: argparse.Namespace, out: Path, only_animations: bool) -> str | None:
     """Return the codec, or None for an animation.
+
+    Args:
+        args: the options.
+        out: path of a result.
+        only_animations: whether there is no video that --codec and --crf could be meant for.
 
     Raises:
         UserError: the options do not fit the output path or each other.
@@ -198,7 +204,7 @@ def check_options(args: argparse.Namespace, out: Path) -> str | None:
         raise cli.UserError(f"--end {float(args.end):g} is not after --start {float(args.start):g}")
     if out.suffix.lower() not in animation.SUFFIXES:
         return encoding.check_codec(out, args.codec, args.crf)
-    if args.codec or args.crf is not None:
+    if only_animations and (args.codec or args.crf is not None):
         raise cli.UserError(f"{out}: --codec and --crf are for videos; {out.suffix} has neither")
     return None
 
@@ -320,12 +326,12 @@ def write_results(plan: dict[str, Path], tracks: dict[str, Track], kept: segment
                 raise files.cannot_be_written(path, error) from error
 
 
-def how_to_continue(args: argparse.Namespace) -> str:
-    """Return what to do after an interruption: finished clips are not to be made again."""
+def how_to_continue(args: argparse.Namespace, frames: int) -> str:
+    """Return what to do after an interruption that left so many frames of a clip."""
     several = len(args.inputs) > 1 or args.inputs[0].is_dir()
-    if several and not args.overwrite:
+    if several and not args.overwrite:  # finished clips are not to be made again
         return "run the same command with --skip-existing to continue"
-    return "run the same command again to continue"
+    return "run the same command again to continue" if frames or several else "nothing is written"
 
 
 def enlarge_clip(
@@ -387,7 +393,7 @@ def enlarge_clip(
         except SystemExit:  # Ctrl-C or SIGTERM
             total = len(clip.times)
             frames = total if kept.joined else min(len(kept.paths()) * segments.FRAMES, total)
-            advice = how_to_continue(args) if frames else "nothing is written"
+            advice = how_to_continue(args, frames)
             kept_frames = f"{frames} of {cli.counted(total, 'frame')} kept"
             print(f"stopped: {kept_frames}; {advice}", file=sys.stderr)
             raise
@@ -413,7 +419,6 @@ def main(args: argparse.Namespace) -> int:
     # Plan
     suffix = cli.size_suffix(engine.upscale, args.outscale, args.size)
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare)
-    codecs = {path: check_options(args, out) for path, out in plan.items()}
 
     # Existing results
     def files_of(out: Path) -> list[Path]:
@@ -425,6 +430,10 @@ def main(args: argparse.Namespace) -> int:
         # An interrupted run may have moved some of a clip's files into place
         new = [out for out in plan.values() if not segments.is_joined(out)]
         outputs.refuse_existing(new, files_of)
+
+    # Codecs
+    only_animations = all(out.suffix.lower() in animation.SUFFIXES for out in plan.values())
+    codecs = {path: check_options(args, out, only_animations) for path, out in plan.items()}
 
     # Enlarge
     numbers = {path: number for number, path in enumerate(plan, 1)}

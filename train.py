@@ -403,6 +403,7 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
         train_set, val_set = open_datasets(args)
         perceptual = load_perceptual(args)
         distances = None if args.dry_run else distance_networks(args, perceptual)
+    distributed.barrier()  # to build a network of several processes is given less time
     loader = new_loader(
         train_set,
         args.batch_size,
@@ -686,5 +687,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    advice = "reduce --batch-size, --crop or --blocks (with another --out), or try --precision bf16"
+    advice = (
+        "use --accumulate 2, or reduce --batch-size, --crop or --blocks (with another --out), or "
+        "try --precision bf16"
+    )
     cli.run_script(main, get_args_parser(__doc__), memory_advice=advice)

@@ -148,7 +148,7 @@ class _OperatorCounter(TorchDispatchMode):
 def operators_of(work: Callable[[], object]) -> int:
     """Return how many operators PyTorch dispatches in `work`, without views.
 
-    On a GPU, each of them launches at least one kernel.
+    On a GPU, nearly each of them launches a kernel.
     """
     with _OperatorCounter() as counter:
         work()

@@ -3,7 +3,7 @@
 The classic loop and ours use VGG16; another row shows our step with SqueezeNet instead. The limit
 is what the machine could do if it computed only what it does fastest: on a CPU, 3x3 convolutions
 from 64 to 64 channels; on a GPU, large matrix products. Operators are those that PyTorch dispatches
-in one step, which a GPU's CPU has to keep up with.
+in one step; before a fast GPU, the CPU may not launch them quickly enough.
 
 python benchmarks/train_step.py
 """

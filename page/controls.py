@@ -282,7 +282,6 @@ class Page:
             purpose = self.enlarger.purposes[purpose_index]
             output_size = self.output_size(purpose_index, size, other_size)
             result = self.enlarger.enlarge(work.path, purpose, texture, output_size, on_tile)
-            download, losses = self.save(result, file_format)
         except visitors.Cancelled:
             return *unchanged, visitors.message("Cancelled.")
         except Exception as error:
@@ -291,7 +290,12 @@ class Page:
             work.end()
         if old:
             shutil.rmtree(old.folder, ignore_errors=True)
-        text = visitors.message(result.text)
+        try:
+            download, losses = self.save(result, file_format)
+            text = visitors.message(result.text)
+        except Exception as error:  # the result stays, for another format
+            download, losses = gr.update(interactive=False), ""
+            text = visitors.message(visitors.explain(error), alert=True)
         return result, result.before_and_after, download, losses, text
 
     def output_size(self, purpose_index: int, choice: int, other: str) -> OutputSize:

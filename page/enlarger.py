@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import re
 import secrets
 import sys
 import threading
@@ -61,7 +62,12 @@ def parse_output_size(text: str) -> OutputSize:
     Raises:
         UserError: it is neither.
     """
-    text = text.replace(" × ", "x").replace(" ", "")
+    text = text.replace("×", "x").replace(" ", "")
+    if re.fullmatch(r"x\d", text, re.IGNORECASE):
+        raise cli.UserError(
+            f"Other size: {text} would be {text[1:]} pixels high; write {text[1:]} for {text[1:]} "
+            "times as wide and high"
+        )
     try:
         if "x" in text.lower():
             return OutputSize(size=cli.picture_size(text))
@@ -210,11 +216,8 @@ class Enlarger:
             raise cli.UserError(f"{path.name}: the result would have {pixels}; {limit}: {ADVICE}")
 
         # Enlarge
-        precision = engine.precision_of(self.precision)
-        if self.precision == "auto" and images.is_16_bit(picture):
-            precision = "fp32"
         sr = inference.upscale_picture(
-            engine, picture, self.tile, precision, on_tile=on_tile, size=size
+            engine, picture, self.tile, self.precision, on_tile=on_tile, size=size
         )
         engine.release_memory()  # other visitors may need another generator
         seconds = time.monotonic() - began

@@ -55,6 +55,12 @@ def test_a_network_for_x1_keeps_the_size_and_says_so(tmp_path):
     assert result.text.startswith("20 × 30 pixels, as wide and high as before.")
 
 
+@pytest.mark.parametrize("text", ["20×30", "20 x 30", "x30", "20X"])
+def test_a_size_may_be_written_in_several_ways(mine, tmp_path, text):
+    Image.new("RGB", (10, 15), "red").save(tmp_path / "a.png")
+    assert enlarge(mine, tmp_path / "a.png", size=text).picture.rgb.shape == (30, 20, 3)
+
+
 def test_every_purpose_has_its_files_and_a_label_of_its_own():
     for purpose in app.PURPOSES:
         assert purpose.path.exists()
@@ -186,7 +192,7 @@ def test_another_size_gives_the_result_of_test_image(
     [
         ("", "Other size: '' is not a number from 0.01 to 64"),
         ("65", "Other size: '65' is not a number from 0.01 to 64"),
-        ("×3", "Other size: '×3' is not a number"),
+        ("×3", "Other size: x3 would be 3 pixels high; write 3 for 3 times as wide and high"),
         ("0x9", "Other size: '0x9' is not WIDTHxHEIGHT in pixels, such as 1920x1080"),
         ("50x50", "a.png: a size of 50x50 would distort 20x12 pixels; 50x or x50 keeps"),
         ("x300", "a.png: a result of 500x300 pixels is too large; at most 80,000 are allowed"),

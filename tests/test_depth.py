@@ -100,6 +100,15 @@ def test_every_bit_is_written(tmp_path, suffix, gray, transparent):
     assert again.metadata.dpi == pytest.approx((300, 200), abs=0.02)
 
 
+def test_a_large_tiff_of_gray_with_alpha_is_a_bigtiff_by_its_four_channels(tmp_path, monkeypatch):
+    gray = noise(30, 20)[..., None].repeat(3, 2)
+    picture = images.Picture(gray, noise(30, 20), gray=True)
+    monkeypatch.setattr(images, "_LARGEST_FILE", 30 * 20 * 4 * 2 - 1)
+    images.write_picture(tmp_path / "a.tif", picture)
+    with tifffile.TiffFile(tmp_path / "a.tif") as written:
+        assert written.is_bigtiff and written.asarray().shape == (30, 20, 4)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_large_tiff_is_a_bigtiff(tmp_path, monkeypatch, channels):
     rgb = noise(30, 20, 3)

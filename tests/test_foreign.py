@@ -79,6 +79,15 @@ def test_tiles_give_the_result_of_the_whole_image(tmp_path, spandrel, astronaut,
     assert np.abs(inference.upscale(generator, lr, tile=80) - whole).max() <= 1
 
 
+def test_tiles_begin_where_the_pixels_of_the_network_do(tmp_path, spandrel, astronaut):
+    """With tiles of another size, this network's cells of 2x2 pixels would lie elsewhere."""
+    path = save(tmp_path / "other.pth", "ESRGAN")
+    generator = inference.open_generator(path, CPU, foreign=True)
+    lr = astronaut[:24, :240]
+    whole = inference.upscale(generator, lr, tile=0).astype(int)
+    assert np.abs(inference.upscale(generator, lr, tile=83) - whole).max() <= 1
+
+
 def test_the_halo_covers_what_these_networks_see_at_full_depth(spandrel):
     """By the gradient of one pixel of the result."""
     halo = foreign.ForeignGenerator.halo

@@ -135,11 +135,11 @@ def test_a_jpeg_xl_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
     ("height", "width"), [(1, 1), (8, 8), (256, 512), (60, 90), (513, 1), (9000, 3), (40, 48)]
 )
 def test_the_size_in_a_jpeg_xl_header(height, width):
-    assert plugins.jxl_pixels(io.BytesIO(jxl_header(height, width))) == height * width
+    assert plugins.jxl_size(io.BytesIO(jxl_header(height, width))) == (height, width)
     if plugins.JXL.load():
         file = io.BytesIO()
         Image.new("L", (width, height)).save(file, "JXL")
-        assert plugins.jxl_pixels(file) == height * width
+        assert plugins.jxl_size(file) == (height, width)
 
 
 def test_jpeg_xl_is_written(tmp_path, astronaut):
@@ -167,10 +167,17 @@ def test_a_missing_plugin_is_named(tmp_path, astronaut, without_plugins, capsys)
             images.read_picture(tmp_path / name)
     with pytest.raises(cli.UserError, match=r"x\.jxl: JPEG XL .*: pip install pillow-jxl-plugin$"):
         images.check_output_path(tmp_path / "x.jxl")
+    advice = "no image in this folder.*; HEIC .*: pip install pillow-heif; JPEG XL .*-jxl-plugin$"
+    with pytest.raises(cli.UserError, match=advice):
+        images.list_image_names(tmp_path)
+    with pytest.raises(cli.UserError, match=advice):
+        outputs.find(test_image.IMAGES, [tmp_path], None, "_x4", recursive=False)
     # In a folder, they are left out, and a line says how to read them
     Image.fromarray(astronaut[:8, :8]).save(tmp_path / "c.png")
     Image.fromarray(astronaut[:8, :8]).save(tmp_path / "d.avif")
     found = outputs.find(test_image.IMAGES, [tmp_path], None, "_x4", recursive=False)
     assert [path.name for path, _folder in found] == ["c.png", "d.avif"]
-    said = capsys.readouterr().out
+    assert images.list_image_names(tmp_path) == ["c.png", "d.avif"]
+    said, warned = capsys.readouterr()
+    assert "some images are left out; HEIC needs" in warned
     assert "(2): a.heic, b.jxl; HEIC needs a plug-in of Pillow: pip install pillow-heif" in said

@@ -79,8 +79,10 @@ def opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
             Image.init()  # loads the decoders, once
             formats = [name for name in _FORMATS if name in Image.OPEN]
             if announced is not None and announced.load():
-                if announced is plugins.JXL and plugins.jxl_pixels(file) > max_pixels:
-                    raise Image.DecompressionBombError
+                if announced is plugins.JXL:
+                    height, width = plugins.jxl_size(file)
+                    if height * width > max_pixels:
+                        raise Image.DecompressionBombError
                 formats.append(announced.format)
             image = Image.open(file, formats=formats)
             width, height = image.size

@@ -45,7 +45,7 @@ def resolve_precision(
     """Return fp32, bf16 or fp16.
 
     `auto` means bf16 where the hardware is faster in it, else fp16 on CUDA, else fp32. A generator
-    with `avoid_bf16` gets fp16 on CUDA, else fp32.
+    with `avoid_bf16` gets fp16 on CUDA, or fp32 if it has `avoid_fp16` too, else fp32.
 
     Raises:
         UserError: fp16 on the CPU.
@@ -56,7 +56,8 @@ def resolve_precision(
         return name
     if _is_faster_in_bf16(device) and not getattr(generator, "avoid_bf16", False):
         return "bf16"
-    return "fp16" if device.type == "cuda" else "fp32"
+    suits_fp16 = device.type == "cuda" and not getattr(generator, "avoid_fp16", False)
+    return "fp16" if suits_fp16 else "fp32"
 
 
 def _is_faster_in_bf16(device: torch.device) -> bool:

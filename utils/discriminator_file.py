@@ -82,7 +82,8 @@ def _read(path: str | Path) -> tuple[Any, dict[str, Any]]:
             name = options.get("discriminator", "vgg")  # the only one before there were others
             state = models.get("discriminator")
             optimizer = models.get("optimizer_d")
-            if isinstance(optimizer, dict) and not optimizer.get("state"):
+            never_updated = isinstance(optimizer, dict) and not optimizer.get("state")
+            if never_updated and not options.get("init_discriminator"):
                 raise cli.UserError(
                     f"{path}: its discriminator is untrained, because the run has made only "
                     "pixel-only epochs; use a file of a run with adversarial epochs"

@@ -86,12 +86,13 @@ def processes(device: torch.device) -> Iterator[None]:
             with contextlib.redirect_stdout(sys.stdout if rank() == 0 else nowhere):
                 yield
     except BaseException:
-        # The others may be waiting for this process. Destroying a group would wait for them in
-        # turn; when this process ends instead, so do their connections to it.
+        # The others may be waiting for this process, and destroying a group would wait for them.
+        # When this process ends instead, its connections to them end too.
         if _gpu_group is not None:
             _gpu_group.abort()
         raise
     dist.destroy_process_group()
+    _gpu_group = None
 
 
 def _own_gpu() -> int:

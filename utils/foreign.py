@@ -26,6 +26,9 @@ class ForeignGenerator(nn.Module):
         self.name = descriptor.architecture.name
         self.upscale = int(descriptor.scale)
         self.architecture = {"generator": self.name, "upscale": self.upscale}
+        self.avoid_fp16 = not descriptor.supports_half
+        # Windows and pixel unshuffle have to lie in a tile as in the whole image
+        self.tile_multiple = max(1, descriptor.size_requirements.multiple_of)
         self.network = descriptor.model  # so that it is moved with this module
         self.descriptor = descriptor
 

@@ -7,7 +7,9 @@ losses and metrics            float in [0, 1]
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import warnings
 import zlib
 from collections import Counter
@@ -180,10 +182,13 @@ def list_image_names(folder: str | Path, recursive: bool = True) -> list[str]:
         UserError: the folder does not exist or has no image.
         OSError: a subfolder cannot be read.
     """
-    found, _others = sorted_by_kind(folder, recursive)
+    found, others = sorted_by_kind(folder, recursive)
+    advice = plugins.advice_for(others)
     if not found:
         known = ", ".join(sorted(SUFFIXES))
-        raise cli.UserError(f"{folder}: no image in this folder (looked for {known})")
+        raise cli.UserError(f"{folder}: no image in this folder (looked for {known}){advice}")
+    if advice:
+        print(f"{folder}: some images are left out{advice}", file=sys.stderr)
     return found
 
 
@@ -273,6 +278,12 @@ def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
 
     Raises the same errors as `read_picture`.
     """
+    with open(path, "rb") as file:
+        if plugins.of_file(file.read(16)) is plugins.JXL and plugins.JXL.load():
+            with contextlib.suppress(SyntaxError):
+                height, width = plugins.jxl_size(file)
+                if height * width <= max_pixels:
+                    return height, width
     with decoding.opened(path, max_pixels) as image:
         width, height = image.size
         return height, width
@@ -362,11 +373,6 @@ def check_output_path(path: str | Path, width: int = 0, height: int = 0, channel
     return file_format
 
 
-def holds_16_bits(path: str | Path) -> bool:
-    """Tell whether the format of an output path can hold 16 bits per channel."""
-    return check_output_path(path) in depth.FORMATS
-
-
 def names_a_picture(path: str | Path) -> bool:
     """Tell whether a path ends as a picture's does, whether or not the format can be written."""
     return Path(path).suffix.lower() in SUFFIXES | _OTHER_SUFFIXES | set(plugins.BY_SUFFIX)
@@ -422,6 +428,8 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
         if file_format in _LOSSLESS_BY_DEFAULT:
             options["lossless"] = False
     options = options | save_options(metadata, file_format, height, width)
+    if is_deep and alpha is not None and file_format == "TIFF":
+        channels = 3  # see `depth.write`
     row_bytes = width * (channels + (alpha is not None)) * rgb.itemsize
     if file_format == "TIFF" and row_bytes * height > _LARGEST_FILE:
         options["big_tiff"] = True

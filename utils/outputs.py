@@ -63,9 +63,9 @@ def find(
             out_inside = out.resolve()
         names, others = kind.sort(path, recursive)
         if not names:
-            raise cli.UserError(f"{path}: no {kind.noun} in this folder")
+            raise cli.UserError(f"{path}: no {kind.noun} in this folder{kind.advice(others)}")
         if others:
-            listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+            listed = cli.listed(others, most=5)
             advice = kind.advice(others)
             print(f"{path}: not {kind.noun}s that can be read ({len(others)}): {listed}{advice}")
         earlier = earlier_results(kind, names, suffix)

@@ -227,8 +227,8 @@ class ImageStore:
                 if len(self._damaged) == 1:
                     print(
                         f"{self.cache_file}: {self.entries[index].name} has changed since it was "
-                        "written; it and others like it are decoded at each use. Delete the cache "
-                        "to build it again",
+                        "written; damaged images are decoded at each use. Delete the cache to "
+                        "build it again",
                         file=sys.stderr,
                     )
         if index in self._damaged:

@@ -84,8 +84,8 @@ def advice_for(names: list[str]) -> str:
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
 
 
-def jxl_pixels(file: IO[bytes]) -> int:
-    """Return the number of pixels that a JPEG XL file's header states; the plug-in decodes at once.
+def jxl_size(file: IO[bytes]) -> tuple[int, int]:
+    """Return (height, width) from a JPEG XL file's header; to open it would decode it.
 
     Raises:
         SyntaxError: there is no header, as Pillow says it.
@@ -107,9 +107,9 @@ def jxl_pixels(file: IO[bytes]) -> int:
     height = side(is_small)
     ratio = take(3)
     if ratio == 0:
-        return height * side(is_small)
+        return height, side(is_small)
     across, down = _RATIOS[ratio]
-    return height * (height * across // down)
+    return height, height * across // down
 
 
 def jxl_xmp(path: str | Path) -> bytes | None:

@@ -146,7 +146,10 @@ def time_text(seconds: dict[str, float]) -> str:
     shares = {part: spent / sum(seconds.values()) for part, spent in seconds.items()}
     text = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
     if shares["training"] < 0.5:
-        text += "; a larger --val-every or --crops-per-image leaves more time for training"
+        text += (
+            "; a larger --val-every or --crops-per-image (with another --out) leaves more time for "
+            "training"
+        )
     return f"time: {text}"
 
 

@@ -28,7 +28,7 @@ _MOST_PLAYS = 2**16 - 1
 
 def is_picture(path: str | Path) -> bool:
     """Return whether a file's suffix is that of a picture or an animation, not of a video."""
-    return Path(path).suffix.lower() in images.SUFFIXES | {".apng"}
+    return Path(path).suffix.lower() in images.SUFFIXES
 
 
 def is_animated(path: str | Path) -> bool:
