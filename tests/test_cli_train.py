@@ -131,7 +131,8 @@ def test_a_run_leaves_all_that_the_design_lists(whole_run):
 def test_the_end_says_which_share_of_the_time_was_training():
     seconds = {"training": 19.0, "validation": 27.5, "checkpoints": 3.5}
     shares = "time: training 38%, validation 55%, checkpoints 7%"
-    advice = "; a larger --val-every or --crops-per-image leaves more time for training"
+    advice = "; a larger --val-every or --crops-per-image (with another --out) leaves more time"
+    advice += " for training"
     assert run_log.time_text(seconds) == shares + advice
     seconds["training"] = 31.0
     assert run_log.time_text(seconds) == "time: training 50%, validation 44%, checkpoints 6%"

@@ -253,4 +253,4 @@ def test_the_command_line_keeps_16_bits_where_the_format_can(tmp_path, capsys, a
         found = stored(tmp_path / name)
         assert found.dtype == np.uint16
         assert len(np.unique(found % 257)) > 100  # levels of 8 bits would be multiples of 257
-    assert "a.png: 16 bits per channel, reduced to 8" in enlarged("d.jpg")
+    assert "d.jpg: JPEG cannot hold 16 bits per channel; reduced to 8" in enlarged("d.jpg")

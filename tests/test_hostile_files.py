@@ -48,7 +48,7 @@ def test_the_corpus_is_what_it_says(tmp_path):
 
 def test_mutated_images_are_enlarged_or_refused(broken, tmp_path):
     generator = Generator(2, 1).eval()
-    words = ["none", "--max-pixels", "100000"]
+    words = ["none", "--max-pixels", "100000", "--precision", "fp32"]
     args = test_image.get_args_parser().parse_args(words)
     good = 0
     refused = 0
@@ -58,9 +58,7 @@ def test_mutated_images_are_enlarged_or_refused(broken, tmp_path):
         began = time.monotonic()
         signal.alarm(20)  # a hang ends the test
         try:
-            test_image.enlarge(
-                {"SR": generator}, source, tmp_path / "out.png", args, {"SR": "fp32"}
-            )
+            test_image.enlarge({"SR": generator}, source, tmp_path / "out.png", args)
             with Image.open(tmp_path / "out.png") as result:
                 result.load()
             good += 1
