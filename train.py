@@ -403,7 +403,7 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
         train_set, val_set = open_datasets(args)
         perceptual = load_perceptual(args)
         distances = None if args.dry_run else distance_networks(args, perceptual)
-    distributed.barrier()  # to build a network of several processes is given less time
+    distributed.barrier()  # building the networks has a shorter time limit than the data
     loader = new_loader(
         train_set,
         args.batch_size,
