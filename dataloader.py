@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from degradations import BICUBIC, Degradation
 from utils import cli, images
 from utils.pixel_cache import ImageStore, Layout
+from utils.processes import outlive_signals
 
 # --- random numbers -----------------------------------------------------------------------------
 
@@ -250,7 +251,7 @@ def new_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,
-        worker_init_fn=cli.outlive_signals,
+        worker_init_fn=outlive_signals,
     )
 
 

@@ -375,6 +375,11 @@ class CameraPhoto(Photo):
     defocus_radius: tuple[float, float]  # of the disc that a point becomes, in HR pixels
     transition: tuple[float, float]  # width of the zone between in and out of focus, in HR pixels
 
+    @property
+    def name(self) -> str:
+        """Another one than `Photo`'s, with which a folder's cache is kept side by side."""
+        return f"camera-{super().name}"
+
     def scene(self, hr: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return HR, or HR out of focus; see `Degradation.scene`."""
         if rng.random() >= self.defocus:
@@ -645,7 +650,7 @@ def resize(
     """
     height, width = size or (max(1, round(side * scale)) for side in image.shape[:2])
     if method == "antialiased":
-        return images.resize_bicubic(to_levels(image), height, width).astype(image.dtype)
+        return images.resize_bicubic(to_levels(image), width, height).astype(image.dtype)
     return cv2.resize(image, (width, height), interpolation=METHODS[method])
 
 

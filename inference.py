@@ -111,12 +111,14 @@ class Engine(Protocol):
     Attributes:
         upscale: the scale.
         halo: as for `GeneratorNetwork`.
+        tile_multiple: what the sides of tiles are multiples of, for networks of other projects.
         place: where it computes: `cpu`, `cuda`, `mps` or `openvino`.
         package: the package that computes.
     """
 
     upscale: int
     halo: int
+    tile_multiple: int
     place: str
     package: str
 
@@ -206,6 +208,7 @@ class Ensemble:
         self.engine = engine
         self.upscale = engine.upscale
         self.halo = engine.halo
+        self.tile_multiple = engine.tile_multiple
         self.place = engine.place
         self.package = engine.package
 
@@ -434,28 +437,33 @@ def upscale(
     # Choose the tile
     engine = _engine_of(generator)
     height, width = lr.shape[:2]
+    longest = max(height, width)
     if tile is None:
         tile = _tile_for_memory(engine, engine.free_memory())
         if height * width <= (tile + 2 * engine.halo) ** 2:  # no more than a tile with its halo
             tile = 0
-    if tile == 0:
-        tile = max(height, width)
-    tile = min(tile, max(height, width))
+    if tile == 0 or tile > longest:
+        tile = longest
+    if tile < longest:
+        tile = _aligned(tile, engine)
 
     # Enlarge, with smaller tiles each time memory runs out
-    multiple = getattr(engine, "tile_multiple", 1)
+    smallest = max(SMALLEST_TILE, engine.tile_multiple)
     while True:
-        if tile < max(height, width):
-            tile = max(multiple, tile - tile % multiple)
         try:
             return _upscale_tiles(engine, lr, tile, precision, progress, on_tile)
         except (RuntimeError, MemoryError) as error:
-            if not cli.is_out_of_memory(error) or tile <= SMALLEST_TILE:
+            if not cli.is_out_of_memory(error) or tile <= smallest:
                 raise
         # Outside the except block, where the error would still hold the tensors that did not fit
-        tile = max(SMALLEST_TILE, tile // 2)
+        tile = _aligned(max(smallest, tile // 2), engine)
         print(f"out of memory: continuing with tiles of {tile} pixels", file=sys.stderr)
         engine.release_memory()
+
+
+def _aligned(tile: int, engine: Engine) -> int:
+    """Return the side of a tile rounded down to the engine's multiple, but not to zero."""
+    return max(engine.tile_multiple, tile - tile % engine.tile_multiple)
 
 
 def _engine_of(generator: GeneratorNetwork | Engine) -> Engine:

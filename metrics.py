@@ -9,12 +9,13 @@ import importlib.util
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from generator_loss_functions import PERCEPTUAL_NETWORKS
-from utils import cli, images, pretrained
+from utils import cli, filters, images, pretrained
 from utils.device import true_fp32
 
 LARGEST_PSNR = 100.0
@@ -47,10 +48,10 @@ def ssim(sr: Tensor, hr: Tensor) -> Tensor:
     channels, height, width = sr.shape[1:]
     largest_odd = (min(height, width) - 1) // 2 * 2 + 1
     taps = min(11, largest_odd)
-    window = _gaussian(taps // 2)
+    window = filters.gaussian(taps // 2)
     rows = height - taps + 1
     columns = width - taps + 1
-    strip_rows = _strip_rows(sr.device)
+    strip_rows = filters.strip_rows(sr.device)
     sums = []
     for top in range(0, rows, strip_rows):
         strip = slice(top, top + strip_rows + taps - 1)
@@ -59,37 +60,16 @@ def ssim(sr: Tensor, hr: Tensor) -> Tensor:
     return torch.stack(sums).sum(0) / (channels * rows * columns)
 
 
-def _gaussian(radius: int) -> list[float]:
-    """Return the 2·radius + 1 taps of a Gaussian window with a sigma of 1.5; their sum is 1."""
-    window = torch.exp(-(torch.arange(-radius, radius + 1) ** 2) / (2 * 1.5**2))
-    return (window / window.sum()).tolist()
-
-
-def _strip_rows(device: torch.device) -> int:
-    return 48 if device.type == "cpu" else 1024
-
-
 def _ssim_map(x: Tensor, y: Tensor, window: list[float]) -> Tensor:
-    mean_x = _blur(x, window)
-    mean_y = _blur(y, window)
-    mean_squares = _blur(x * x + y * y, window)
-    mean_product = _blur(x * y, window)
+    mean_x = filters.convolved(x, window)
+    mean_y = filters.convolved(y, window)
+    mean_squares = filters.convolved(x * x + y * y, window)
+    mean_product = filters.convolved(x * y, window)
     squares = mean_x**2 + mean_y**2
     product = mean_x * mean_y
     luminance = (2 * product + 0.01**2) / (squares + 0.01**2)
     contrast = (2 * (mean_product - product) + 0.03**2) / (mean_squares - squares + 0.03**2)
     return luminance * contrast
-
-
-def _blur(image: Tensor, window: list[float]) -> Tensor:
-    """Apply a window to the rows and columns of (N, C, H, W), without padding."""
-    for dim in (-2, -1):
-        length = image.shape[dim] - len(window) + 1
-        total = image.narrow(dim, 0, length) * window[0]
-        for start, weight in enumerate(window[1:], 1):
-            total.add_(image.narrow(dim, start, length), alpha=weight)
-        image = total
-    return image
 
 
 def psnr_ssim_rgb(sr: Tensor, hr: Tensor) -> tuple[float, float]:
@@ -305,7 +285,7 @@ def _fine_detail(image: Tensor) -> Tensor:
     """Return Y, Cb and Cr of an RGB image less their blurred copies, (1, 3, H, W)."""
     red, green, blue = image.unbind(1)
     planes = torch.stack([(r * red + g * green + b * blue) / 255 for r, g, b in _YCC], 1)
-    return planes.sub_(_smoothed(planes, _gaussian(6)))  # four sigmas on either side
+    return planes.sub_(filters.smoothed(planes, filters.gaussian(6)))  # four sigmas on either side
 
 
 def _grid(sr_detail: Tensor, hr_detail: Tensor, upscale: int) -> Tensor:
@@ -324,7 +304,7 @@ def _grid(sr_detail: Tensor, hr_detail: Tensor, upscale: int) -> Tensor:
         cells = x.unflatten(3, (-1, upscale)).unflatten(2, (-1, upscale))
         return cells.sum((2, 4))  # (1, 1, H/s, s, W/s, s) -> (1, 1, s, s)
 
-    busy = _smoothed(hr_detail.abs(), [1 / 9] * 9)
+    busy = filters.smoothed(hr_detail.abs(), [1 / 9] * 9)
     thirty_percent = int(0.3 * (busy.numel() - 1)) + 1
     flat = busy <= busy.flatten().kthvalue(thirty_percent).values
     # Not sr_detail[flat].mean(): to learn how many there are, the CPU would wait for a GPU
@@ -333,29 +313,6 @@ def _grid(sr_detail: Tensor, hr_detail: Tensor, upscale: int) -> Tensor:
     sums = sum_by_phase(flat_detail)
     counts = sum_by_phase(flat)
     return ((sums.square() / counts.clamp(min=1)).sum() / counts.sum()).sqrt()
-
-
-def _smoothed(planes: Tensor, window: list[float]) -> Tensor:
-    """Apply a window to the rows and columns of (N, C, H, W), mirrored beyond its border."""
-    height, width = planes.shape[-2:]
-    radius = len(window) // 2
-    strip_rows = _strip_rows(planes.device)
-    rows = _mirrored(height, radius, planes.device)
-    columns = _mirrored(width, radius, planes.device)
-    smoothed = torch.empty_like(planes)
-    for top in range(0, height, strip_rows):
-        strip = planes.index_select(-2, rows[top : top + strip_rows + 2 * radius])
-        left = strip.index_select(-1, columns[:radius])
-        right = strip.index_select(-1, columns[-radius:])
-        padded = torch.cat([left, strip, right], -1)
-        smoothed[..., top : top + strip_rows, :] = _blur(padded, window)
-    return smoothed
-
-
-def _mirrored(side: int, radius: int, device: torch.device) -> Tensor:
-    """Return the indices c b a | a b c d | d c b of a side and `radius` places beyond both ends."""
-    index = torch.arange(-radius, side + radius, device=device) % (2 * side)
-    return torch.minimum(index, 2 * side - 1 - index)
 
 
 class FrameDifference:
@@ -380,9 +337,14 @@ class FrameDifference:
             self._sums[2] += 1
         self._before = (sr, bicubic)
 
+    @classmethod
+    def of_parts(cls, parts: Iterable[list[float]]) -> Self:
+        """Return the difference over several parts of a video, each given by its `sums`."""
+        return cls(sum(column) for column in zip((0, 0, 0), *parts, strict=True))
+
     @property
     def sums(self) -> list[float]:
-        """The sums so far; those of several parts of a video can be added up."""
+        """The sums so far."""
         return list(self._sums)
 
     def means(self) -> tuple[float, float] | None:

@@ -6,6 +6,7 @@ The command line needs no PyTorch, which this module therefore imports only wher
 from __future__ import annotations
 
 import argparse
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -281,6 +282,14 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         help="weight of the difference between SR and HR after both are reduced to LR's size; "
         "such as 300 with --perceptual squeezenet --perceptual-weight 1",
     )
+    group.add_argument(
+        "--sharpen",
+        type=cli.non_negative_float,
+        default=0.0,
+        metavar="AMOUNT",
+        help="sharpen HR for the pixel and perceptual losses of adversarial epochs, which makes SR "
+        "crisper at some cost in PSNR; such as 0.6 with --degradation photo-2",
+    )
 
 
 def _add_optimisation_options(group: argparse._ArgumentGroup) -> None:
@@ -403,7 +412,7 @@ def resolve(args: argparse.Namespace, initial: GeneratorNetwork | None = None) -
     """
     from utils import device, pretrained
 
-    if args.crop % args.upscale:
+    if args.crop % args.upscale and args.crop > args.upscale:
         rounded = args.crop - args.crop % args.upscale
         print(f"--crop {args.crop} is not a multiple of {args.upscale}: using {rounded}")
         args.crop = rounded
@@ -449,9 +458,7 @@ def _resolve_architecture(args: argparse.Namespace, initial: GeneratorNetwork | 
     import networks
 
     defaults = choices.GENERATORS[args.generator]
-    held: dict[str, Any] = {}
-    if initial is not None and initial.architecture["generator"] == args.generator:
-        held = initial.architecture
+    held = _arguments_of_start(args, initial)
     for argument in constructor_arguments():
         value = getattr(args, argument)
         if argument not in defaults:
@@ -466,6 +473,22 @@ def _resolve_architecture(args: argparse.Namespace, initial: GeneratorNetwork | 
         networks.empty_generator(args.generator, args.upscale, **architecture_options(args))
     except ValueError as error:
         raise cli.UserError(f"--generator {args.generator}: {error}") from error
+
+
+def _arguments_of_start(
+    args: argparse.Namespace, initial: GeneratorNetwork | None
+) -> dict[str, Any]:
+    """Return the constructor's arguments of `--init`; without the file, those of the run."""
+    if args.init is None:
+        return {}
+    if initial is not None:
+        held = initial.architecture
+    else:
+        try:
+            held = json.loads((args.out / "config.json").read_text("utf-8"))["options"]
+        except (OSError, ValueError, LookupError, TypeError):  # no run yet, or damaged
+            return {}
+    return held if held.get("generator") == args.generator else {}
 
 
 def architecture_options(args: argparse.Namespace) -> dict[str, int]:

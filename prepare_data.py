@@ -15,7 +15,6 @@ import argparse
 import functools
 import importlib.util
 import math
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -24,8 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import choices
-from utils import cli, downloads, files, images
-from utils.machine import free_system_memory
+from utils import cli, downloads, files, images, machine
+from utils.processes import map_in_processes
 
 if TYPE_CHECKING:
     from degradations import Degradation
@@ -222,7 +221,7 @@ def prepare_smaller(folder: Path, out: Path, factors: list[float]) -> None:
     files.make_folder(out)
     jobs = list(zip(names, images.result_names(names), strict=True))
     write = functools.partial(_write_smaller, folder, out, sizes)
-    cli.map_in_processes(write, jobs, None, f"copying {folder.name}")
+    map_in_processes(write, jobs, None, f"copying {folder.name}")
     print(f"{out}: {cli.counted(len(jobs) * len(sizes), 'image')}")
 
 
@@ -236,7 +235,7 @@ def _write_smaller(folder: Path, out: Path, sizes: dict[str, float], job: tuple[
     rgb = images.read_picture(folder / name).rgb
     for percent, size in sizes.items():
         height, width = (max(1, round(side * size)) for side in rgb.shape[:2])
-        smaller = images.resize_bicubic(rgb, height, width)
+        smaller = images.resize_bicubic(rgb, width, height)
         images.write_picture(out / f"{result_name}_{percent}.png", images.Picture(smaller))
 
 
@@ -263,7 +262,7 @@ def prepare_degraded(
         files.make_folder(out / place)
     write = functools.partial(_write_degraded, folder, out, degradation, seed, upscale)
     processes = _processes_for_memory(folder, names)
-    done = cli.map_in_processes(write, names, processes, f"degrading {folder.name}")
+    done = map_in_processes(write, names, processes, f"degrading {folder.name}")
     written = sum(done)
     left_out = len(names) - written
     note = f", {left_out} left out (too small)" if left_out else ""
@@ -277,12 +276,12 @@ def _processes_for_memory(folder: Path, names: list[str]) -> int | None:
     """
     from degradations import FILE_BYTES_PER_PIXEL
 
-    free = free_system_memory()
+    free = machine.free_system_memory()
     if free is None:
         return None
     largest = max(math.prod(images.read_size(folder / name)) for name in names)
     fitting = int(free // (FILE_BYTES_PER_PIXEL * largest))
-    return min(os.cpu_count() or 1, max(1, fitting))
+    return min(machine.cores(), max(1, fitting))
 
 
 def _write_degraded(

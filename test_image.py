@@ -230,28 +230,28 @@ def enlarge(
 
     # Size of the result
     height, width = picture.rgb.shape[:2]
-    scale = next(iter(engines.values())).upscale
+    *_, engine = engines.values()
     size = inference.output_size(
-        source, width, height, scale, args.outscale, args.size, args.max_pixels
+        source, width, height, engine.upscale, args.outscale, args.size, args.max_pixels
     )
     images.check_output_path(target, *size, 1 if picture.gray else 3)
 
     # Enlarge
     panels = []
     if args.compare:
-        bicubic = images.resize_bicubic(images.on_white(picture), size[1], size[0])
+        bicubic = images.resize_bicubic(images.on_white(picture), *size)
         panels.append(("bicubic", bicubic))
-    for label, engine in engines.items():
+    for label, each in engines.items():
         sr = inference.upscale_picture(
-            engine, picture, args.tile, args.precision, progress=True, size=size
+            each, picture, args.tile, args.precision, progress=True, size=size
         )
         if args.compare:
             panels.append((label, images.on_white(sr)))
         if len(engines) > 1:
-            engine.release_memory()  # for the next one
+            each.release_memory()  # for the next one
 
-    # Write, whole or not at all; the picture's metadata come with it
-    for loss in images.losses(sr, target):
+    # Write the last engine's result, whole or not at all; the picture's metadata come with it
+    for loss in images.what_is_lost(sr, target):
         print(f"{target}: {loss}", file=sys.stderr)
     written = result_files(target, args.compare)
     images.write_picture(target, sr, args.quality)
@@ -268,7 +268,7 @@ def main(args: argparse.Namespace) -> int:
     # Plan
     args.compare = args.compare or args.compare_with is not None
     engines = open_engines(args)
-    engine = list(engines.values())[-1]
+    *_, engine = engines.values()
     for each in engines.values():
         each.precision_of(args.precision)  # refuse one that cannot work before any image is read
     if args.ensemble:

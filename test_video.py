@@ -28,6 +28,7 @@ import inference
 from utils import cli, decoding, files, images, outputs, weights
 from utils.machine import add_options
 from video import animation, clips, encoding, segments
+from video.segments import RESULT
 
 if TYPE_CHECKING:
     import metrics
@@ -36,6 +37,7 @@ BAR = (
     "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} frames "
     "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
 )
+COMPARISON = "compare"  # name of the other track
 SUFFIXES = (*encoding.SUFFIXES, *animation.SUFFIXES)
 
 
@@ -170,7 +172,7 @@ def plan_outputs(
         plan = {outputs.only_input(found, inputs, out): out}
     else:
         plan = outputs.name_results(CLIPS, found, suffix, result_form)
-    outputs.check_apart(plan, lambda target: list(result_files(target, compare).values()))
+    outputs.check_apart(plan, partial(written_files, compare=compare))
     return plan
 
 
@@ -183,14 +185,25 @@ def result_form(clip: Path) -> str:
 
 
 def result_files(out: Path, compare: bool) -> dict[str, Path]:
-    """Return the path of the result (`sr`) and, with `compare`, of the comparison (`compare`)."""
+    """Return the path of each track's file: the result and, with `compare`, the comparison."""
     if not compare:
-        return {"sr": out}
-    return {"sr": out, "compare": out.with_name(f"{out.stem}_compare{out.suffix}")}
+        return {RESULT: out}
+    return {RESULT: out, COMPARISON: out.with_name(f"{out.stem}_compare{out.suffix}")}
 
 
-def check_options(args: argparse.Namespace, out: Path, only_animations: bool) -> str | None:
-    """Return the codec, or None for an animation.
+def written_files(out: Path, compare: bool) -> list[Path]:
+    """Return the files that are written for a clip."""
+    return list(result_files(out, compare).values())
+
+
+def check_times(args: argparse.Namespace) -> None:
+    """Raise UserError if --end is not after --start."""
+    if args.start is not None and args.end is not None and args.start >= args.end:
+        raise cli.UserError(f"--end {float(args.end):g} is not after --start {float(args.start):g}")
+
+
+def codec_of(args: argparse.Namespace, out: Path, only_animations: bool) -> str | None:
+    """Return the codec of a result, or None for an animation.
 
     Args:
         args: the options.
@@ -198,10 +211,8 @@ def check_options(args: argparse.Namespace, out: Path, only_animations: bool) ->
         only_animations: whether there is no video that --codec and --crf could be meant for.
 
     Raises:
-        UserError: the options do not fit the output path or each other.
+        UserError: --codec and --crf do not fit the result.
     """
-    if args.start is not None and args.end is not None and args.start >= args.end:
-        raise cli.UserError(f"--end {float(args.end):g} is not after --start {float(args.start):g}")
     if out.suffix.lower() not in animation.SUFFIXES:
         return encoding.check_codec(out, args.codec, args.crf)
     if only_animations and (args.codec or args.crf is not None):
@@ -210,23 +221,23 @@ def check_options(args: argparse.Namespace, out: Path, only_animations: bool) ->
 
 
 def open_tracks(
-    plan: dict[str, Path],
+    paths: dict[str, Path],
     clip: clips.Clip,
     codec: str | None,
     crf: int | None,
     size: tuple[int, int],
 ) -> dict[str, Track]:
     """Return what encodes and writes each output; print what will not be kept."""
-    sizes = {"sr": size, "compare": images.side_by_side_size(*size, 2)}
+    sizes = {RESULT: size, COMPARISON: images.side_by_side_size(*size, 2)}
     tracks: dict[str, Track] = {}
-    for name, path in plan.items():
+    for name, path in paths.items():
         if codec is None:
             tracks[name] = animation.AnimationTrack(path, clip, *sizes[name])
         else:
             tracks[name] = encoding.VideoTrack(path, clip, codec, crf, *sizes[name])
     for note in clip.notes:
         print(f"{clip.path}: {note}", file=sys.stderr)
-    for note in tracks["sr"].notes:
+    for note in tracks[RESULT].notes:
         print(note, file=sys.stderr)
     return tracks
 
@@ -256,8 +267,8 @@ def enlarge(
     import metrics  # imports PyTorch, which the command line does without
 
     total = len(clip.times)
-    measured = kept.check()
-    first = total if kept.joined else min(len(measured) * segments.FRAMES, total)
+    measured = kept.check()  # which removes what is damaged
+    first = kept.frames(total)
     if first:
         kept_frames = f"{first} of {cli.counted(total, 'frame')} kept"
         print(f"{kept_frames} from an unfinished run", file=sys.stderr)
@@ -281,8 +292,7 @@ def enlarge(
             kept.save(len(measured), encoded, difference.sums)
             measured.append(difference.sums)
 
-    columns = zip((0, 0, 0), *measured, strict=True)
-    return metrics.FrameDifference(sum(column) for column in columns)
+    return metrics.FrameDifference.of_parts(measured)
 
 
 def add_frame(
@@ -292,38 +302,43 @@ def add_frame(
     difference: metrics.FrameDifference,
 ) -> None:
     """Encode a frame and its comparison, and measure how it differs from the frame before."""
-    tracks["sr"].add(sr)
+    tracks[RESULT].add(sr)
     shown = images.on_white(sr)
-    bicubic = images.resize_bicubic(images.on_white(lr), *shown.shape[:2])
-    if "compare" in tracks:
+    height, width = shown.shape[:2]
+    bicubic = images.resize_bicubic(images.on_white(lr), width, height)
+    if COMPARISON in tracks:
         pair = images.side_by_side([("bicubic", bicubic), ("SR", shown)])
-        tracks["compare"].add(images.Picture(pair))
+        tracks[COMPARISON].add(images.Picture(pair))
     difference.add(images.to_tensor(shown), images.to_tensor(bicubic))
 
 
-def write_results(plan: dict[str, Path], tracks: dict[str, Track], kept: segments.Segments) -> None:
+def write_results(
+    paths: dict[str, Path], tracks: dict[str, Track], kept: segments.Segments
+) -> None:
     """Join the kept segments without encoding again, and move the results into place.
 
-    The result itself, `segments.RESULT`, comes last in each step: an interrupted run that finds it
-    joined has only to move files.
+    The result itself comes last in each step: an interrupted run that finds it joined has only to
+    move files.
     """
+    result_last = sorted(paths, key=lambda name: name == RESULT)
+
     # Join
     if not kept.joined:
         size = sum(path.stat().st_size for path in kept.paths())
         advice = "free some space and run the same command again: every frame is kept"
         files.check_free_space(kept.folder, size, advice)
-        for name in reversed(plan):
+        for name in result_last:
             with files.write_atomic(kept.folder / name) as file:
                 tracks[name].write(file, kept.packets(name))
     kept.remove_from(0)
 
     # Move
-    for name, path in reversed(plan.items()):
+    for name in result_last:
         if (kept.folder / name).exists():
             try:
-                files.put_in_place(kept.folder / name, path)
+                files.put_in_place(kept.folder / name, paths[name])
             except OSError as error:
-                raise files.cannot_be_written(path, error) from error
+                raise files.cannot_be_written(paths[name], error) from error
 
 
 def how_to_continue(args: argparse.Namespace, frames: int) -> str:
@@ -359,8 +374,8 @@ def enlarge_clip(
     size = inference.output_size(
         path, clip.width, clip.height, engine.upscale, args.outscale, args.size
     )
-    plan = result_files(out, args.compare)
-    tracks = open_tracks(plan, clip, codec, args.crf, size)
+    paths = result_files(out, args.compare)
+    tracks = open_tracks(paths, clip, codec, args.crf, size)
     upscale_frame = partial(
         inference.upscale_picture, engine, tile=args.tile, precision=precision, size=size
     )
@@ -389,17 +404,17 @@ def enlarge_clip(
     with segments.kept_segments(out, settings, args.overwrite) as kept:
         try:
             difference = enlarge(upscale_frame, reader.pictures, clip, tracks, kept)
-            write_results(plan, tracks, kept)
+            write_results(paths, tracks, kept)
         except SystemExit:  # Ctrl-C or SIGTERM
             total = len(clip.times)
-            frames = total if kept.joined else min(len(kept.paths()) * segments.FRAMES, total)
+            frames = kept.frames(total)
             advice = how_to_continue(args, frames)
             kept_frames = f"{frames} of {cli.counted(total, 'frame')} kept"
             print(f"stopped: {kept_frames}; {advice}", file=sys.stderr)
             raise
 
     # Report
-    print(*plan.values(), sep="\n")
+    print(*paths.values(), sep="\n")
     means = difference.means()
     if means is not None:
         sr, bicubic = means
@@ -421,9 +436,7 @@ def main(args: argparse.Namespace) -> int:
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare)
 
     # Existing results
-    def files_of(out: Path) -> list[Path]:
-        return list(result_files(out, args.compare).values())
-
+    files_of = partial(written_files, compare=args.compare)
     if args.skip_existing:
         plan = outputs.unfinished(CLIPS, plan, files_of)
     elif not args.overwrite:
@@ -431,9 +444,11 @@ def main(args: argparse.Namespace) -> int:
         new = [out for out in plan.values() if not segments.is_joined(out)]
         outputs.refuse_existing(new, files_of)
 
-    # Codecs
+    # Options
+    if plan:
+        check_times(args)
     only_animations = all(out.suffix.lower() in animation.SUFFIXES for out in plan.values())
-    codecs = {path: check_options(args, out, only_animations) for path, out in plan.items()}
+    codecs = {path: codec_of(args, out, only_animations) for path, out in plan.items()}
 
     # Enlarge
     numbers = {path: number for number, path in enumerate(plan, 1)}

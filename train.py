@@ -70,7 +70,7 @@ def adversarial_step(models: "Models", lr: Tensor, hr: Tensor) -> dict[str, Tens
     assert models.loss is not None
     adversarial = models.loss.adversarial
     # With several parts, only the graph of one is held at a time
-    regenerate = min(models.accumulate, len(lr)) > 1
+    regenerate = len(lr.chunk(models.accumulate)) > 1
     values: dict[str, Tensor] = {}
 
     # (1) Update D: minimise BCE(D(x), 1) + BCE(D(G(z)), 0)
@@ -153,7 +153,7 @@ class Models:
     ):
         torch.manual_seed(args.seed)
         self.device = torch.device(args.device)
-        self.precision: str = args.precision  # auto: bf16 where it is faster, else fp16 or fp32
+        self.precision: str = args.precision  # fp32, bf16 or fp16
         self.accumulate: int = args.accumulate
         self.grad_clip: float = args.grad_clip
 
@@ -454,9 +454,9 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
             with log.timed("checkpoints"):
                 if scores is not None:
                     progress = finish_epoch(args, models, progress, scores, log)
-                checkpoint.save_run(args.out, models.state, progress, rows, record)
+                checkpoint.save_run(args.out, models.state, progress, log.rows, record)
             if scores is not None:
-                print(run_log.epoch_text(rows, last_epoch), flush=True)
+                print(run_log.epoch_text(log.rows, last_epoch), flush=True)
     if progress.epoch > last_epoch:
         stopped = None  # the signal came after the last epoch
     return log.report_end(progress, stopped)
@@ -631,8 +631,8 @@ def dry_run(
 ) -> int:
     """Run one step of each phase and validate one image; print shapes and values, write nothing."""
     lr, hr = next(iter(loader))
-    lr = images.uint8_to_signed(lr.to(models.device))
-    hr = images.uint8_to_signed(hr.to(models.device))
+    lr = images.uint8_to_signed(move_to(models.device, lr))
+    hr = images.uint8_to_signed(move_to(models.device, hr))
     sr_shape = tuple(models.generate(lr).shape)  # the graph is freed at once
     print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {sr_shape}")
     first_epochs = {1, args.pretrain_epochs + 1} if args.epochs else {1}
@@ -646,22 +646,6 @@ def dry_run(
     print(f"validation image: {scores}")
     print("dry run: nothing was written")
     return 0
-
-
-@contextlib.contextmanager
-def run_folder(out: Path) -> Iterator[None]:
-    """Make a run's folder and hold its lock; a start that fails leaves nothing behind."""
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    lock = files.make_folder(out) / ".lock"
-    with files.lock(lock):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # Windows keeps files that are open
-                if [path.name for path in out.iterdir()] == [lock.name]:
-                    lock.unlink()
-                    for folder in made:
-                        folder.rmdir()
 
 
 def load_initial(args: argparse.Namespace) -> GeneratorNetwork | None:
@@ -682,13 +666,14 @@ def main(args: argparse.Namespace) -> int:
     options.resolve(args, initial)
     with distributed.processes(torch.device(args.device)), contextlib.ExitStack() as held:
         if distributed.rank() == 0 and not args.dry_run:
-            held.enter_context(run_folder(args.out))
+            held.enter_context(files.locked_folder(args.out))
         return run(args, initial)
 
 
 if __name__ == "__main__":
     advice = (
-        "use --accumulate 2, or reduce --batch-size, --crop or --blocks (with another --out), or "
-        "try --precision bf16"
+        "use --accumulate 2, or reduce --batch-size, --crop or --blocks, each with another --out "
+        "(pixel-only epochs are kept by --init OUT/checkpoints/generator_pretrained.pth), or try "
+        "--precision bf16"
     )
     cli.run_script(main, get_args_parser(__doc__), memory_advice=advice)

@@ -43,7 +43,7 @@ def image_of(height: int, width: int) -> np.ndarray:
     """Return an LR image with the statistics of a picture rather than of noise."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
-    return images.resize_bicubic(coarse, height, width)
+    return images.resize_bicubic(coarse, width, height)
 
 
 def peak_bytes(device: torch.device) -> int:

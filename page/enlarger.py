@@ -63,9 +63,11 @@ def parse_output_size(text: str) -> OutputSize:
         UserError: it is neither.
     """
     text = text.replace("×", "x").replace(" ", "")
-    if re.fullmatch(r"x\d", text, re.IGNORECASE):
+    if re.fullmatch(r"x\d|\dx", text, re.IGNORECASE):
+        number = text.lower().strip("x")
+        side = "wide" if text.startswith(number) else "high"
         raise cli.UserError(
-            f"Other size: {text} would be {text[1:]} pixels high; write {text[1:]} for {text[1:]} "
+            f"Other size: {text} would be {number} pixels {side}; write {number} for {number} "
             "times as wide and high"
         )
     try:
@@ -167,8 +169,8 @@ class Enlarger:
         shrink = max(1, height / _PREVIEW_SIDE, width / _PREVIEW_SIDE)
         small = images.resize_bicubic(
             images.on_white(picture),
-            max(1, round(height / shrink)),
             max(1, round(width / shrink)),
+            max(1, round(height / shrink)),
         )
         copy = self._new_folder() / "picture.png"
         images.write_picture(copy, images.Picture(small, icc_profile=picture.icc_profile))
@@ -239,7 +241,7 @@ class Enlarger:
         )
 
         # Write what the page shows
-        before = images.resize_bicubic(images.on_white(picture), size[1], size[0])
+        before = images.resize_bicubic(images.on_white(picture), *size)
         after = images.on_white(result.picture)
         for file, shown in zip(result.before_and_after, (before, after), strict=True):
             images.write_picture(
@@ -259,7 +261,7 @@ class Enlarger:
         path = result.folder / f"{result.name}{FORMATS[format_name]}"
         with _named_without_folder(path):
             images.write_picture(path, result.picture)
-        return path, images.losses(result.picture, path)
+        return path, images.what_is_lost(result.picture, path)
 
     def examples(self) -> list[Path]:
         """Write small copies of the examples, to choose from, and return their files."""
@@ -270,7 +272,7 @@ class Enlarger:
             rgb = images.read_picture(self.example_file(index)).rgb
             height, width = rgb.shape[:2]
             small = images.resize_bicubic(
-                rgb, _EXAMPLE_HEIGHT, round(_EXAMPLE_HEIGHT * width / height)
+                rgb, round(_EXAMPLE_HEIGHT * width / height), _EXAMPLE_HEIGHT
             )
             copies.append(folder / f"{Path(name).stem}.jpg")
             images.write_picture(copies[-1], images.Picture(small))

@@ -14,7 +14,7 @@ SCRIPT = """
 import errno, multiprocessing, os
 import numpy as np
 import torch
-from utils import cli
+from utils import cli, processes
 
 multiprocessing.set_start_method("fork", force=True)
 
@@ -99,7 +99,7 @@ ENDED = "another process of this run has ended"
         ("load(lambda _: fail(MemoryError()))", "out of memory: MemoryError"),
         ("load(lambda _: np.empty(10**15))", "out of memory: Unable to allocate"),
         ("load(be_killed)", ENDED),
-        ("cli.map_in_processes(be_killed, range(16), 2, 'images')", ENDED),
+        ("processes.map_in_processes(be_killed, range(16), 2, 'images')", ENDED),
     ],
 )
 def test_run_failures_are_one_line_and_status_1(script, body, message):
@@ -119,7 +119,7 @@ def test_run_failures_are_one_line_and_status_1(script, body, message):
         ("load(lambda _: fail(ValueError('a fault of the data')))", "ValueError: a fault of the"),
         ("load(lambda _: torch.ones(2) @ torch.ones(3))", "RuntimeError: inconsistent tensor size"),
         ("load(lambda _: {}['typo'])", "KeyError: 'typo'"),
-        ("cli.map_in_processes(str.upper, range(16), 2, 'images')", "TypeError: "),
+        ("processes.map_in_processes(str.upper, range(16), 2, 'images')", "TypeError: "),
         ("fail(RuntimeError('NCCL error: invalid usage, Duplicate GPU'))", "Duplicate GPU"),
     ],
 )

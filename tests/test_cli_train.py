@@ -63,6 +63,7 @@ NEW_LOSS_OPTIONS = (
     "perceptual_zoom",
     "grid_weight",
     "consistency_weight",
+    "sharpen",
 )  # since the first version
 
 
@@ -693,6 +694,19 @@ def test_init_starts_from_a_generator_file(whole_run, tmp_path):
         "upscale 4, blocks 1, but this run trains generator srresnet, upscale 2, blocks 1; "
         "pass --upscale 4" in error
     )
+
+
+def test_a_run_goes_on_without_its_init_file_and_with_that_file_s_blocks(whole_run, tmp_path):
+    photos, whole, _ = whole_run
+    start = tmp_path / "start.pth"
+    shutil.copy(whole / "checkpoints" / "generator_pretrained.pth", start)  # of one block
+    words = command(photos, tmp_path / "a", "--epochs", 0, "--init", start)
+    place = words.index("--blocks")
+    del words[place : place + 2]
+    run("train.py", *words, "--pretrain-epochs", 1)
+    start.unlink()
+    assert "finished" in run("train.py", *words, "--pretrain-epochs", 2).stdout
+    assert len(rows_of(tmp_path / "a")) == 2
 
 
 def test_init_discriminator_starts_from_a_trained_one_and_resumes_without_the_file(

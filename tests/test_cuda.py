@@ -24,7 +24,7 @@ import inference
 import metrics
 import train
 from model import Generator
-from utils import files, generator_file, images
+from utils import files, filters, generator_file, images
 from utils.device import autocast
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU (CUDA)")
@@ -314,9 +314,9 @@ def test_tiles_give_the_result_of_the_whole_image(device, precision, fault, astr
 
 
 def blur_in_bf16():
-    sound = metrics._blur
+    sound = filters.convolved
     return mock.patch.object(
-        metrics, "_blur", lambda image, window: sound(image.bfloat16(), window).to(image.dtype)
+        filters, "convolved", lambda image, window: sound(image.bfloat16(), window).to(image.dtype)
     )
 
 

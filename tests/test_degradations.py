@@ -778,7 +778,7 @@ def test_bad_input_of_prepare_data_degraded(photos, tmp_path):
 def test_only_as_many_images_are_degraded_at_once_as_memory_holds(photos, monkeypatch):
     names = images.list_image_names(photos[1])
     height, width = images.read_size(photos[1] / names[0])
-    monkeypatch.setattr(prepare_data.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(prepare_data.machine, "cores", lambda: 64)
     for free, processes in ((3.5 * 200 * height * width, 3), (1, 1), (1e15, 64), (None, None)):
-        monkeypatch.setattr(prepare_data, "free_system_memory", lambda free=free: free)
+        monkeypatch.setattr(prepare_data.machine, "free_system_memory", lambda free=free: free)
         assert prepare_data._processes_for_memory(photos[1], names) == processes

@@ -196,7 +196,7 @@ def test_colours_that_are_converted_have_8_bits(tmp_path):
         ],
     }.items():
         images.write_picture(tmp_path / f"b{suffix}", picture)
-        assert images.losses(picture, f"b{suffix}") == said
+        assert images.what_is_lost(picture, f"b{suffix}") == said
         reduced = images.read_picture(tmp_path / f"b{suffix}", keep_depth=True).rgb
         assert reduced.dtype == (np.uint16 if suffix == ".png" else np.uint8)
 

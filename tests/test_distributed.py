@@ -249,6 +249,20 @@ def test_a_launcher_that_sets_less_than_torchrun_is_told_what_is_missing(monkeyp
             pytest.fail("the processes cannot find each other")
 
 
+def test_a_port_that_is_taken_is_one_line(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        variables = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": port}
+        variables["MASTER_ADDR"] = "127.0.0.1"
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(
+            cli.UserError, match=f"cannot connect through 127.0.0.1:{port} .*try an"
+        ):
+            with distributed.processes(torch.device("cpu")):
+                pytest.fail("the port was free")
+
+
 # --- GPUs, without one --------------------------------------------------------------------------
 
 

@@ -90,7 +90,7 @@ def test_tiles_begin_where_the_pixels_of_the_network_do(tmp_path, spandrel, astr
 
 def test_the_halo_covers_what_these_networks_see_at_full_depth(spandrel):
     """By the gradient of one pixel of the result."""
-    halo = foreign.ForeignGenerator.halo
+    halo = foreign._HALO
     for made in (span(4, 2), compact(4, 32, 2)):
         lr = torch.rand(1, 3, 2 * halo + 1, 3, requires_grad=True)
         made.eval()(lr)[0, :, 2 * halo, 3].sum().backward()

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
 
 from dataloader import TestDatasetFromFolder
 from generator_loss_functions import (
@@ -16,6 +16,7 @@ from generator_loss_functions import (
     consistency_loss,
     grid_loss,
     reduce_bicubic,
+    sharpened,
 )
 from utils import images, pretrained
 from utils.pretrained import import_torchvision
@@ -136,6 +137,28 @@ def test_grid_and_consistency_are_computed_only_with_a_weight(pair):
     loss = GeneratorLoss(grid_weight=1, consistency_weight=1, **weights)
     _, terms = loss(*pair, torch.zeros(2))
     assert terms.keys() - without.keys() == {"Loss_Grid", "Loss_Consistency"}
+
+
+def test_sharpening_is_scipys_unsharp_masking(astronaut):
+    hr = astronaut[:40, :50] / 255
+    detail = hr - gaussian_filter(hr, (1.5, 1.5, 0), mode="reflect")
+    expected = (hr + 0.6 * np.minimum(np.abs(detail) * 25.5, 1) * detail).clip(0, 1)
+    found = sharpened(torch.from_numpy(hr).permute(2, 0, 1)[None].float(), 0.6)
+    assert np.abs(found[0].permute(1, 2, 0).numpy() - expected).max() < 1e-6
+    assert np.abs(expected - hr).max() > 0.1
+    flat = torch.full((1, 3, 8, 8), 0.3)
+    assert torch.allclose(sharpened(flat, 0.6), flat)
+
+
+def test_only_the_pixel_and_perceptual_losses_see_sharpened_hr(vgg, pair):
+    sr, hr = pair
+    weights = WEIGHTS | {"grid_weight": 1, "consistency_weight": 1, "network": vgg}
+    plain, sharp = (
+        GeneratorLoss(sharpen=amount, **weights)(sr, hr, torch.zeros(2))[1] for amount in (0, 0.6)
+    )
+    differ = {name for name in plain if plain[name] != sharp[name]}
+    assert differ == {"Loss_Pixel", "Loss_Perceptual"}
+    assert sharp["Loss_Pixel"].item() == pytest.approx(F.mse_loss(sr, sharpened(hr, 0.6)).item())
 
 
 def test_the_pixel_loss_is_mse_or_l1(pair):

@@ -171,6 +171,25 @@ def test_files_of_two_architectures_are_not_blended(tmp_path, other):
         inference.open_generator(tmp_path / "a.pth", CPU, tmp_path / "b.pth", 0.0)
 
 
+@pytest.mark.parametrize("wrap", [lambda engine: engine, inference.Ensemble])
+def test_tiles_are_multiples_of_what_the_engine_wants_even_when_memory_runs_out(wrap, capsys):
+    torch_engine = inference.TorchEngine(Generator(2, 1).eval())
+    torch_engine.tile_multiple = 48
+    sides = []
+
+    def exhausted(patch, *_):
+        sides.append(patch.shape[0])
+        raise MemoryError
+
+    torch_engine.enlarge = exhausted
+    engine = wrap(torch_engine)
+    engine.halo = 0
+    with pytest.raises(MemoryError):
+        inference.upscale(engine, np.zeros((400, 400, 3), np.uint8), tile=250)
+    assert sides == [240, 96, 48]
+    assert "continuing with tiles of 48 pixels" in capsys.readouterr().err
+
+
 def chosen(*options, **default) -> weights.Weights:
     parser = cli.ArgumentParser()
     weights.add_weights_option(parser, **default)
@@ -348,7 +367,7 @@ def test_alpha_is_enlarged_by_the_generator_and_stays_exact_where_it_is_flat():
     rows, columns = np.mgrid[:160, :200]
     inside = np.hypot(rows - 80, (columns - 100) / 1.2) < 55
     hr = (255 * (inside ^ (np.abs(columns - rows) < 9))).astype(np.uint8)
-    alpha = images.resize_bicubic(hr, 40, 50)
+    alpha = images.resize_bicubic(hr, 50, 40)
     rgb = np.full((40, 50, 3), (20, 90, 200), np.uint8)
     generator = inference.open_generator(weights.FAITHFUL, CPU)
     result = inference.upscale_picture(generator, images.Picture(rgb, alpha)).alpha

@@ -174,17 +174,20 @@ def test_what_is_lost_is_said(tmp_path):
     picture.metadata.iptc = IPTC
     picture.metadata.texts = {"parameters": PROMPT}
     iptc = "WEBP cannot hold its IPTC records (title, keywords, copyright)"
-    assert images.losses(picture, "a.png") == images.losses(picture, "a.jpg") == []
-    assert images.losses(picture, "a.webp") == [iptc]
+    assert images.what_is_lost(picture, "a.png") == images.what_is_lost(picture, "a.jpg") == []
+    assert images.what_is_lost(picture, "a.webp") == [iptc]
     picture.alpha = np.full((4, 4), 255, np.uint8)
-    assert images.losses(picture, "a.jpg") == []
+    assert images.what_is_lost(picture, "a.jpg") == []
     picture.alpha[0] = 254
     clear = "JPEG cannot hold its transparency; it is on white"
-    assert images.losses(picture, "a.jpg") == [clear]
+    assert images.what_is_lost(picture, "a.jpg") == [clear]
     picture.metadata.exif = corpus.exif()
-    assert images.losses(picture, "a.webp") == [iptc, "WEBP cannot hold its texts (parameters)"]
+    assert images.what_is_lost(picture, "a.webp") == [
+        iptc,
+        "WEBP cannot hold its texts (parameters)",
+    ]
     picture.metadata.iptc = bytes(70_000)
-    assert "JPEG cannot hold its IPTC" in images.losses(picture, "a.jpg")[0]
+    assert "JPEG cannot hold its IPTC" in images.what_is_lost(picture, "a.jpg")[0]
     images.write_picture(tmp_path / "a.jpg", picture)
 
 
@@ -192,9 +195,9 @@ def test_exif_and_xmp_that_a_format_cannot_hold_are_said(tmp_path):
     picture = images.Picture(np.zeros((4, 4, 3), np.uint8))
     picture.metadata.exif = corpus.exif()
     picture.metadata.xmp = corpus.XMP
-    assert images.losses(picture, "a.jpg") == images.losses(picture, "a.webp") == []
+    assert images.what_is_lost(picture, "a.jpg") == images.what_is_lost(picture, "a.webp") == []
     names = [f"its EXIF ({len(corpus.exif())} bytes)", "its XMP ("]
-    said = images.losses(picture, "a.bmp")
+    said = images.what_is_lost(picture, "a.bmp")
     assert all(f"BMP cannot hold {name}" in line for line, name in zip(said, names, strict=True))
     picture.metadata.exif = corpus.exif() + bytes(70_000)
     longest = 65_533 - 29  # of the XMP as it is written, without thumbnails
@@ -202,12 +205,12 @@ def test_exif_and_xmp_that_a_format_cannot_hold_are_said(tmp_path):
     picture.metadata.xmp += b" " * (longest - len(metadata.fitted_xmp(corpus.XMP, 4, 4)))
     for spaces in (0, 1):
         picture.metadata.xmp += b" " * spaces
-        said = images.losses(picture, "a.jpg")
+        said = images.what_is_lost(picture, "a.jpg")
         assert said[0] == f"JPEG cannot hold its EXIF ({len(corpus.exif()) + 70_000:,} bytes)"
         images.write_picture(tmp_path / "a.jpg", picture)
         lost = images.read_picture(tmp_path / "a.jpg").metadata.xmp is None
         assert lost == (len(said) == 2)
-    assert images.losses(picture, "a.png") == []
+    assert images.what_is_lost(picture, "a.png") == []
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -252,7 +255,7 @@ def test_what_a_pngs_values_mean_is_kept_or_its_loss_said(tmp_path, astronaut, c
     Image.fromarray(astronaut[:20, :24]).save(tmp_path / "a.png", pnginfo=info)
     enlarged(tmp_path / "a.png", tmp_path / "b.png")
     assert colour_chunks(tmp_path / "b.png") == {name: chunks[name] for name in counting}
-    said = images.losses(images.read_picture(tmp_path / "a.png"), "a.jpg")
+    said = images.what_is_lost(images.read_picture(tmp_path / "a.png"), "a.jpg")
     names = b", ".join(counting).decode()
     lost = f"JPEG cannot hold its colour tags ({names}), so that colours may look different"
     assert said == ([lost] if counting else [])
@@ -278,4 +281,4 @@ def test_a_profile_that_would_make_a_png_unreadable_is_applied(tmp_path):
     again = images.read_picture(tmp_path / "a.png")
     assert again.icc_profile is None and np.abs(again.rgb.astype(int) - picture.rgb).max() <= 1
     said = ["PNG cannot hold its colour profile; converted to sRGB"]
-    assert images.losses(picture, "a.png") == said
+    assert images.what_is_lost(picture, "a.png") == said

@@ -67,7 +67,7 @@ def test_a_heic_in_hdr_says_so_in_a_png(tmp_path, astronaut):
     path = saved(tmp_path / "a.heic", np.ascontiguousarray(astronaut[:64, :96]), **options)
     picture = images.read_picture(path)
     assert picture.metadata.colours == {b"cICP": bytes([9, 16, 0, 1])}
-    assert "its colour tags (cICP)" in images.losses(picture, "a.jpg")[0]
+    assert "its colour tags (cICP)" in images.what_is_lost(picture, "a.jpg")[0]
 
 
 def test_orientation_is_applied_once(tmp_path, astronaut, suffix):
@@ -153,7 +153,7 @@ def test_jpeg_xl_is_written(tmp_path, astronaut):
     assert np.abs(again.rgb.astype(int) - picture.rgb).max() <= 1  # sRGB to sRGB, by the profile
     assert again.metadata.exif and b"XMP title" in again.metadata.xmp
     said = ["JXL cannot hold its colour profile; converted to sRGB"]
-    assert images.losses(picture, tmp_path / "a.jxl") == said
+    assert images.what_is_lost(picture, tmp_path / "a.jxl") == said
     lossless = (tmp_path / "a.jxl").stat().st_size
     images.write_picture(tmp_path / "a.jxl", picture, quality=50)
     assert (tmp_path / "a.jxl").stat().st_size < lossless / 2

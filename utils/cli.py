@@ -15,14 +15,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 VERSION = "0.3.0"
 STOP_SIGNALS = [
@@ -45,7 +44,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Help that keeps the description's line breaks and shows every informative default."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False) or "default" in (action.help or ""):
+        says_enough = action.default is None or action.default is False  # but a 0 is shown
+        if says_enough or "default" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
 
@@ -238,50 +238,6 @@ def progress_bar(iterable: Iterable[Item] | None = None, **options: Any) -> "tqd
         defaults["disable"] = True
     options = {**defaults, **options}
     return tqdm(iterable, **options)  # type: ignore[return-value]  # the stub's `tqdm[Never]`
-
-
-def map_in_processes(
-    function: Callable[[Item], Result], items: Sequence[Item], processes: int | None, title: str
-) -> list[Result]:
-    """Map a function over items in several processes, with a progress bar.
-
-    Args:
-        function: what to call; picklable, as are the items and the results.
-        items: its arguments.
-        processes: how many; None: as many as there are cores.
-        title: of the progress bar.
-    """
-    processes = max(1, min(processes or os.cpu_count() or 1, len(items) // 4))
-    if processes == 1:
-        results = map(function, items)
-        return list(progress_bar(results, total=len(items), desc=title, unit="image"))
-    chunk = max(1, min(64, len(items) // (8 * processes)))
-    with ProcessPoolExecutor(processes, initializer=ignore_signals) as pool:
-        try:
-            parallel = pool.map(function, items, chunksize=chunk)
-            return list(progress_bar(parallel, total=len(items), desc=title, unit="image"))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def ignore_signals(_worker: int | None = None) -> None:
-    """Ignore Ctrl-C and SIGHUP in a helper process, since both reach the whole process group.
-
-    The main process ends its helpers with SIGTERM.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
-
-
-def outlive_signals(_worker: int | None = None) -> None:
-    """Also survive SIGTERM for a minute, in a loader's worker.
-
-    If the whole job gets the signal, the main process can then still save.
-    """
-    ignore_signals()
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, 60))
 
 
 def is_dead_helper(error: BaseException) -> bool:

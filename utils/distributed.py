@@ -72,11 +72,14 @@ def processes(device: torch.device) -> Iterator[None]:
         )
 
     # Connect
-    store, number, count = next(rendezvous("env://", timeout=_SHORT_PATIENCE))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # torchrun keeps one store across restarts, which still holds addresses of dead processes
-        store = dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    dist.init_process_group("gloo", store=store, rank=number, world_size=count, timeout=_PATIENCE)
+    try:
+        _connect()
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise cli.UserError(
+            f"the processes cannot connect through {place} ({cli.describe(error)}); check "
+            "MASTER_ADDR, try another MASTER_PORT, and start all processes"
+        ) from error
     if device.type == "cuda":
         _gpu_group = dist.new_group(backend="nccl", timeout=_SHORT_PATIENCE)
 
@@ -93,6 +96,15 @@ def processes(device: torch.device) -> Iterator[None]:
         raise
     dist.destroy_process_group()
     _gpu_group = None
+
+
+def _connect() -> None:
+    """Form the group of all processes."""
+    store, number, count = next(rendezvous("env://", timeout=_SHORT_PATIENCE))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun keeps one store across restarts, which still holds addresses of dead processes
+        store = dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group("gloo", store=store, rank=number, world_size=count, timeout=_PATIENCE)
 
 
 def _own_gpu() -> int:

@@ -192,6 +192,22 @@ def lock(path: str | Path, wait: bool = False) -> Iterator[None]:
             _locked.discard(file)
 
 
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and hold its lock; if nothing is written to it, remove it again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    path = make_folder(folder) / ".lock"
+    with lock(path):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows keeps files that are open
+                if [entry.name for entry in folder.iterdir()] == [path.name]:
+                    path.unlink()
+                    for empty in made:
+                        empty.rmdir()
+
+
 def _close_in_child() -> None:
     """Close what the parent has locked: a worker that outlives it would keep the lock."""
     for file in _locked:

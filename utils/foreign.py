@@ -1,5 +1,6 @@
 """Networks of other projects, which the optional package spandrel recognises by their weights."""
 
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from utils import cli, files
+
+# Wider than what a pixel of SPAN, Compact and ESRGAN sees, or sees noticeably. Attention sees
+# further, and the whole picture at once where it averages over it: there, no halo is exact.
+_HALO = 64  # LR pixels
+_WINDOW = 32  # LR pixels
 
 
 class ForeignGenerator(nn.Module):
@@ -16,9 +22,6 @@ class ForeignGenerator(nn.Module):
         descriptor: what spandrel returns.
     """
 
-    # Wider than what a pixel of SPAN, Compact and ESRGAN sees, or sees noticeably. Attention sees
-    # further, and the whole picture at once where it averages over it: there, no halo is exact.
-    halo = 64
     avoid_bf16 = True  # how far its results would differ is unknown
 
     def __init__(self, descriptor: Any):
@@ -27,8 +30,10 @@ class ForeignGenerator(nn.Module):
         self.upscale = int(descriptor.scale)
         self.architecture = {"generator": self.name, "upscale": self.upscale}
         self.avoid_fp16 = not descriptor.supports_half
-        # Windows and pixel unshuffle have to lie in a tile as in the whole image
-        self.tile_multiple = max(1, descriptor.size_requirements.multiple_of)
+        # Windows and pixel unshuffle have to lie in a tile as in the whole image. Most networks
+        # fill up their windows of 8 to 32 pixels themselves, and state no multiple.
+        self.tile_multiple = math.lcm(_WINDOW, max(1, descriptor.size_requirements.multiple_of))
+        self.halo = math.ceil(_HALO / self.tile_multiple) * self.tile_multiple
         self.network = descriptor.model  # so that it is moved with this module
         self.descriptor = descriptor
 

@@ -450,7 +450,7 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
         image.save(file, file_format, **options)
 
 
-def losses(picture: Picture, path: str | Path) -> list[str]:
+def what_is_lost(picture: Picture, path: str | Path) -> list[str]:
     """Return what the format of a path cannot hold of a picture, in words for the user."""
     file_format = check_output_path(path)
     height, width = picture.rgb.shape[:2]
@@ -564,7 +564,7 @@ def to_gray(rgb: np.ndarray) -> np.ndarray:
 # --- resizing and showing -----------------------------------------------------------------------
 
 
-def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_bicubic(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """Resize uint8 (H, W, 3) or (H, W) with Pillow's bicubic, which low-pass filters to shrink."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -597,13 +597,13 @@ def crop_to_multiple(image: np.ndarray, factor: int) -> np.ndarray:
 def downscale(hr: np.ndarray, upscale: int) -> np.ndarray:
     """Make the LR image of an HR image (H, W, 3) uint8 whose sides are multiples of `upscale`."""
     height, width = hr.shape[:2]
-    return resize_bicubic(hr, height // upscale, width // upscale)
+    return resize_bicubic(hr, width // upscale, height // upscale)
 
 
 def upscale_bicubic(lr: np.ndarray, upscale: int) -> np.ndarray:
     """Enlarge an LR image (H, W, 3) or (H, W) uint8 with bicubic, the baseline of every network."""
     height, width = lr.shape[:2]
-    return resize_bicubic(lr, height * upscale, width * upscale)
+    return resize_bicubic(lr, width * upscale, height * upscale)
 
 
 def crop_centre(image: np.ndarray, side: int) -> np.ndarray:

@@ -85,17 +85,20 @@ def process_on_machine() -> int:
 # --- the processor ------------------------------------------------------------------------------
 
 
+def cores() -> int:
+    """Return how many cores the scheduler or container allows this process, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cores_per_process() -> int:
     """Return how many of this machine's cores each process of the run may use, at least 1.
 
     Under torchrun, the processes divide them: it sets OMP_NUM_THREADS to 1, so the number of
     PyTorch's threads does not tell.
     """
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))  # those that the scheduler or container allows
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def check_cpu_precision(name: str) -> None:

@@ -201,6 +201,7 @@ class OpenVinoEngine:
 
     place = "openvino"
     package = "openvino"
+    tile_multiple = 1
 
     def __init__(self, model: Any):
         self.upscale, self.halo, avoid_bf16 = _facts_of(model)

@@ -104,12 +104,13 @@ def earlier_results(kind: Kind, names: list[str], suffix: str) -> set[str]:
             places.add(os.path.join(folder, images.fitting_name(named, suffix + kind.ending)))
     earlier = set()
     for name in names:
-        place, form = os.path.splitext(name)
+        folder, file_name = os.path.split(name)
+        stem, form = os.path.splitext(file_name)
         if form.lower() not in kind.suffixes:
             continue
-        first = len(os.path.dirname(name)) + 1
-        for begin in range(first, len(place)):  # wherever the ending may begin
-            if place[:begin] in places and ending.fullmatch(place, begin):
+        for begin in range(1, len(stem)):  # wherever the ending may begin
+            source = os.path.join(folder, stem[:begin])
+            if source in places and ending.fullmatch(stem, begin):
                 earlier.add(name)
                 break
     return earlier
@@ -218,7 +219,8 @@ def enlarge_each(kind: Kind, plan: dict[Path, Path], enlarge: Callable[[Path, Pa
     Args:
         kind: of the inputs.
         plan: paths of the results by those of the inputs.
-        enlarge: enlarges an input to a path; a UserError or OSError means that this one failed.
+        enlarge: enlarges an input to a path; a UserError, an OSError or too little memory means
+            that this one failed.
 
     Returns:
         The exit status: 2 if any failed, else 0.
@@ -227,10 +229,15 @@ def enlarge_each(kind: Kind, plan: dict[Path, Path], enlarge: Callable[[Path, Pa
     for source, target in plan.items():
         try:
             enlarge(source, target)
-        except (cli.UserError, OSError) as error:
-            if len(plan) == 1 or isinstance(error, BrokenPipeError):
+        except (cli.UserError, OSError, MemoryError, RuntimeError) as error:
+            exhausted = cli.is_out_of_memory(error)
+            is_this_one = isinstance(error, cli.UserError | OSError) or exhausted
+            if not is_this_one or len(plan) == 1 or isinstance(error, BrokenPipeError):
                 raise
-            print(f"{kind.script}: error: {cli.describe(error)}", file=sys.stderr)
+            problem = cli.describe(error)
+            if exhausted:
+                problem = f"{source}: out of memory: {problem}"
+            print(f"{kind.script}: error: {problem}", file=sys.stderr)
             failed += 1
     if failed:
         summary = f"{failed} of {cli.counted(len(plan), kind.noun)} could not be enlarged"

@@ -28,6 +28,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from utils import cli, distributed, files, images
+from utils.processes import map_in_processes
 
 CACHE_FOLDER = ".srgan-cache"
 _MAGIC = b"srgan-cache-2\n\0\0"
@@ -199,7 +200,8 @@ class ImageStore:
                 if cached is None:
                     files.remove_leftovers(cache_folder)
                     for superseded in cache_folder.glob(path.name.rsplit("-", 1)[0] + "-*"):
-                        superseded.unlink()
+                        with contextlib.suppress(PermissionError):  # on Windows: in use
+                            superseded.unlink()
                     cached = _build_cache(layout, entries, path, processes)
 
         # Map it now: a later start with other images may delete the file, but not the mapping
@@ -426,7 +428,7 @@ def _build_cache(
     layout: Layout, entries: list[Entry], path: Path, processes: int | None
 ) -> list[Entry]:
     """Decode every image into a new cache file, which is whole or absent; return its entries."""
-    entries = cli.map_in_processes(
+    entries = map_in_processes(
         partial(_measure_one, layout), entries, processes, f"sizes of {layout.folder.name}"
     )
     total = 0
@@ -465,7 +467,7 @@ def _decode_all(
     layout: Layout, entries: list[Entry], pixel_file: str | None, processes: int | None
 ) -> list[Entry]:
     """Decode every image, into the pixel file if there is one, and fill in the entries."""
-    return cli.map_in_processes(
+    return map_in_processes(
         partial(_decode_one, layout, pixel_file),
         entries,
         processes,

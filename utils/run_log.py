@@ -14,9 +14,8 @@ from typing import Any, Self
 
 import torch
 
-from utils import distributed, files, images
+from utils import cli, distributed, files, images
 from utils.checkpoint import Progress
-from utils.cli import UserError
 from utils.statistics import COLUMNS, describe_result, write_statistics
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pandas", "opencv-python-headless")
@@ -35,7 +34,7 @@ class RunLog:
         rows: the CSV rows of the finished epochs; new ones are added to this list.
 
     Raises:
-        UserError: TensorBoard is wanted, but its package is not installed.
+        cli.UserError: TensorBoard is wanted, but its package is not installed.
     """
 
     def __init__(self, out: Path, record: dict[str, Any], rows: list[dict[str, Any]]):
@@ -52,7 +51,7 @@ class RunLog:
         if record["options"]["tensorboard"]:
             self.board = TensorBoard(out / "tensorboard", len(rows))
         write_config(out / "config.json", record)
-        write_statistics(out / "statistics.csv", rows)
+        self.write_rows()
 
     def __enter__(self) -> Self:
         return self
@@ -79,9 +78,16 @@ class RunLog:
         row = new_row(progress, learning_rate, scores)
         self.rows.append(row)
         if self.leader:
-            write_statistics(self.out / "statistics.csv", self.rows)
+            self.write_rows()
         if self.board:
             self.board.write(row, self.out / "validation" / f"epoch_{progress.epoch:03d}")
+
+    def write_rows(self) -> None:
+        """Write all rows to statistics.csv; they are in the checkpoint too."""
+        try:
+            write_statistics(self.out / "statistics.csv", self.rows)
+        except PermissionError as error:  # on Windows, while a spreadsheet has it open
+            print(f"warning: {cli.describe(error)}; it is written again after the next epoch")
 
     def report_end(self, progress: Progress, stopped: int | None) -> int:
         """Print how the run ended and where its time went; return the exit status.
@@ -179,14 +185,14 @@ class TensorBoard:
     """The rows of the CSV and the triplets as TensorBoard events, in a folder of their own.
 
     Raises:
-        UserError: the package tensorboard is not installed.
+        cli.UserError: the package tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, epochs_done: int):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UserError(
+            raise cli.UserError(
                 "--tensorboard: the package is missing; pip install tensorboard"
             ) from error
         # An epoch that a killed process had logged and that is repeated now is not shown twice

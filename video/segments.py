@@ -70,7 +70,9 @@ def kept_segments(
             yield segments
         finally:
             if segments.empty:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=sys.platform == "win32")  # the lock is open
+    if sys.platform == "win32" and Segments(folder).empty:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Segments:
@@ -92,6 +94,12 @@ class Segments:
     def paths(self) -> list[Path]:
         """Return the files in order."""
         return sorted(self.folder.glob("segment_*.pth"))
+
+    def frames(self, total: int) -> int:
+        """Return how many of a clip's `total` frames are kept."""
+        if self.joined:
+            return total
+        return min(len(self.paths()) * FRAMES, total)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"segment_{number:08d}.pth"
