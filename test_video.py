@@ -355,7 +355,6 @@ def enlarge_clip(
     codec: str | None,
     engine: inference.Engine,
     chosen: weights.Weights,
-    precision: str,
     args: argparse.Namespace,
 ) -> None:
     """Enlarge a clip, or the part of it that an earlier run did not finish.
@@ -365,7 +364,6 @@ def enlarge_clip(
         codec: of the result; None for an animation.
         engine: the generator.
         chosen: its files.
-        precision: in which it computes.
         args: the options.
     """
     # Clip and outputs
@@ -376,6 +374,11 @@ def enlarge_clip(
     )
     paths = result_files(out, args.compare)
     tracks = open_tracks(paths, clip, codec, args.crf, size)
+    deep = encoding.keeps_depth(codec, clip)
+    read_frames = partial(clips.pictures, deep=True) if deep else reader.pictures
+    precision = engine.precision_of(args.precision)
+    if deep and args.precision == "auto":
+        precision = "fp32"  # the others round too coarsely
     upscale_frame = partial(
         inference.upscale_picture, engine, tile=args.tile, precision=precision, size=size
     )
@@ -393,6 +396,7 @@ def enlarge_clip(
         "codec": codec,
         "crf": args.crf,
         "size": list(size),
+        "bits": 16 if deep else 8,
         "start": str(args.start),
         "end": str(args.end),
         "compare": args.compare,
@@ -403,7 +407,7 @@ def enlarge_clip(
     files.make_folder(out.parent)
     with segments.kept_segments(out, settings, args.overwrite) as kept:
         try:
-            difference = enlarge(upscale_frame, reader.pictures, clip, tracks, kept)
+            difference = enlarge(upscale_frame, read_frames, clip, tracks, kept)
             write_results(paths, tracks, kept)
         except SystemExit:  # Ctrl-C or SIGTERM
             total = len(clip.times)
@@ -429,7 +433,7 @@ def main(args: argparse.Namespace) -> int:
     # Generator
     chosen = weights.chosen_weights(args)
     engine = inference.open_engine(chosen, args.device, args.backend)
-    precision = engine.precision_of(args.precision)
+    engine.precision_of(args.precision)  # refuse one that cannot work before any clip is read
 
     # Plan
     suffix = cli.size_suffix(engine.upscale, args.outscale, args.size)
@@ -456,7 +460,7 @@ def main(args: argparse.Namespace) -> int:
     def enlarge_one(path: Path, out: Path) -> None:
         if len(plan) > 1:
             print(f"{numbers[path]} of {len(plan)}: {path}", file=sys.stderr)
-        enlarge_clip(path, out, codecs[path], engine, chosen, precision, args)
+        enlarge_clip(path, out, codecs[path], engine, chosen, args)
 
     return outputs.enlarge_each(CLIPS, plan, enlarge_one)
 

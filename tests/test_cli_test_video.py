@@ -41,6 +41,22 @@ def leftovers(folder) -> list[str]:
     return [name for name in os.listdir(folder) if name.startswith(".")]
 
 
+def test_a_clip_of_ten_bits_is_enlarged_in_more_than_eight(tmp_path, weights):
+    options = {"pixels": "yuv420p10le", "draw": lambda index, *size: footage.scene(index, *size)}
+    clip = footage.make_clip(tmp_path / "a.mp4", 2, **options)
+    words = [clip, "--weights", weights / "x2.pth", "--compare"]
+    video(*words, "--codec", "hevc", "--out", tmp_path / "b.mp4")
+    shown = {}
+    for name in ("b", "b_compare"):
+        with av.open(str(tmp_path / f"{name}.mp4")) as container:
+            assert container.streams.video[0].codec_context.pix_fmt == "yuv420p10le"
+            shown[name] = next(container.decode(video=0)).to_ndarray(format="rgb48le")
+    assert len(np.unique(shown["b"])) > 256
+    for suffix in (".mp4", ".webp"):
+        done = video(*words, "--out", tmp_path / f"c{suffix}")
+        assert any(f"c{suffix}: 10-bit colours become 8-bit" in line for line in said(done))
+
+
 def test_a_clip_keeps_its_times_sound_and_subtitles(tmp_path, weights):
     clip = footage.make_clip(
         tmp_path / "a.mkv", 40, sound="libopus", words="Hello", aspect=Fraction(4, 3)

@@ -135,8 +135,10 @@ def test_large_frames_unknown_colours_and_a_missing_package_are_refused(tmp_path
 
 def test_what_becomes_of_deep_and_transparent_pixels_is_said(tmp_path):
     deep = clips.read_clip(footage.make_clip(tmp_path / "a.mp4", 2, pixels="yuv420p10le"))
-    assert deep.notes == ["10-bit colours become 8-bit"]
-    assert np.abs(next(clips.pictures(deep)).rgb.astype(int) - footage.scene(0)).mean() < 8
+    assert deep.bits == 10 and deep.notes == []
+    eight, sixteen = (next(clips.pictures(deep, deep=wanted)).rgb for wanted in (False, True))
+    assert np.abs(eight.astype(int) - footage.scene(0)).mean() < 8
+    assert sixteen.dtype == np.uint16 and np.abs(sixteen / 257 - eight).max() < 1.5
     clear = clips.read_clip(footage.make_clip(tmp_path / "a.mkv", 2, codec="ffv1", pixels="bgra"))
     assert clear.notes == ["transparency is left out"]
     assert np.array_equal(next(clips.pictures(clear)).rgb, footage.scene(0))

@@ -68,6 +68,41 @@ def test_every_codec_gives_every_frame_at_its_time(tmp_path, codec, suffix, capf
     assert not any(capfd.readouterr())
 
 
+def ramp_of_16_bits(index: int, width: int, height: int) -> np.ndarray:
+    """A gray ramp so gentle that 8 bits have only 21 steps of it."""
+    levels = np.linspace(30_000 + 100 * index, 35_000 + 100 * index, width).round()
+    return np.broadcast_to(levels[None, :, None], (height, width, 3)).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "pixels", "steps", "error"),
+    [
+        ("hevc", ".mp4", "yuv420p10le", 60, 80),
+        ("av1", ".mkv", "yuv420p10le", 60, 80),
+        ("ffv1", ".mkv", "gbrp16le", 250, 0),
+        ("h264", ".mp4", "yuv420p", 15, 200),
+    ],
+)
+def test_ten_bits_are_kept_where_the_codec_can(tmp_path, codec, suffix, pixels, steps, error):
+    source = footage.make_clip(
+        tmp_path / "a.mp4", 3, (256, 64), pixels="yuv420p10le", draw=ramp_of_16_bits
+    )
+    pictures = [ramp_of_16_bits(index, 256, 64) for index in range(3)]
+    path = tmp_path / f"b{suffix}"
+    track = encode(path, clips.read_clip(source), codec, pictures, crf=0 if codec == "ffv1" else 4)
+    notes = [note for note in track.notes if "bit" in note]
+    told = [f"{path}: 10-bit colours become 8-bit; --codec hevc and av1 keep 10"]
+    assert notes == (told if codec == "h264" else [])
+    result = clips.read_clip(path)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.pix_fmt == pixels
+    for picture, expected in zip(clips.pictures(result, deep=True), pictures, strict=True):
+        assert np.abs(picture.rgb.astype(int) - expected).mean() <= error
+        assert len(np.unique(picture.rgb[32, :, 1])) >= steps
+        if codec == "h264":
+            assert len(np.unique(picture.rgb[32, :, 1])) < 30
+
+
 @pytest.mark.parametrize("matrix", [BT601, BT709])
 @pytest.mark.parametrize("value_range", [LIMITED, FULL])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])

@@ -191,6 +191,8 @@ class AnimationTrack:
         self.is_gif = suffix == ".gif"
         self.delays = _delays(clip, *(_GIF_DELAYS if self.is_gif else _WEBP_DELAYS))
         self.notes = []
+        if clip.bits > 8:
+            self.notes.append(f"{path}: {clip.bits}-bit colours become 8-bit")
         if not clip.animated:
             self.notes.append(f"{path}: sound and subtitles, if any, are left out")
 

@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from utils import cli, decoding, images
-from video.frames import Colours, colours_of, display_matrix, is_sideways, pyav, to_rgb, upright
+from video.frames import (
+    Colours,
+    bits_of,
+    colours_of,
+    display_matrix,
+    is_sideways,
+    pyav,
+    to_rgb,
+    upright,
+)
 
 if TYPE_CHECKING:
     import av
@@ -35,6 +44,7 @@ class Clip:
         time_base: seconds per tick of `times` and `durations`.
         times, durations: ticks of each frame.
         notes: what the user should know.
+        bits: per channel.
         aspect: shape of a pixel (width : height); None: square.
         colours: how the result is to be coded.
         matrix: the first five numbers of the display matrix that turns the frames upright; None:
@@ -56,6 +66,7 @@ class Clip:
     times: list[int]
     durations: list[int]
     notes: list[str] = field(default_factory=list)
+    bits: int = 8
     aspect: Fraction | None = None
     colours: Colours = field(default_factory=Colours)
     matrix: tuple[int, ...] | None = None
@@ -328,6 +339,7 @@ class _Scan:
             times=[time - shift for time in times],
             durations=durations,
             notes=self.notes(),
+            bits=bits_of(self.first.format.name),
             aspect=aspect,
             colours=self.colours(),
             matrix=matrix,
@@ -382,8 +394,6 @@ class _Scan:
             notes.append(f"{cli.counted(self.damaged, 'damaged frame')}, enlarged as found")
         if self.first.interlaced_frame:
             notes.append("interlaced, and stays so; deinterlace it first for a better result")
-        if any(component.bits > 8 for component in components):
-            notes.append(f"{components[0].bits}-bit colours become 8-bit")
         # FFmpeg's VP8 and VP9 decoders leave alpha out; only the container says that it is there
         hidden_alpha = self.stream.metadata.get("alpha_mode") == "1"
         if hidden_alpha or any(component.is_alpha for component in components):
@@ -400,8 +410,13 @@ def _plausible(rate: Fraction | None) -> Fraction:
 # --- second pass: pixels ------------------------------------------------------------------------
 
 
-def pictures(clip: Clip, first: int = 0) -> Iterator[images.Picture]:
-    """Decode a clip again, as upright 8-bit RGB, from frame number `first` on.
+def pictures(clip: Clip, first: int = 0, deep: bool = False) -> Iterator[images.Picture]:
+    """Decode a clip again, as upright RGB, from frame number `first` on.
+
+    Args:
+        clip: of `read_clip`.
+        first: number of the first frame that is wanted.
+        deep: return 16 bits per channel instead of 8.
 
     Raises:
         OSError: the file cannot be opened.
@@ -416,7 +431,7 @@ def pictures(clip: Clip, first: int = 0) -> Iterator[images.Picture]:
                 return
             if number < skip:
                 continue
-            rgb = upright(to_rgb(frame, clip.colours), clip.matrix)
+            rgb = upright(to_rgb(frame, clip.colours, deep), clip.matrix)
             left -= 1
             yield images.Picture(rgb, gray=decoding.is_gray(rgb))
         if left:

@@ -19,7 +19,7 @@ import numpy as np
 from utils import cli, images
 from video import clips
 from video.clips import Clip, reason
-from video.frames import from_rgb, pyav
+from video.frames import bits_of, from_rgb, pyav
 
 if TYPE_CHECKING:
     import av
@@ -56,6 +56,8 @@ class Codec:
         largest_crf: the worst quality.
         reorder: by how many frames decoding runs ahead of display (B-frames).
         pixels: pixel format.
+        deep_pixels: pixel format for more than 8 bits per channel; None: there is none that players
+            can be expected to show.
         options: further options of the encoder.
     """
 
@@ -64,15 +66,23 @@ class Codec:
     largest_crf: int
     reorder: int = 0
     pixels: str = "yuv420p"
+    deep_pixels: str | None = None
     options: dict[str, str] = field(default_factory=dict)
 
 
 CODECS = {
     "h264": Codec("libx264", 18, 51, reorder=2),
-    "hevc": Codec("libx265", 20, 51, reorder=2, options={"x265-params": "log-level=error"}),
+    "hevc": Codec(
+        "libx265",
+        20,
+        51,
+        reorder=2,
+        deep_pixels="yuv420p10le",
+        options={"x265-params": "log-level=error"},
+    ),
     "vp9": Codec("libvpx-vp9", 24, 63, options={"b": "0", "cpu-used": "4", "row-mt": "1"}),
-    "av1": Codec("libsvtav1", 24, 63, options={"preset": "8"}),
-    "ffv1": Codec("ffv1", None, 0, pixels="bgr0"),
+    "av1": Codec("libsvtav1", 24, 63, deep_pixels="yuv420p10le", options={"preset": "8"}),
+    "ffv1": Codec("ffv1", None, 0, pixels="bgr0", deep_pixels="gbrp16le"),
 }
 
 
@@ -114,6 +124,11 @@ def check_codec(path: str | Path, codec: str | None, crf: int | None) -> str:
     return codec
 
 
+def keeps_depth(codec: str | None, clip: Clip) -> bool:
+    """Tell whether a clip has more than 8 bits per channel and a codec, if any, keeps them."""
+    return clip.bits > 8 and codec is not None and CODECS[codec].deep_pixels is not None
+
+
 class VideoTrack:
     """The frames of a result: encoded in independent segments, then written to a file.
 
@@ -142,10 +157,11 @@ class VideoTrack:
         self.codec = CODECS[codec]
         self.muxer = SUFFIXES[path.suffix.lower()]
         self.crf = self.codec.crf if crf is None else crf
+        self.deep = keeps_depth(codec, clip)
+        self.pixels = self.codec.deep_pixels if self.deep else self.codec.pixels
 
         # Size
-        subsampled = self.codec.pixels == "yuv420p"
-        self.padding = (height % 2, width % 2) if subsampled else (0, 0)
+        self.padding = (height % 2, width % 2) if self.is_subsampled else (0, 0)
         self.height = height + self.padding[0]
         self.width = width + self.padding[1]
 
@@ -159,11 +175,20 @@ class VideoTrack:
                 "try another --codec"
             ) from error
         self.copied, self.notes = self._streams_that_fit()
+        bits = bits_of(self.pixels)
+        if clip.bits > bits:
+            advice = "" if self.deep else "; --codec hevc and av1 keep 10"
+            self.notes.append(f"{path}: {clip.bits}-bit colours become {bits}-bit{advice}")
         if any(self.padding):
             self.notes.append(
                 f"{path}: {width}x{height} is padded to {self.width}x{self.height}, "
                 "because the codec needs even sides"
             )
+
+    @property
+    def is_subsampled(self) -> bool:
+        """Whether pixels are YCbCr with one chroma for four of them, rather than RGB."""
+        return self.pixels.startswith("yuv420p")
 
     # --- encoding -------------------------------------------------------------------------------
 
@@ -176,11 +201,11 @@ class VideoTrack:
 
     def add(self, picture: images.Picture) -> None:
         """Encode the next frame, on white where it is transparent."""
-        rgb = images.on_white(picture)
+        rgb = picture.rgb if self.deep and images.is_16_bit(picture) else images.on_white(picture)
         if any(self.padding):
             rows, columns = self.padding
             rgb = np.pad(rgb, ((0, rows), (0, columns), (0, 0)), "edge")
-        frame = from_rgb(rgb, self.codec.pixels, self.clip.colours)
+        frame = from_rgb(rgb, self.pixels, self.clip.colours)
         frame.pts = self.count
         frame.time_base = 1 / self.clip.rate
         self.count += 1
@@ -207,13 +232,13 @@ class VideoTrack:
         clip = self.clip
         encoder.width = self.width
         encoder.height = self.height
-        encoder.pix_fmt = self.codec.pixels
+        encoder.pix_fmt = self.pixels
         encoder.framerate = clip.rate
         encoder.time_base = 1 / clip.rate
         encoder.flags |= pyav().codec.context.Flags.global_header
         if clip.aspect:
             encoder.sample_aspect_ratio = clip.aspect
-        if self.codec.pixels == "yuv420p":
+        if self.is_subsampled:
             encoder.colorspace = clip.colours.matrix
             encoder.color_range = clip.colours.range
             encoder.color_primaries = clip.colours.primaries

@@ -1,9 +1,10 @@
-"""Convert video frames to upright 8-bit RGB and back, by their own colour coding.
+"""Convert video frames to upright RGB and back, by their own colour coding.
 
 Needs PyAV, which brings FFmpeg's libraries: pip install av.
 """
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ _SWSCALE_CODES = {BT601: 5}  # where swscale's code differs
 # Ranges of Y
 LIMITED = 1  # 16 to 235
 FULL = 2  # 0 to 255
+
+_DEEP_RGB = f"rgb48{'le' if sys.byteorder == 'little' else 'be'}"
 
 
 def pyav() -> Any:
@@ -85,13 +88,13 @@ def colours_of(frame: "av.VideoFrame") -> Colours:
     return Colours(matrix, FULL if full else LIMITED, frame.color_primaries, frame.color_trc)
 
 
-def to_rgb(frame: "av.VideoFrame", colours: Colours) -> np.ndarray:
-    """Convert a decoded frame to (H, W, 3) uint8."""
+def to_rgb(frame: "av.VideoFrame", colours: Colours, deep: bool = False) -> np.ndarray:
+    """Convert a decoded frame to (H, W, 3) uint8, or uint16 if it is to be `deep`."""
     if not _is_rgb(frame):
         frame.colorspace = colours.matrix
         frame.color_range = colours.range
     rgb = frame.reformat(
-        format="rgb24",
+        format=_DEEP_RGB if deep else "rgb24",
         dst_color_range=FULL,
         interpolation=_accurate_scaling(),
         threads=1,
@@ -100,14 +103,15 @@ def to_rgb(frame: "av.VideoFrame", colours: Colours) -> np.ndarray:
 
 
 def from_rgb(rgb: np.ndarray, pixel_format: str, colours: Colours) -> "av.VideoFrame":
-    """Convert (H, W, 3) uint8 to a frame.
+    """Convert (H, W, 3) uint8 or uint16 to a frame.
 
     Args:
         rgb: the pixels.
         pixel_format: FFmpeg's name of a format of RGB or YCbCr.
         colours: how YCbCr is coded.
     """
-    frame = pyav().VideoFrame.from_ndarray(np.ascontiguousarray(rgb))
+    rgb_format = _DEEP_RGB if rgb.dtype == np.uint16 else "rgb24"
+    frame = pyav().VideoFrame.from_ndarray(np.ascontiguousarray(rgb), rgb_format)
     frame.color_range = FULL
     if pyav().VideoFormat(pixel_format).is_rgb:
         return frame.reformat(format=pixel_format, threads=1)
@@ -129,6 +133,12 @@ def _accurate_scaling() -> int:
     flags = pyav().video.reformatter.Interpolation
     chroma = flags.FULL_CHR_H_INT | flags.FULL_CHR_H_INP
     return flags.BICUBIC | chroma | flags.ACCURATE_RND | flags.BITEXACT
+
+
+def bits_of(pixel_format: str) -> int:
+    """Return how many bits a channel has in a pixel format of FFmpeg."""
+    components = pyav().VideoFormat(pixel_format).components
+    return max(component.bits for component in components)
 
 
 # --- orientation --------------------------------------------------------------------------------
