@@ -348,62 +348,6 @@ def upscale_picture(
     return images.resized(result, *size) if size else result
 
 
-def output_size(
-    name: str | Path,
-    width: int,
-    height: int,
-    upscale: int,
-    outscale: float | None = None,
-    size: tuple[int | None, int | None] | None = None,
-    max_pixels: int | None = None,
-) -> tuple[int, int]:
-    """Return the (width, height) of an enlarged picture.
-
-    Args:
-        name: what messages call the picture.
-        width, height: of the picture.
-        upscale: the generator's scale, which counts if nothing else is asked for.
-        outscale: another scale, whole or not.
-        size: (width, height) of the result; one may be None and follows from the other.
-        max_pixels: limit for pictures; results may have `upscale`² times as many. None: no limit.
-
-    Raises:
-        UserError: the size has not the picture's proportions, or the result too many pixels.
-    """
-    if size is None:
-        scale = outscale or upscale
-        result = max(1, round(width * scale)), max(1, round(height * scale))
-    else:
-        result = _completed(name, width, height, size)
-    most = None if max_pixels is None else max_pixels * upscale**2
-    if most is not None and result[0] * result[1] > most:
-        raise cli.UserError(
-            f"{name}: a result of {result[0]}x{result[1]} pixels is too large; at most {most:,} "
-            f"are allowed, {upscale**2} times --max-pixels"
-        )
-    return result
-
-
-def _completed(
-    name: str | Path, width: int, height: int, size: tuple[int | None, int | None]
-) -> tuple[int, int]:
-    """Complete a size of which one side may be None, and refuse one that would distort."""
-    wanted_width, wanted_height = size
-    if wanted_width is None:
-        assert wanted_height is not None
-        return max(1, round(width * wanted_height / height)), wanted_height
-    fitting_height = max(1, round(height * wanted_width / width))
-    if wanted_height is None:
-        return wanted_width, fitting_height
-    fitting_width = max(1, round(width * wanted_height / height))
-    if abs(wanted_width - fitting_width) > 1 and abs(wanted_height - fitting_height) > 1:
-        raise cli.UserError(
-            f"{name}: a size of {wanted_width}x{wanted_height} would distort {width}x{height} "
-            f"pixels; {wanted_width}x or x{wanted_height} keeps the proportions"
-        )
-    return wanted_width, wanted_height
-
-
 def upscale(
     generator: GeneratorNetwork | Engine,
     lr: np.ndarray,

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import inference
-from utils import cli, images, machine, outputs, plugins, weights
+from utils import cli, images, machine, output_size, outputs, plugins, weights
 
 IMAGES = outputs.Kind(
     script="test_image.py",
@@ -59,7 +59,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=name_suffix,
         help="text added to each name (default: the scale or the size, as in _x4 or _3840x)",
     )
-    cli.add_size_options(parser)
+    output_size.add_options(parser)
     parser.add_argument(
         "--format",
         choices=images.FORMATS,
@@ -231,9 +231,8 @@ def enlarge(
     # Size of the result
     height, width = picture.rgb.shape[:2]
     *_, engine = engines.values()
-    size = inference.output_size(
-        source, width, height, engine.upscale, args.outscale, args.size, args.max_pixels
-    )
+    wanted = output_size.chosen(args)
+    size = wanted.of(source, width, height, engine.upscale, args.max_pixels)
     images.check_output_path(target, *size, 1 if picture.gray else 3)
 
     # Enlarge
@@ -275,7 +274,7 @@ def main(args: argparse.Namespace) -> int:
         engines = {label: inference.Ensemble(each) for label, each in engines.items()}
     suffix = args.suffix
     if suffix is None:
-        suffix = cli.size_suffix(engine.upscale, args.outscale, args.size)
+        suffix = output_size.chosen(args).suffix(engine.upscale)
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare, args.format)
     check_quality(args.quality, plan.values())
     number, parts = args.part or machine.process_part()

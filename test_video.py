@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import inference
-from utils import cli, decoding, files, images, outputs, weights
+from utils import cli, decoding, files, images, output_size, outputs, weights
 from utils.machine import add_options
 from video import animation, clips, encoding, segments
 from video.segments import RESULT
@@ -88,7 +88,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"{', '.join(encoding.CODECS)} (default: vp9 for .webm, otherwise h264)",
     )
-    cli.add_size_options(parser)
+    output_size.add_options(parser)
     parser.add_argument(
         "--crf",
         type=cli.non_negative_int,
@@ -369,9 +369,7 @@ def enlarge_clip(
     # Clip and outputs
     reader = animation if animation.is_picture(path) else clips
     clip = reader.read_clip(path, args.start, args.end)
-    size = inference.output_size(
-        path, clip.width, clip.height, engine.upscale, args.outscale, args.size
-    )
+    size = output_size.chosen(args).of(path, clip.width, clip.height, engine.upscale)
     paths = result_files(out, args.compare)
     tracks = open_tracks(paths, clip, codec, args.crf, size)
     deep = encoding.keeps_depth(codec, clip)
@@ -436,7 +434,7 @@ def main(args: argparse.Namespace) -> int:
     engine.precision_of(args.precision)  # refuse one that cannot work before any clip is read
 
     # Plan
-    suffix = cli.size_suffix(engine.upscale, args.outscale, args.size)
+    suffix = output_size.chosen(args).suffix(engine.upscale)
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare)
 
     # Existing results

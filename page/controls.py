@@ -11,8 +11,9 @@ from typing import Any
 import gradio as gr
 
 from page import visitors
-from page.enlarger import FORMATS, Enlarger, OutputSize, Result, parse_output_size
+from page.enlarger import FORMATS, Enlarger, Result, parse_output_size
 from utils import cli
+from utils.output_size import OutputSize
 
 FOLDER = Path(__file__).parent
 TITLE = "Enlarge a picture"
@@ -280,8 +281,8 @@ class Page:
             if work.path is None:
                 raise cli.UserError("The picture is no longer on the server; add it again.")
             purpose = self.enlarger.purposes[purpose_index]
-            output_size = self.output_size(purpose_index, size, other_size)
-            result = self.enlarger.enlarge(work.path, purpose, texture, output_size, on_tile)
+            wanted = self.output_size(purpose_index, size, other_size)
+            result = self.enlarger.enlarge(work.path, purpose, texture, wanted, on_tile)
         except visitors.Cancelled:
             return *unchanged, visitors.message("Cancelled.")
         except Exception as error:

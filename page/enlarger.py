@@ -16,7 +16,8 @@ import numpy as np
 
 import inference
 from page import visitors
-from utils import cli, images
+from utils import cli, images, output_size
+from utils.output_size import OutputSize
 from utils.weights import Weights
 
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp"}  # of downloads
@@ -43,19 +44,6 @@ class Purpose:
     texture_path: Path | None = None
 
 
-@dataclass(frozen=True)
-class OutputSize:
-    """What a result's size is to be; if both are None, the generator's scale decides.
-
-    Attributes:
-        outscale: the final scale.
-        size: (width, height) in pixels; one may be None.
-    """
-
-    outscale: float | None = None
-    size: tuple[int | None, int | None] | None = None
-
-
 def parse_output_size(text: str) -> OutputSize:
     """Parse what test_image.py takes as `--outscale` (1.5) or as `--size` (1920x1080, 1920x).
 
@@ -72,8 +60,8 @@ def parse_output_size(text: str) -> OutputSize:
         )
     try:
         if "x" in text.lower():
-            return OutputSize(size=cli.picture_size(text))
-        return OutputSize(outscale=cli.output_scale(text))
+            return OutputSize(size=output_size.picture_size(text))
+        return OutputSize(outscale=output_size.scale(text))
     except argparse.ArgumentTypeError as error:
         raise cli.UserError(f"Other size: {error}") from error
 
@@ -181,7 +169,7 @@ class Enlarger:
         path: Path,
         purpose: Purpose,
         texture: float,
-        output_size: OutputSize,
+        wanted: OutputSize,
         on_tile: Callable[[int, int], None],
     ) -> Result:
         """Enlarge a picture file, and write what the page shows of the result.
@@ -190,11 +178,11 @@ class Enlarger:
             path: picture file.
             purpose: which generator to use.
             texture: share of the second generator, if the purpose blends two.
-            output_size: of the result.
+            wanted: the result's size.
             on_tile: as for `inference.upscale`.
 
         Raises:
-            UserError: the picture cannot be read, the size is refused by `inference.output_size`,
+            UserError: the picture cannot be read, the size is refused by `OutputSize.of`,
                 or the result has too long a side.
             RunError: the generator cannot be read any more, or gives no picture.
         """
@@ -208,10 +196,7 @@ class Enlarger:
             # It names a file of the server, and the visitor cannot mend it
             raise cli.RunError(str(error)) from error
         height, width = picture.rgb.shape[:2]
-        asked = (output_size.outscale, output_size.size)
-        size = inference.output_size(
-            path.name, width, height, engine.upscale, *asked, self.max_pixels
-        )
+        size = wanted.of(path.name, width, height, engine.upscale, self.max_pixels)
         if max(size) > LARGEST_SIDE:
             pixels = f"{size[0]} × {size[1]} pixels"
             limit = f"this page shows up to {LARGEST_SIDE:,} per side"
@@ -231,7 +216,7 @@ class Enlarger:
         growth = "as wide and high"
         if size[0] != width:
             growth = f"{size[0] / width:.3g} times {growth}"
-        suffix = cli.size_suffix(engine.upscale, *asked)
+        suffix = wanted.suffix(engine.upscale)
         result = Result(
             picture=replace(sr, rgb=rgb, alpha=alpha),
             folder=folder,

@@ -141,51 +141,6 @@ def number_between(least: float, most: float, step: float = 0.0) -> Callable[[st
     return parse
 
 
-def picture_size(text: str) -> tuple[int | None, int | None]:
-    """Parse WIDTHxHEIGHT in pixels, where one of the two may be left out (None)."""
-    match = re.fullmatch(r"(\d*)x(\d*)", text.lower())
-    sides = [int(digits) if digits else None for digits in match.groups()] if match else []
-    if not any(sides) or 0 in sides:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not WIDTHxHEIGHT in pixels, such as 1920x1080, 1920x or x1080"
-        )
-    width, height = sides
-    return width, height
-
-
-def output_scale(text: str) -> float:
-    """Parse a final scale, from 0.01 to 64."""
-    return _number(text, float, 0.01, 64)
-
-
-def add_size_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--outscale` and `--size`, at most one of which may be given."""
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--outscale",
-        type=output_scale,
-        metavar="S",
-        help="final scale, such as 1.5: the result is resized by Lanczos (default: the "
-        "generator's scale)",
-    )
-    size.add_argument(
-        "--size",
-        type=picture_size,
-        metavar="WxH",
-        help="final width and height in pixels; either may be left out, as in 1920x or x1080",
-    )
-
-
-def size_suffix(
-    upscale: int, outscale: float | None, size: tuple[int | None, int | None] | None
-) -> str:
-    """Return what is added to the names of results: `_x4`, `_x1.5` or `_1920x`."""
-    if size is not None:
-        width, height = (side or "" for side in size)
-        return f"_{width}x{height}"
-    return f"_x{outscale or upscale:g}"
-
-
 def part(text: str) -> tuple[int, int]:
     """Parse K/N, the K-th of N parts, counted from 1."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)

@@ -157,8 +157,9 @@ class VideoTrack:
         self.codec = CODECS[codec]
         self.muxer = SUFFIXES[path.suffix.lower()]
         self.crf = self.codec.crf if crf is None else crf
-        self.deep = keeps_depth(codec, clip)
-        self.pixels = self.codec.deep_pixels if self.deep else self.codec.pixels
+        deep_pixels = self.codec.deep_pixels if clip.bits > 8 else None
+        self.deep = deep_pixels is not None
+        self.pixels = deep_pixels or self.codec.pixels
 
         # Size
         self.padding = (height % 2, width % 2) if self.is_subsampled else (0, 0)
