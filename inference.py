@@ -158,6 +158,8 @@ class TorchEngine:
         """See `Engine`."""
         from utils.device import resolve_precision
 
+        if name == "int8":
+            raise cli.UserError("--precision int8 needs OpenVINO on the CPU: --backend openvino")
         return resolve_precision(name, self.device, self.generator)
 
     def free_memory(self) -> int | None:
@@ -292,7 +294,7 @@ def _open_on_openvino(chosen: weights.Weights) -> openvino.OpenVinoEngine:
         model = openvino.convert(generator)
         if not chosen.texture_path:
             openvino.keep_model(model, chosen.path)
-    return openvino.OpenVinoEngine(model)
+    return openvino.OpenVinoEngine(model, None if chosen.texture_path else chosen.path)
 
 
 # --- enlarging ----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import inference
 from utils import cli, images, machine, output_size, outputs, plugins, weights
+from utils.output_size import OutputSize
 
 IMAGES = outputs.Kind(
     script="test_image.py",
@@ -231,7 +232,7 @@ def enlarge(
     # Size of the result
     height, width = picture.rgb.shape[:2]
     *_, engine = engines.values()
-    wanted = output_size.chosen(args)
+    wanted = OutputSize(args.outscale, args.size)
     size = wanted.of(source, width, height, engine.upscale, args.max_pixels)
     images.check_output_path(target, *size, 1 if picture.gray else 3)
 
@@ -274,7 +275,7 @@ def main(args: argparse.Namespace) -> int:
         engines = {label: inference.Ensemble(each) for label, each in engines.items()}
     suffix = args.suffix
     if suffix is None:
-        suffix = output_size.chosen(args).suffix(engine.upscale)
+        suffix = OutputSize(args.outscale, args.size).suffix(engine.upscale)
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare, args.format)
     check_quality(args.quality, plan.values())
     number, parts = args.part or machine.process_part()

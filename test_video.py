@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import inference
 from utils import cli, decoding, files, images, output_size, outputs, weights
 from utils.machine import add_options
+from utils.output_size import OutputSize
 from video import animation, clips, encoding, segments
 from video.segments import RESULT
 
@@ -369,7 +370,8 @@ def enlarge_clip(
     # Clip and outputs
     reader = animation if animation.is_picture(path) else clips
     clip = reader.read_clip(path, args.start, args.end)
-    size = output_size.chosen(args).of(path, clip.width, clip.height, engine.upscale)
+    wanted = OutputSize(args.outscale, args.size)
+    size = wanted.of(path, clip.width, clip.height, engine.upscale)
     paths = result_files(out, args.compare)
     tracks = open_tracks(paths, clip, codec, args.crf, size)
     deep = encoding.keeps_depth(codec, clip)
@@ -434,7 +436,7 @@ def main(args: argparse.Namespace) -> int:
     engine.precision_of(args.precision)  # refuse one that cannot work before any clip is read
 
     # Plan
-    suffix = output_size.chosen(args).suffix(engine.upscale)
+    suffix = OutputSize(args.outscale, args.size).suffix(engine.upscale)
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare)
 
     # Existing results

@@ -188,6 +188,8 @@ def main(args: argparse.Namespace) -> int:
     one_tile = (TILE + 2 * generator.halo,) * 2
     cases = [("eager", SMALL, 2)]
     cases += [(f"{backend}-{name}-whole", SMALL, 3) for name in precisions for backend in backends]
+    if "openvino" in backends:
+        cases.append(("openvino-int8-whole", SMALL, 3))
     cases += [(default, SMALL, 3), (default.replace("tiles", "whole"), one_tile, 1)]
     cases += [(default, LARGE, 1)]
     cases += [(name, SMALL, 1) for name in PEERS if peer_path(name)]

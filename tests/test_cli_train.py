@@ -700,12 +700,12 @@ def test_a_run_goes_on_without_its_init_file_and_with_that_file_s_blocks(whole_r
     photos, whole, _ = whole_run
     start = tmp_path / "start.pth"
     shutil.copy(whole / "checkpoints" / "generator_pretrained.pth", start)  # of one block
-    words = command(photos, tmp_path / "a", "--epochs", 0, "--init", start)
+    words = command(photos, tmp_path / "a", "--init", start)
     place = words.index("--blocks")
     del words[place : place + 2]
-    run("train.py", *words, "--pretrain-epochs", 1)
+    run("train.py", *words, "--epochs", 1)
     start.unlink()
-    assert "finished" in run("train.py", *words, "--pretrain-epochs", 2).stdout
+    assert "finished" in run("train.py", *words, "--epochs", 2).stdout
     assert len(rows_of(tmp_path / "a")) == 2
 
 

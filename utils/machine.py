@@ -30,11 +30,12 @@ def add_options(
     parser.add_argument(
         "--device", choices=("auto", *DEVICES), default="auto", help="where to compute"
     )
+    more = ", but not int8, which only OpenVINO has" if backend else ""
     parser.add_argument(
         "--precision",
-        choices=("auto", *PRECISIONS),
+        choices=("auto", *PRECISIONS, *(["int8"] if backend else [])),
         default=precision,
-        help="auto: the fastest that suits the device and the generator",
+        help=f"auto: the fastest that suits the device and the generator{more}",
     )
     if backend:
         parser.add_argument(

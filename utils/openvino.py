@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils import cli, files, images, machine
+from utils import cli, files, images, int8, machine
 
 if TYPE_CHECKING:
     from networks import GeneratorNetwork
@@ -197,13 +197,15 @@ class OpenVinoEngine:
 
     Args:
         model: of `convert` or `kept_model`.
+        path: its generator file, beside which int8 has its ranges; None: a blend, without int8.
     """
 
     place = "openvino"
     package = "openvino"
     tile_multiple = 1
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, path: str | Path | None = None):
+        self.path = path
         self.upscale, self.halo, avoid_bf16 = _facts_of(model)
         self.avoid_bf16 = bool(avoid_bf16)
         self.model = model
@@ -211,17 +213,26 @@ class OpenVinoEngine:
         self._lock = threading.Lock()  # a request serves one thread at a time
 
     def precision_of(self, name: str) -> str:
-        """Return fp32 or bf16; `auto` means bf16 where the processor is faster in it.
+        """Return fp32, bf16 or int8; `auto` means bf16 where the processor is faster in it.
 
         Raises:
-            UserError: fp16.
+            UserError: fp16, or int8 without ranges (`int8.read`).
         """
         machine.check_cpu_precision(name)
+        if name == "int8":
+            self._ranges()
         if name != "auto":
             return name
         has_bf16 = "BF16" in _package().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         is_faster = machine.is_cpu_faster_in_bf16(has_bf16, machine.has_amx())
         return "bf16" if is_faster and not self.avoid_bf16 else "fp32"
+
+    def _ranges(self) -> int8.Ranges:
+        if self.path is None:
+            raise cli.UserError(
+                "--precision int8 is for one generator file, not for a blend; leave out --texture"
+            )
+        return int8.read(self.path)
 
     def free_memory(self) -> int | None:
         """Return how many bytes can still be allocated; None if the system does not say."""
@@ -265,11 +276,16 @@ class OpenVinoEngine:
     def _request(self, precision: str) -> Any:
         """Return what infers at a precision; it is compiled once."""
         if precision not in self._requests:
-            options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+            model = self.model
+            rest = precision
+            if precision == "int8":
+                model = int8.quantised(model, self._ranges())
+                rest = self.precision_of("auto")  # of all but the convolutions
+            options = {"INFERENCE_PRECISION_HINT": _HINTS[rest], "PERFORMANCE_HINT": "LATENCY"}
             if threads := os.environ.get("OMP_NUM_THREADS"):  # as PyTorch does
                 options["INFERENCE_NUM_THREADS"] = threads
             try:
-                compiled = _package().Core().compile_model(self.model, "CPU", options)
+                compiled = _package().Core().compile_model(model, "CPU", options)
                 self._requests[precision] = compiled.create_infer_request()
             except RuntimeError as error:
                 if cli.is_out_of_memory(error) or "temporarily unavailable" in str(error):

@@ -82,7 +82,7 @@ def _completed(
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--outscale` and `--size`, at most one of which may be given; see `chosen`."""
+    """Add `--outscale` and `--size`, at most one of which may be given, for an `OutputSize`."""
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--outscale",
@@ -97,11 +97,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="WxH",
         help="final width and height in pixels; either may be left out, as in 1920x or x1080",
     )
-
-
-def chosen(args: argparse.Namespace) -> OutputSize:
-    """Return what the options of `add_options` say."""
-    return OutputSize(args.outscale, args.size)
 
 
 def picture_size(text: str) -> tuple[int | None, int | None]:
