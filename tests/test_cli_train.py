@@ -329,7 +329,9 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(photos, tmp_path):
         os.kill(int(child), signal.SIGKILL)
     done = running()
     assert done.returncode == 1 and "another process of this run has ended" in done.stderr
-    assert "Traceback" not in done.stderr
+    # In the first step, PyTorch may be importing something, and logs the error before ours
+    ours = [line for line in done.stderr.splitlines() if not re.match(r"W\d{4} ", line)]
+    assert "Traceback" not in "".join(ours)
 
 
 def test_changed_options_are_refused_by_name(whole_run):
