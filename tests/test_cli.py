@@ -66,8 +66,8 @@ def script(tmp_path):
 def lines_of(done) -> list[str]:
     """The lines on stderr, without PyTorch's log.
 
-    A worker's death may be noticed while `record_function` imports a module. PyTorch logs that error
-    with its traceback, and goes on.
+    A worker's death may be noticed while `record_function` imports a module. PyTorch logs that
+    error with its traceback, and goes on.
     """
     log = re.compile(r"W\d{4} ")
     return [line for line in done.stderr.splitlines() if line.strip() and not log.match(line)]

@@ -49,7 +49,7 @@ def test_each_weight_file_has_its_ranges(name):
 
 @pytest.mark.parametrize("name", weights.known())
 def test_int8_is_nearly_as_good_on_a_photograph(name, astronaut):
-    hr = astronaut[:192, 96:336]
+    hr = astronaut[:128, 96:256]
     lr = images.downscale(hr, 4)
     engine = engine_of(weights.weights_file(name))
     exact = inference.upscale(engine, lr)
@@ -59,9 +59,8 @@ def test_int8_is_nearly_as_good_on_a_photograph(name, astronaut):
     assert psnr_y(rounded, hr) > psnr_y(exact, hr) - 0.1
 
 
-@pytest.mark.parametrize("name", ["srresnet_x4", "photo_x4"])
-def test_int8_loses_at_most_six_hundredths_of_a_decibel_on_set5(name, set5):
-    engine = engine_of(weights.weights_file(name))
+def test_int8_loses_at_most_six_hundredths_of_a_decibel_on_set5(set5):
+    engine = engine_of(weights.FAITHFUL)  # which loses the most
     lost = []
     for _name, lr, hr in TestDatasetFromFolder(set5 / "x4" / "LR", set5 / "x4" / "HR", 4):
         lr, hr = images.to_array(lr), images.to_array(hr)
