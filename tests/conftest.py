@@ -1,3 +1,4 @@
+import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -166,3 +167,12 @@ def the_error(done: subprocess.CompletedProcess) -> str:
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1 and ": error: " in lines[0], done.stderr
     return lines[0]
+
+
+def quick_in(precision: str) -> contextlib.AbstractContextManager:
+    """Compute without oneDNN in fp16, whose gradients take it five times as long on a CPU."""
+    if precision == "fp16":
+        import torch
+
+        return torch.backends.mkldnn.flags(enabled=False)
+    return contextlib.nullcontext()

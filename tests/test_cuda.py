@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, quick_in, run
 from test_cli_train import command, rows_of
 from test_distributed import launched
 from torch import nn
@@ -92,11 +92,10 @@ def stepped(
         lr = torch.cat([images.to_tensor(images.downscale(crop, 4)) for crop in crops])
         hr = torch.cat([images.to_tensor(crop) for crop in crops])
         models.loss.draw_view(np.random.default_rng(step))
-        found = train.adversarial_step(
-            models,
-            images.uint8_to_signed(lr.to(models.device)),
-            images.uint8_to_signed(hr.to(models.device)),
-        )
+        lr = images.uint8_to_signed(lr.to(models.device))
+        hr = images.uint8_to_signed(hr.to(models.device))
+        with quick_in(precision):
+            found = train.adversarial_step(models, lr, hr)
         models.update_average()
         values.append({name: value.item() for name, value in found.items()})
         if step == 0:
@@ -186,7 +185,8 @@ def test_fp16_skips_an_update_whose_gradients_overflow(device, precision, fault,
     lr = torch.rand(2, 3, 12, 12, device=device)
     hr = torch.rand(2, 3, 48, 48, device=device)
     with noticed(fault):
-        train.adversarial_step(models, lr, hr)
+        with quick_in(precision):
+            train.adversarial_step(models, lr, hr)
         assert models.scaler.get_scale() == 2.0**59
         assert torch.equal(weights_of(models.generator), before)
 

@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import quick_in
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -355,7 +356,8 @@ def fp16_updates(
         lr = torch.rand(2, 3, 8, 8, generator=data) * 2 - 1
         hr = torch.rand(2, 3, 32, 32, generator=data) * 2 - 1
         train.begin_update(args, models, progress, 4)
-        values = train.adversarial_step(models, lr, hr)
+        with quick_in(args.precision):
+            values = train.adversarial_step(models, lr, hr)
         models.update_average()
         progress.add(values, len(lr))
         if progress.batch == 2:
