@@ -1,14 +1,12 @@
 import ast
-import os
 import re
 import signal
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-
-from utils import cli
 
 ROOMS = {path.stem for path in ROOT.glob("*.py")}  # modules of the root
 SCRIPTS = {path.stem for path in ROOT.glob("*.py") if "__main__" in path.read_text()}
@@ -93,21 +91,29 @@ def test_packages_come_from_the_index_that_is_configured(name):
     assert not re.search(r"://|--(default-|extra-)?index", (ROOT / name).read_text())
 
 
-def test_sighup_under_nohup_stays_ignored_and_a_repeated_signal_counts_once(monkeypatch):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    monkeypatch.setattr(cli, "_ECHO_SECONDS", 600)  # a busy machine may need more than two seconds
-    try:
-        with cli.StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert stop.number is None and signal.SIGHUP not in cli.heeded_signals()
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.number == signal.SIGTERM and signal.SIGINT in cli.heeded_signals()
-            os.kill(
-                os.getpid(), signal.SIGTERM
-            )  # the group's copy of the same request, as `timeout` sends it
-            monkeypatch.setattr(cli, "_ECHO_SECONDS", 0)
-            with pytest.raises(SystemExit):
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(1)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+STOPPED_TWICE = """
+import os, signal, time
+from utils import cli
+
+me = os.getpid()
+signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+cli._ECHO_SECONDS = 600  # a busy machine may need more than two seconds
+with cli.StopRequest() as stop:
+    os.kill(me, signal.SIGHUP)
+    assert stop.number is None and signal.SIGHUP not in cli.heeded_signals()
+    os.kill(me, signal.SIGTERM)
+    assert stop.number == signal.SIGTERM and signal.SIGINT in cli.heeded_signals()
+    os.kill(me, signal.SIGTERM)  # the group's copy of the same request, as `timeout` sends it
+    print("still here", flush=True)
+    cli._ECHO_SECONDS = 0
+    os.kill(me, signal.SIGTERM)
+    time.sleep(10)
+print("too late")
+"""
+
+
+def test_sighup_under_nohup_stays_ignored_and_a_repeated_signal_counts_once():
+    words = [sys.executable, "-c", STOPPED_TWICE]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "still here\n"
+    assert done.returncode == 128 + signal.SIGTERM
