@@ -37,13 +37,11 @@ demo: .venv/installed
 	@echo "the trained files of this project (bicubic | srresnet_x4 | srgan_x4): $(DEMO)/chelsea_srgan_x4_compare.png"
 	@echo "your own pictures, in a browser: $(BIN)/pip install gradio && $(BIN)/python app.py"
 
-# If one of pytest's processes crashes, its test counts as failed: what failed runs once more, alone
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal || \
-	    OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 torture: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py

@@ -249,13 +249,18 @@ def test_a_launcher_that_sets_less_than_torchrun_is_told_what_is_missing(monkeyp
             pytest.fail("the processes cannot find each other")
 
 
+def launch_alone(monkeypatch, port: int) -> None:
+    """Set what torchrun sets for its only process."""
+    variables = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": port}
+    variables["MASTER_ADDR"] = "127.0.0.1"
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+
+
 def test_a_port_that_is_taken_is_one_line(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        variables = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": port}
-        variables["MASTER_ADDR"] = "127.0.0.1"
-        for name, value in variables.items():
-            monkeypatch.setenv(name, str(value))
+        launch_alone(monkeypatch, port)
         with pytest.raises(
             cli.UserError, match=f"cannot connect through 127.0.0.1:{port} .*try an"
         ):
@@ -271,10 +276,7 @@ def gpus(monkeypatch):
     """Pretend to be the only process of a machine with two GPUs; record what is done with them."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    variables = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": port}
-    variables["MASTER_ADDR"] = "127.0.0.1"
-    for name, value in variables.items():
-        monkeypatch.setenv(name, str(value))
+    launch_alone(monkeypatch, port)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(distributed, "_gpu_group", None)
     gpus = mock.Mock()

@@ -83,6 +83,20 @@ def test_the_inner_convolutions_and_their_weights_are_rounded(path):
     assert kinds.count("FakeQuantize") == 2 * 4
 
 
+def test_the_inner_convolutions_compute_with_integers(path, astronaut):
+    int8.write(path, int8.measure(inference.open_generator(path, torch.device("cpu")), [astronaut]))
+    engine = engine_of(path)
+    inference.upscale(engine, astronaut[:30, :40], precision="int8")
+    operations = engine._requests["int8"].get_compiled_model().get_runtime_model().get_ordered_ops()
+    kinds = []
+    for operation in operations:
+        facts = operation.get_rt_info()
+        if facts["layerType"].astype(str) == "Convolution":
+            kinds.append(facts["runtimePrecision"].astype(str))
+    assert kinds.count("u8") + kinds.count("i8") == 6  # of two blocks, fusion and upsampling
+    assert len(kinds) > 6
+
+
 def test_tiles_give_the_result_of_the_whole_image(path, astronaut):
     int8.write(path, int8.measure(inference.open_generator(path, torch.device("cpu")), [astronaut]))
     engine = engine_of(path)

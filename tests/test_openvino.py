@@ -50,6 +50,36 @@ def engine_of(generator) -> openvino.OpenVinoEngine:
     return openvino.OpenVinoEngine(openvino.convert(inference.prepared(generator)))
 
 
+SIGNAL_AFTER_A_THREAD = """
+import faulthandler, gc, os, signal, sys, threading
+import numpy as np
+import inference
+from utils import weights
+
+faulthandler.enable()  # as pytest does; gives signals a stack of their own
+signal.signal(signal.SIGTERM, lambda *_: None)
+engine = [inference.open_engine(weights.Weights(weights.FAITHFUL), backend="openvino")]
+inference.upscale(engine[0], np.zeros((20, 20, 3), np.uint8))
+
+def drop():
+    engine.clear()
+    gc.collect()
+
+thread = threading.Thread(target=drop)
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGTERM)
+print("alive")
+"""
+
+
+def test_a_signal_is_survived_after_a_generator_was_dropped_in_a_thread():
+    """Without one `Core` for the process, a processor with AMX crashes here."""
+    words = [sys.executable, "-c", SIGNAL_AFTER_A_THREAD]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
 # --- the result ---------------------------------------------------------------------------------
 
 

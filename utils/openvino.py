@@ -76,6 +76,17 @@ def _package() -> Any:
         raise UnusableError(f"OpenVINO cannot be imported ({_first_line(error)})") from error
 
 
+@functools.cache
+def _core() -> Any:
+    """Return the one `Core` of this process.
+
+    When the last `Core` goes, OpenVINO gives back the stack on which the main thread handles
+    signals (for processors with AMX, it makes one); in another thread, the main thread would keep
+    its address and crash at the next signal. It does so only under Python's `faulthandler`.
+    """
+    return _package().Core()
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
@@ -123,7 +134,7 @@ def kept_model(path: str | Path) -> Any | None:
     try:
         if files.sha256(folder / "model.bin") != (folder / "checksum").read_text():
             raise RuntimeError("damaged")
-        model = _package().Core().read_model(folder / "model.xml")
+        model = _core().read_model(folder / "model.xml")
         _facts_of(model)
         with contextlib.suppress(OSError):  # a cache that may only be read
             os.utime(folder)
@@ -223,7 +234,7 @@ class OpenVinoEngine:
             self._ranges()
         if name != "auto":
             return name
-        has_bf16 = "BF16" in _package().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        has_bf16 = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         is_faster = machine.is_cpu_faster_in_bf16(has_bf16, machine.has_amx())
         return "bf16" if is_faster and not self.avoid_bf16 else "fp32"
 
@@ -285,7 +296,7 @@ class OpenVinoEngine:
             if threads := os.environ.get("OMP_NUM_THREADS"):  # as PyTorch does
                 options["INFERENCE_NUM_THREADS"] = threads
             try:
-                compiled = _package().Core().compile_model(model, "CPU", options)
+                compiled = _core().compile_model(model, "CPU", options)
                 self._requests[precision] = compiled.create_infer_request()
             except RuntimeError as error:
                 if cli.is_out_of_memory(error) or "temporarily unavailable" in str(error):
