@@ -430,7 +430,7 @@ def test_auto_means_bf16_only_where_it_is_faster(monkeypatch, capabilities, amx,
         def get_property(self, _device, _name):
             return capabilities
 
-    monkeypatch.setattr(openvino._package(), "Core", Core)
+    monkeypatch.setattr(openvino, "_core", Core)
     monkeypatch.setattr(machine, "has_amx", lambda: amx)
     monkeypatch.setattr(machine, "is_made_by_amd", lambda: amd)
     assert engine.precision_of("auto") == precision
