@@ -288,7 +288,7 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         default=0.0,
         metavar="AMOUNT",
         help="sharpen HR for the pixel and perceptual losses of adversarial epochs, which makes SR "
-        "crisper at some cost in PSNR; such as 0.6 with --degradation photo-2",
+        "crisper at some cost in PSNR; such as 0.6",
     )
 
 

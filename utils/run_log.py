@@ -34,7 +34,7 @@ class RunLog:
         rows: the CSV rows of the finished epochs; new ones are added to this list.
 
     Raises:
-        cli.UserError: TensorBoard is wanted, but its package is not installed.
+        UserError: TensorBoard is wanted, but its package is not installed.
     """
 
     def __init__(self, out: Path, record: dict[str, Any], rows: list[dict[str, Any]]):
@@ -185,7 +185,7 @@ class TensorBoard:
     """The rows of the CSV and the triplets as TensorBoard events, in a folder of their own.
 
     Raises:
-        cli.UserError: the package tensorboard is not installed.
+        UserError: the package tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, epochs_done: int):
