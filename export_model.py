@@ -52,7 +52,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--images",
         type=Path,
         metavar="DIR",
-        help=f"for int8: pictures such as you enlarge; up to {MEASURED_IMAGES} are measured",
+        help=f"for int8: pictures like those you enlarge; up to {MEASURED_IMAGES} are measured",
     )
     parser.add_argument(
         "--out",
@@ -118,8 +118,8 @@ def main(args: argparse.Namespace) -> None:
         raise cli.UserError("--licence is for ONNX; ncnn's files have no place for it")
     if (args.images is None) == (args.format == "int8"):
         raise cli.UserError(
-            "--format int8 --images DIR: each needs the other; the folder holds pictures such as "
-            "you enlarge"
+            "--format int8 --images DIR: each needs the other; the folder holds pictures like "
+            "those you enlarge"
         )
     check_packages(PACKAGES[args.format])
     chosen = weights.chosen_weights(args)

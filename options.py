@@ -100,8 +100,8 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         default=Path("data"),
         help="folder that holds DIV2K_train_HR/ and DIV2K_valid_HR/",
     )
-    group.add_argument("--train-dir", type=Path, help="any other folder of training images")
-    group.add_argument("--val-dir", type=Path, help="any other folder of validation images")
+    group.add_argument("--train-dir", type=Path, help="training images, if not those in --data")
+    group.add_argument("--val-dir", type=Path, help="validation images, if not those in --data")
     group.add_argument(
         "--train-lr-dir",
         type=Path,
@@ -140,9 +140,9 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--workers",
         type=cli.non_negative_int,
-        help="data loader processes; they pay off only with --no-cache or a random degradation "
-        "(default: on a GPU with either, one per core, at most 8; on a CPU, 1 with a random "
-        "degradation; else 0)",
+        help="data loader processes; they pay off only with --no-cache or --degradation photo or "
+        "photo-2 (default: with one of these, one per core, at most 8, on CUDA; on a CPU, 1 with "
+        "photo or photo-2; otherwise 0)",
     )
     group.add_argument(
         "--cache",
@@ -272,8 +272,8 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         "--grid-weight",
         type=cli.non_negative_float,
         default=0.0,
-        help="weight of the penalty on grids, such as 50000 with --perceptual squeezenet "
-        "--perceptual-weight 1",
+        help="weight of the penalty on a regular grid in SR, such as 50000 with --perceptual "
+        "squeezenet --perceptual-weight 1",
     )
     group.add_argument(
         "--consistency-weight",

@@ -143,7 +143,7 @@ def factor(text: str) -> float:
     """Parse a relative size, above 0 and up to 1."""
     value = cli.non_negative_float(text)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
     return value
 
 

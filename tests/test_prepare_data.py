@@ -212,7 +212,7 @@ def test_copies_that_cannot_be_made_are_one_line(photos, tmp_path):
         ([photos[0], "--out", tmp_path / "out"], "bad.png"),
         ([photos[1], "--out", photos[1] / "out"], "lies in"),
         ([tmp_path / "none", "--out", tmp_path / "out"], "no such folder"),
-        ([photos[1], "--out", tmp_path / "out", "--factors", 2], "not between 0 and 1"),
+        ([photos[1], "--out", tmp_path / "out", "--factors", 2], "not above 0 and at most 1"),
     ]:
         assert reason in the_error(run("prepare_data.py", "smaller", *arguments, status=None))
 

@@ -52,8 +52,8 @@ def add_weights_option(parser: argparse.ArgumentParser, default: Path = PHOTO) -
         "--texture",
         type=cli.number_between(0, 1),
         metavar="T",
-        help="blend two generators: 1 - T (0 to 1) of --weights and T of --texture-weights, "
-        f"by default of {FAITHFUL.stem} and {TEXTURED.stem}",
+        help="blend two generators, with T from 0 (--weights alone, by default "
+        f"{FAITHFUL.stem}) to 1 (--texture-weights alone, by default {TEXTURED.stem})",
     )
     parser.add_argument(
         "--texture-weights",
