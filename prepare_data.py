@@ -1,4 +1,4 @@
-"""Get images to train on: DIV2K, a few photographs, or smaller copies of your own.
+"""Get images to train on: DIV2K, a few photographs, smaller copies of your own, or drawings.
 
 Also make degraded LR images to test on, and download the weights of a perceptual network.
 
@@ -6,6 +6,7 @@ python prepare_data.py div2k
 python prepare_data.py demo
 python prepare_data.py perceptual
 python prepare_data.py smaller my_photos/train --out my_photos/train_sizes
+python prepare_data.py drawings --out my_photos/train/drawings
 python prepare_data.py degraded my_photos/valid --out my_photos/valid_degraded
 """
 
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import choices
-from utils import cli, downloads, files, images, machine
+from utils import cli, downloads, drawings, files, images, machine
 from utils.processes import map_in_processes
 
 if TYPE_CHECKING:
@@ -102,6 +103,18 @@ def get_args_parser() -> argparse.ArgumentParser:
         default=[1, 0.7, 0.5],
         help="relative sizes of the copies, above 0 and up to 1",
     )
+
+    # Drawings
+    drawn = commands.add_parser(
+        "drawings",
+        help="draw pictures of shapes and words in pure colours, which a generator that has seen "
+        "only photographs would shift",
+    )
+    drawn.add_argument("--out", type=Path, required=True, help="folder for the PNG files")
+    drawn.add_argument("--count", type=cli.positive_int, default=24, help="how many to draw")
+    drawn.add_argument("--seed", type=cli.non_negative_int, default=0, help="seed of the drawings")
+
+    # LR
     degraded = commands.add_parser(
         "degraded",
         help="write the LR image of every HR image in a folder, for benchmarks; by default "
@@ -239,6 +252,25 @@ def _write_smaller(folder: Path, out: Path, sizes: dict[str, float], job: tuple[
         images.write_picture(out / f"{result_name}_{percent}.png", images.Picture(smaller))
 
 
+# --- drawings -----------------------------------------------------------------------------------
+
+
+def prepare_drawings(out: Path, count: int, seed: int) -> None:
+    """Write drawings to `out` as `drawing_<number>.png`; a larger count keeps the first ones.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    files.make_folder(out)
+    for number in cli.progress_bar(range(count), desc="drawing"):
+        drawing = drawings.draw(np.random.default_rng([seed, number]))
+        images.write_picture(out / f"drawing_{number:03}.png", images.Picture(drawing))
+    print(f"{out}: {cli.counted(count, 'drawing')}")
+
+
+# --- LR -----------------------------------------------------------------------------------------
+
+
 def prepare_degraded(
     folder: Path, out: Path, degradation: Degradation, seed: int, upscale: int
 ) -> None:
@@ -336,6 +368,8 @@ def main(args: argparse.Namespace) -> None:
         print("imagenet")
     elif args.command == "smaller":
         prepare_smaller(args.folder, args.out, args.factors)
+    elif args.command == "drawings":
+        prepare_drawings(args.out, args.count, args.seed)
     elif args.command == "degraded":
         from degradations import DEGRADATIONS
 

@@ -236,3 +236,19 @@ def test_no_network_is_one_line(tmp_path):
             cli.UserError, match=re.escape(f"{url}: stopped after 2 tries") + r"[^\n]*$"
         ):
             downloads.download(url, tmp_path / "a.zip", archive_of(b"x"), tries=2, pause_seconds=0)
+
+
+def test_drawings_hold_flat_pure_colours_and_the_first_ones_stay(tmp_path):
+    for folder, count in ("few", 2), ("more", 3):
+        assert run("prepare_data.py", "drawings", "--out", tmp_path / folder, "--count", count)
+    names = [f"drawing_00{number}.png" for number in range(3)]
+    assert [path.name for path in sorted((tmp_path / "more").iterdir())] == names
+    for name in names[:2]:
+        assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "more" / name).read_bytes()
+    pixels = np.stack([np.asarray(Image.open(tmp_path / "more" / name)) for name in names])
+    assert pixels.shape == (3, 640, 640, 3)
+    flat = (pixels[:, :, 1:] == pixels[:, :, :-1]).all(-1)
+    assert flat.mean() > 0.9
+    pure = np.isin(pixels, (0, 255))
+    assert 0.3 < pure.mean() < 0.8
+    assert len(np.unique(pixels[0].reshape(-1, 3), axis=0)) > 20  # edges are smooth
