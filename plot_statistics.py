@@ -81,10 +81,11 @@ def plot(table: pandas.DataFrame, path: Path) -> None:
         if pixel_only.any():
             last = epochs[pixel_only].max() + 0.5
             panel.axvspan(first, last, color="tab:blue", alpha=0.07, label="pixel-only")
-        if panel.has_data() and panel.lines:
+        if panel.lines:
             panel.legend()
         else:
-            panel.text(0.5, 0.5, "no adversarial epoch", transform=panel.transAxes, ha="center")
+            missing = "validated" if panel in (psnr, ssim) else "adversarial"
+            panel.text(0.5, 0.5, f"no {missing} epoch", transform=panel.transAxes, ha="center")
 
     with files.write_atomic(path) as file:
         figure.savefig(file, format="png", dpi=100)

@@ -344,8 +344,10 @@ def draw_sheet(
     """
     panels: list[np.ndarray] = []
     for name in images.list_image_names(folder):
+        if len(panels) == rows:
+            break
         hr = images.crop_to_multiple(images.read_picture(folder / name).rgb, upscale)
-        if min(hr.shape[:2]) < side * upscale or len(panels) == rows:
+        if min(hr.shape[:2]) < side * upscale:
             continue
         hr = np.ascontiguousarray(images.crop_centre(hr, side * upscale))
         rng = np.random.default_rng([seed, len(panels)])

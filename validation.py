@@ -32,7 +32,7 @@ def validate(
     Args:
         generator: in any mode, which is not changed.
         dataset: the images.
-        precision: fp32, bf16 or fp16.
+        precision: fp32, bf16 or fp16; bf16 becomes fp32 if the generator avoids it.
         folder: where the first `triplets` images are drawn as bicubic | HR | SR; None: nowhere.
         triplets: how many.
         stop: ends the validation early.
@@ -43,6 +43,8 @@ def validate(
     """
     device = next(generator.parameters()).device
     generator = inference.prepared(generator)
+    if precision == "bf16" and getattr(generator, "avoid_bf16", False):
+        precision = "fp32"
     distances = (distances or nn.ModuleDict()).to(device)
     scores: dict[int, dict[str, float]] = {}  # by index, as the pictures
     pictures: dict[int, images.Picture] = {}

@@ -5,6 +5,7 @@ import pytest
 from conftest import ROOT, run, the_error
 from PIL import Image
 
+import plot_statistics
 from utils import run_log, statistics
 
 LOSSES_AND_SCORES = [name for name, page in statistics.COLUMNS.items() if page in ("loss", "score")]
@@ -73,3 +74,16 @@ def test_the_log_explains_a_discriminator_that_has_won_or_collapsed():
     assert "collapsed" in run_log.epoch_text(collapsed, 9)
     healthy = [row(epoch, False, Score_D=0.96, Score_G=0.09) for epoch in (1, 2, 3)]
     assert "note" not in run_log.epoch_text([*healthy, row(4, True)], 9)
+
+
+def test_an_empty_panel_says_what_is_missing(tmp_path, monkeypatch):
+    import matplotlib.axes
+
+    said = []
+    monkeypatch.setattr(
+        matplotlib.axes.Axes, "text", lambda _self, _x, _y, text, **_: said.append(text)
+    )
+    unmeasured = dict.fromkeys(("PSNR", "SSIM", "Bicubic_PSNR", "Bicubic_SSIM"))
+    statistics.write_statistics(tmp_path / "s.csv", [row(1, True, **unmeasured)])
+    plot_statistics.plot(statistics.read_statistics(tmp_path / "s.csv"), tmp_path / "s.png")
+    assert said == ["no validated epoch"] * 2 + ["no adversarial epoch"] * 2

@@ -1,7 +1,9 @@
+import contextlib
 import errno
 import io
 import multiprocessing
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -410,3 +412,18 @@ def test_a_name_in_a_damaged_file_does_not_break_the_line(tmp_path):
     with pytest.raises(cli.UserError, match=r"checksum of 'two\\nlines' is wrong") as refused:
         files.load_tensors(tmp_path / "a.pth")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_folder_that_cannot_be_flushed_is_no_error_but_a_failing_disk_is(
+    tmp_path, monkeypatch, number
+):
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    expected = contextlib.nullcontext() if number == errno.EINVAL else pytest.raises(OSError)
+    with expected:
+        files.write_text(tmp_path / "a", "whole")
+    assert (tmp_path / "a").read_text() == "whole"

@@ -16,6 +16,7 @@ from conftest import ROOT, run, the_error
 from PIL import Image
 
 import prepare_data
+from degradations import DEGRADATIONS
 from utils import cli, downloads, images
 
 
@@ -252,3 +253,12 @@ def test_drawings_hold_flat_pure_colours_and_the_first_ones_stay(tmp_path):
     pure = np.isin(pixels, (0, 255))
     assert 0.3 < pure.mean() < 0.8
     assert len(np.unique(pixels[0].reshape(-1, 3), axis=0)) > 20  # edges are smooth
+
+
+def test_a_sheet_reads_no_more_images_than_it_shows(photos, tmp_path, monkeypatch):
+    read = images.read_picture
+    names = []
+    monkeypatch.setattr(images, "read_picture", lambda path: names.append(path) or read(path))
+    degradation = DEGRADATIONS["photo-2"]
+    prepare_data.draw_sheet(photos[0], tmp_path / "s.png", degradation, 0, 4, rows=2, side=8)
+    assert len(names) == 2

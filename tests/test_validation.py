@@ -105,3 +105,20 @@ def test_a_run_with_squeezenet_records_and_shows_its_distance(photos, tmp_path, 
     row = statistics.read_statistics(tmp_path / "out" / "statistics.csv").iloc[0]
     scores = row[["Distance", "Detail", "Colour", "Grid"]]
     assert (scores > 0).all() and f"distance {row['Distance']:.3f}" in done.stdout
+
+
+@pytest.mark.parametrize(("avoids", "expected"), [(False, "bf16"), (True, "fp32")])
+def test_a_generator_that_avoids_bf16_is_not_validated_in_it(
+    photos, generator, monkeypatch, avoids, expected
+):
+    used = []
+
+    def upscale(_generator, lr, precision):
+        used.append(precision)
+        return lr.repeat(4, 0).repeat(4, 1)
+
+    monkeypatch.setattr(inference, "upscale", upscale)
+    generator.avoid_bf16 = avoids
+    dataset = ValDatasetFromFolder(photos[1], 4)
+    validate(generator, dataset, "bf16", None, 0, cli.StopRequest())
+    assert set(used) == {expected}

@@ -84,6 +84,10 @@ def put_in_place(source: str | Path, target: str | Path) -> None:
         descriptor = os.open(Path(target).parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            # Some file systems, such as network ones, cannot flush a folder
+            if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+                raise
         finally:
             os.close(descriptor)
 

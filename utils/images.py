@@ -331,11 +331,11 @@ def read_picture(
 
         # Count the frames
         try:
-            frames = getattr(file, "n_frames", 1)
+            frames = str(getattr(file, "n_frames", 1))
         except Exception:
             # A damaged later frame can make Pillow raise anything; the first one is intact
-            frames = 2
-        if frames > 1:
+            frames = "several"
+        if frames != "1":
             notes += (f"{frames} frames or pages, only the first is used",)
         notes += damage
         return Picture(rgb, alpha, profile, decoding.is_gray(rgb), metadata, notes)
@@ -391,7 +391,7 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
     """Write a picture in the format of the path's suffix, whole or not at all.
 
     JPEG and BMP, which have no transparency, show the picture on a white background. If the format
-    cannot hold its colour profile, it is converted to sRGB; see `losses`.
+    cannot hold its colour profile, it is converted to sRGB; see `what_is_lost`.
 
     Args:
         path: output path.

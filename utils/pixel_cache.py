@@ -148,7 +148,7 @@ class ImageStore:
             count = cli.counted(len(self.bad), "image")
             raise cli.UserError(
                 f"{layout.folder}: {count} cannot be read: {reasons}. "
-                "Fix or remove them, or pass --skip-bad-images"
+                "Fix or remove them; train.py leaves them out with --skip-bad-images"
             )
         self.entries = [entry for entry in entries if not entry.error]
         self._arrays: list[list[np.ndarray]] | None = None
@@ -310,19 +310,24 @@ def _pair(entries: list[Entry], lr_folder: Path, upscale: int) -> None:
     One in the same subfolder is preferred. An image without an LR image of its own gets an error.
     """
     # LR images by path and by name alone, both without suffix
-    named: dict[Path | str, list[Path]] = {}
+    by_place: dict[Path, list[Path]] = {}
+    by_name: dict[str, list[Path]] = {}
     for path in map(Path, images.list_image_names(lr_folder)):
         place = path.with_suffix("")
-        for key in (place, place.name):
-            named.setdefault(key, []).append(path)
+        by_place.setdefault(place, []).append(path)
+        by_name.setdefault(place.name, []).append(path)
 
     # Candidates of every HR image
     candidates: list[list[Path]] = []
     for entry in entries:
         place = Path(entry.name).with_suffix("")
         names = (place.name, f"{place.name}x{upscale}")
-        keys = [*(place.with_name(name) for name in names), *names]
-        candidates.append(next((named[key] for key in keys if key in named), []))
+        found: list[Path] = []
+        for name in names:
+            found = found or by_place.get(place.with_name(name), [])
+        for name in names:
+            found = found or by_name.get(name, [])
+        candidates.append(found)
 
     # One for one
     uses = Counter(paths[0] for paths in candidates if len(paths) == 1)
@@ -333,13 +338,13 @@ def _pair(entries: list[Entry], lr_folder: Path, upscale: int) -> None:
             count = uses[paths[0]]
             entry.error = f"{lr_folder / paths[0]} is the LR image of {count} HR images"
         else:
-            found = "no LR image"
+            problem = "no LR image"
             if paths:
                 listed = ", ".join(str(lr_folder / path) for path in paths[:3])
-                found = f"several LR images ({listed})"
+                problem = f"several LR images ({listed})"
             stem = Path(entry.name).stem
             named_so = f"named {stem} or {stem}x{upscale} (with any suffix)"
-            entry.error = f"{found} {named_so} in {lr_folder}"
+            entry.error = f"{problem} {named_so} in {lr_folder}"
 
 
 # --- the cache file -----------------------------------------------------------------------------
