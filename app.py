@@ -13,8 +13,7 @@ from pathlib import Path
 
 from page import server, visitors
 from page.enlarger import Enlarger, Purpose
-from utils import cli, weights
-from utils.machine import add_options
+from utils import cli, machine, weights
 
 # The first one is chosen at the start
 PURPOSES = (
@@ -67,14 +66,15 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="auto|N|0",
         help="side of a tile in LR pixels; auto: as large as memory allows; 0: no tiles",
     )
-    add_options(parser, backend=True)
+    machine.add_options(parser, backend=True)
     return parser
 
 
-def available_purposes(weights_files: list[Path]) -> list[Purpose]:
+def available_purposes(weights_files: list[Path], precision: str = "auto") -> list[Purpose]:
     """Return what the page offers: the project's purposes, and the user's generator files by name.
 
-    Purposes whose files are missing are left out.
+    Purposes whose files are missing are left out, and so are blends with int8, which cannot
+    compute them.
 
     Raises:
         UserError: none is left.
@@ -82,6 +82,8 @@ def available_purposes(weights_files: list[Path]) -> list[Purpose]:
     purposes = []
     for purpose in PURPOSES:
         paths = [purpose.path, purpose.texture_path or purpose.path]
+        if precision == "int8" and purpose.texture_path:
+            continue
         if all(path.exists() for path in paths):
             purposes.append(purpose)
     for name, path in names_of(weights_files).items():
@@ -107,7 +109,7 @@ def main(args: argparse.Namespace) -> None:
     """Serve the page until a signal ends it."""
     with server.listen(args.host, args.port) as listening, visitors.temporary_folder() as folder:
         enlarger = Enlarger(
-            available_purposes(args.weights or []),
+            available_purposes(args.weights or [], args.precision),
             folder,
             args.device,
             args.backend,

@@ -257,10 +257,8 @@ def open_engine(
     Raises:
         UserError: as for `open_generator`; OpenVINO cannot be used as asked for.
     """
-    if backend == device == "auto" and machine.may_have_gpu():
-        from utils.device import resolve_device
-
-        device = resolve_device().type  # cpu if there is a driver, but no GPU that PyTorch can use
+    if backend == "auto" and device == "auto":
+        device = _device_of_machine()
     if openvino.is_wanted(backend, device):
         try:
             return _open_on_openvino(chosen)
@@ -269,6 +267,15 @@ def open_engine(
                 raise
             _say_once(f"{error}; using PyTorch")
     return _open_on_torch(chosen, device)
+
+
+def _device_of_machine() -> str:
+    """Return cuda, mps or cpu; import PyTorch only where there may be a GPU."""
+    if not machine.may_have_gpu():
+        return "cpu"
+    from utils.device import resolve_device
+
+    return resolve_device().type  # cpu if there is a driver, but no GPU that PyTorch can use
 
 
 def _open_on_torch(chosen: weights.Weights, device: str) -> TorchEngine:
@@ -284,7 +291,7 @@ def _open_on_torch(chosen: weights.Weights, device: str) -> TorchEngine:
 
 
 def _open_on_openvino(chosen: weights.Weights) -> openvino.OpenVinoEngine:
-    """Only the first start reads the generator file; later ones find the model that it left."""
+    """Return an engine on OpenVINO; convert a generator file only if no earlier start has."""
     _check_exists(chosen.path)
     model = None if chosen.texture_path else openvino.kept_model(chosen.path)
     if model is None:
@@ -316,13 +323,11 @@ def upscale_picture(
     Args:
         generator, tile, progress, on_tile: see `upscale`, which raises the same errors.
         picture: the picture.
-        precision: see `upscale`; or auto: fp32 for 16 bits per channel, to which the others round
-            too coarsely, else the fastest that suits the generator.
+        precision: as for `precision_for`.
         size: (width, height) of the result, which is resized by Lanczos; None: the generator's.
     """
     generator = _engine_of(generator)
-    is_deep = images.is_16_bit(picture)
-    precision = "fp32" if precision == "auto" and is_deep else generator.precision_of(precision)
+    precision = precision_for(generator, precision, images.is_16_bit(picture))
     alpha = picture.alpha
     passes = 1 if alpha is None or alpha.min() == alpha.max() else 2
 
@@ -348,6 +353,23 @@ def upscale_picture(
         alpha = images.with_flat_parts_of(alpha, gray[..., 0], generator.upscale)
     result = replace(picture, rgb=sr, alpha=alpha)
     return images.resized(result, *size) if size else result
+
+
+def precision_for(engine: Engine, name: str, is_deep: bool) -> str:
+    """Return the precision in which to enlarge.
+
+    Args:
+        engine: the generator.
+        name: auto, fp32, bf16, fp16 or int8. `auto` means fp32 for 16 bits per channel, to which
+            the others round too coarsely, else the fastest that suits the generator.
+        is_deep: whether a picture has 16 bits per channel.
+
+    Raises:
+        UserError: the engine cannot compute in it.
+    """
+    if name == "auto" and is_deep:
+        return "fp32"
+    return engine.precision_of(name)
 
 
 def upscale(

@@ -16,8 +16,7 @@ import numpy as np
 
 import choices
 import inference
-from utils import cli, files, images, weights
-from utils.machine import add_options
+from utils import cli, files, images, machine, weights
 
 if TYPE_CHECKING:  # large packages are imported after the command line is parsed
     import pandas
@@ -81,7 +80,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also measure LPIPS (pip install lpips; downloads AlexNet's weights once)",
     )
-    add_options(parser, precision="fp32", backend=True)
+    machine.add_options(parser, precision="fp32", backend=True)
     return parser
 
 

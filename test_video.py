@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import inference
-from utils import cli, decoding, files, images, output_size, outputs, weights
-from utils.machine import add_options
+from utils import cli, decoding, files, images, machine, output_size, outputs, weights
 from utils.output_size import OutputSize
 from video import animation, clips, encoding, segments
 from video.segments import RESULT
@@ -133,7 +132,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="auto|N|0",
         help="side of a tile in input pixels; auto: as large as memory allows; 0: no tiles",
     )
-    add_options(parser, backend=True)
+    machine.add_options(parser, backend=True)
     return parser
 
 
@@ -376,9 +375,7 @@ def enlarge_clip(
     tracks = open_tracks(paths, clip, codec, args.crf, size)
     deep = encoding.keeps_depth(codec, clip)
     read_frames = partial(clips.pictures, deep=True) if deep else reader.pictures
-    precision = engine.precision_of(args.precision)
-    if deep and args.precision == "auto":
-        precision = "fp32"  # the others round too coarsely
+    precision = inference.precision_for(engine, args.precision, deep)
     upscale_frame = partial(
         inference.upscale_picture, engine, tile=args.tile, precision=precision, size=size
     )

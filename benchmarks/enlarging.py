@@ -180,7 +180,7 @@ def main(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     precision = resolve_precision(args.precision, device)
     backends = ["torch"]
-    if openvino.is_wanted("auto", args.device):
+    if openvino.is_wanted("auto", device.type):
         backends.append("openvino")
     precisions = list(dict.fromkeys(("fp32", precision)))
     default = f"{backends[-1]}-{precision}-tiles"

@@ -108,12 +108,12 @@ class Enlarger:
             folder: where the files of the page are written.
             device: auto, cpu, cuda or mps.
             backend: auto, torch or openvino.
-            precision: auto, fp32, bf16 or fp16.
+            precision: auto, fp32, bf16, fp16 or int8.
             tile: as for `inference.upscale`.
             max_pixels: limit for the pictures that are read.
 
         Raises:
-            UserError: as for `inference.open_engine`.
+            UserError: as for `inference.open_engine`, or the precision suits no generator.
         """
         self.purposes = purposes
         self.folder = folder
@@ -124,7 +124,11 @@ class Enlarger:
         self.max_pixels = max_pixels
         # Opening a picture sets a limit of Pillow's that all threads share
         self._opening = threading.Lock()
-        self.scales = {purpose: self.engine(purpose, 0.0).upscale for purpose in purposes}
+        self.scales: dict[Purpose, int] = {}
+        for purpose in purposes:
+            engine = self.engine(purpose, 0.0)
+            engine.precision_of(precision)  # refuse one that cannot work before any visitor comes
+            self.scales[purpose] = engine.upscale
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - the enlarger lives as long as the process
     def engine(self, purpose: Purpose, texture: float) -> inference.Engine:

@@ -458,3 +458,21 @@ def test_calls_that_name_other_files_or_addresses_are_refused():
         json.dumps({"data": "x" * 2**21}).encode(),
     ):
         assert answer(call, refused)[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("precision", "error"), [("fp16", "fp16 is for GPUs"), ("int8", "int8 needs OpenVINO")]
+)
+def test_a_precision_that_cannot_work_is_refused_before_any_visitor_comes(
+    tmp_path, weights, precision, error
+):
+    purposes = [enlarger.Purpose("mine", weights)]
+    with pytest.raises(cli.UserError, match=error):
+        enlarger.Enlarger(purposes, tmp_path, "cpu", "torch", precision, TILE, max_pixels=5000)
+
+
+def test_blends_are_not_offered_in_int8():
+    blends = [purpose for purpose in app.available_purposes([]) if purpose.texture_path]
+    assert blends
+    offered = app.available_purposes([], "int8")
+    assert offered and not any(purpose.texture_path for purpose in offered)

@@ -36,6 +36,17 @@ def psnr_y(sr, hr):
     return metrics.psnr_ssim_y(*pair, 4)[0].item()
 
 
+def test_the_ranges_are_read_once(path, monkeypatch):
+    int8.write(path, int8.measure(inference.open_generator(path, torch.device("cpu")), []))
+    reads = []
+    read = int8.read
+    monkeypatch.setattr(int8, "read", lambda path: reads.append(path) or read(path))
+    engine = engine_of(path)
+    for _frame in range(3):
+        assert engine.precision_of("int8") == "int8"
+    assert reads == [path]
+
+
 # --- the files in weights/ ----------------------------------------------------------------------
 
 

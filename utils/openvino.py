@@ -50,9 +50,7 @@ def is_wanted(backend: str, device: str) -> bool:
     if backend == "torch":
         return False
     if backend == "auto":
-        return find_spec("openvino") is not None and (
-            device == "cpu" or (device == "auto" and not machine.may_have_gpu())
-        )
+        return device == "cpu" and find_spec("openvino") is not None
     if find_spec("openvino") is None:
         raise cli.UserError("--backend openvino: the package is missing; pip install openvino")
     if device not in ("auto", "cpu"):
@@ -220,6 +218,7 @@ class OpenVinoEngine:
         self.upscale, self.halo, avoid_bf16 = _facts_of(model)
         self.avoid_bf16 = bool(avoid_bf16)
         self.model = model
+        self._read_ranges: int8.Ranges | None = None
         self._requests: dict[str, Any] = {}  # by precision
         self._lock = threading.Lock()  # a request serves one thread at a time
 
@@ -239,11 +238,14 @@ class OpenVinoEngine:
         return "bf16" if is_faster and not self.avoid_bf16 else "fp32"
 
     def _ranges(self) -> int8.Ranges:
+        """Return the ranges for int8, which are read once."""
         if self.path is None:
             raise cli.UserError(
                 "--precision int8 is for one generator file, not for a blend; leave out --texture"
             )
-        return int8.read(self.path)
+        if self._read_ranges is None:
+            self._read_ranges = int8.read(self.path)
+        return self._read_ranges
 
     def free_memory(self) -> int | None:
         """Return how many bytes can still be allocated; None if the system does not say."""
