@@ -228,7 +228,6 @@ def _unchanged(batch: Any) -> Any:
 def new_loader(
     dataset: TrainDatasetFromFolder,
     batch_size: int,
-    seed: int,
     workers: int,
     pin: bool = False,
     rank: int = 0,
@@ -246,7 +245,7 @@ def new_loader(
     """
     return DataLoader(
         _WholeBatches(dataset),
-        batch_sampler=EpochSampler(len(dataset), batch_size, seed, rank, world_size),
+        batch_sampler=EpochSampler(len(dataset), batch_size, dataset.seed, rank, world_size),
         collate_fn=_unchanged,
         num_workers=workers,
         persistent_workers=workers > 0,

@@ -123,6 +123,11 @@ def normalised_difference(ours: Tensor, target: Tensor) -> Tensor:
     return (ours - target).square().sum(1).mean((1, 2))
 
 
+def absolute_difference(ours: Tensor, target: Tensor) -> Tensor:
+    """Return the mean absolute difference (N,), float32, of features (N, C, h, w)."""
+    return (ours.float() - target.float()).abs().mean((1, 2, 3))
+
+
 class VGG16Features(PerceptualNetwork):
     """The output of VGG16's last pooling layer, compared by MSE (Ledig et al., equation 5).
 
@@ -143,7 +148,24 @@ class VGG16Features(PerceptualNetwork):
         return difference.square().flatten(1).mean(1)
 
 
-class SqueezeNetFeatures(PerceptualNetwork):
+class StagedNetwork(PerceptualNetwork):
+    """A perceptual network that is compared at several stages."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Iterator[tuple[float, Tensor]]:
+        """Yield each stage's weight and features (N, C, h, w) of images (N, 3, H, W) in [0, 1]."""
+
+    def over_stages(
+        self, difference: Callable[[Tensor, Tensor], Tensor], sr: Tensor, hr: Tensor
+    ) -> Tensor:
+        """Return the weighted sum of the stages' differences (N,); only `sr` gets a gradient."""
+        total = sr.new_zeros(len(sr), dtype=torch.float32)
+        for (weight, ours), (_, target) in zip(self(sr), self(hr.detach()), strict=True):
+            total = total + weight * difference(ours, target)
+        return total
+
+
+class SqueezeNetFeatures(StagedNetwork):
     """Seven stages of SqueezeNet, compared by `normalised_difference`.
 
     Args:
@@ -157,26 +179,20 @@ class SqueezeNetFeatures(PerceptualNetwork):
         is_1_0 = isinstance(layers[6], nn.MaxPool2d)
         self.stages = (1, 4, 7, 8, 9, 10, 12) if is_1_0 else (1, 4, 7, 9, 10, 11, 12)
 
-    def forward(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield each stage's features (N, C, h, w) of images (N, 3, H, W) in [0, 1]."""
+    def forward(self, x: Tensor) -> Iterator[tuple[float, Tensor]]:
+        """Yield each stage's weight, 1, and its features; see `StagedNetwork`."""
         x = self.normalised(x)
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in self.stages:
-                yield x
+                yield 1.0, x
 
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Return the distance of each pair (N,) of images of at least 21x21 pixels.
-
-        It is summed over stages. Only `sr` gets a gradient.
-        """
-        total = sr.new_zeros(len(sr), dtype=torch.float32)
-        for ours, target in zip(self(sr), self(hr.detach()), strict=True):
-            total = total + normalised_difference(ours, target)
-        return total
+        """Return the distance of each pair (N,) of images of at least 21x21 pixels."""
+        return self.over_stages(normalised_difference, sr, hr)
 
 
-class VGG19Features(PerceptualNetwork):
+class VGG19Features(StagedNetwork):
     """VGG19's last convolution of each block, before activation (Wang et al., 2018, section 3.2).
 
     The stages and their weights are Real-ESRGAN's (Wang et al., 2021, section 4.1); a file that
@@ -193,9 +209,9 @@ class VGG19Features(PerceptualNetwork):
         self.stages = dict(zip(last_of_blocks, weights, strict=True))
 
     def forward(self, x: Tensor) -> Iterator[tuple[float, Tensor]]:
-        """Yield each stage's weight and features (N, C, h, w) of images (N, 3, H, W) in [0, 1]."""
+        """See `StagedNetwork`."""
         layers = dict(self.features.named_children())
-        if "conv0" not in layers:  # which would do the same
+        if "conv0" not in layers:  # it normalises, in the files that have it
             x = self.normalised(x)
         for name, layer in layers.items():
             x = layer(x)
@@ -205,23 +221,16 @@ class VGG19Features(PerceptualNetwork):
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
         """Return the L1 distance of each pair (N,) of images of at least 17x17 pixels.
 
-        The mean absolute difference of the features is summed over stages with their weights, as in
-        Real-ESRGAN. Only `sr` gets a gradient.
+        The features' mean absolute difference is summed over stages, as in Real-ESRGAN.
         """
-        total = sr.new_zeros(len(sr), dtype=torch.float32)
-        for (weight, ours), (_, target) in zip(self(sr), self(hr.detach()), strict=True):
-            total = total + weight * (ours.float() - target.float()).abs().mean((1, 2, 3))
-        return total
+        return self.over_stages(absolute_difference, sr, hr)
 
     def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
         """Return `normalised_difference`, summed over stages with their weights (N,).
 
         Unlike the loss, it does not depend on the scale of a file's features.
         """
-        total = sr.new_zeros(len(sr), dtype=torch.float32)
-        for (weight, ours), (_, target) in zip(self(sr), self(hr.detach()), strict=True):
-            total = total + weight * normalised_difference(ours, target)
-        return total
+        return self.over_stages(normalised_difference, sr, hr)
 
 
 PERCEPTUAL_NETWORKS: dict[str, Callable[[dict[str, Tensor]], PerceptualNetwork]] = {

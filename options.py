@@ -718,10 +718,8 @@ def check_restart(args: argparse.Namespace, saved: dict[str, Any]) -> None:
     Raises:
         UserError: an option differs that would change the result; the message names it.
     """
-    from utils import checkpoint
-
     begun_with = _options_of_first_start(saved["options"])
-    checkpoint.check_same_options(begun_with, plain_options(args), FREE_OPTIONS)
+    check_same_options(begun_with, plain_options(args))
 
     # A cosine over a phase that has begun cannot be bent; a finished one can be followed by another
     before = begun_with["epochs"]
@@ -739,6 +737,24 @@ def check_restart(args: argparse.Namespace, saved: dict[str, Any]) -> None:
         print(
             f"the learning rate follows a cosine over {args.epochs} epochs instead of {before}: it "
             f"rises again at epoch {epoch} and falls from there"
+        )
+
+
+def check_same_options(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Check that the options that affect the result are those of the run's first start.
+
+    Raises:
+        UserError: it names every option that differs.
+    """
+    differing = []
+    for name in sorted(saved.keys() | current.keys()):
+        if name not in FREE_OPTIONS and saved.get(name) != current.get(name):
+            option = name.replace("_", "-")
+            differing.append(f"--{option} (was {saved.get(name)}, is {current.get(name)})")
+    if differing:
+        raise cli.UserError(
+            f"this run was started with other options: {', '.join(differing)}; "
+            "use those, or another --out"
         )
 
 

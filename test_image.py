@@ -16,7 +16,8 @@ give a_png_x4.png and a_jpg_x4.png.
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -191,28 +192,52 @@ def result_files(target: Path, compare: bool) -> list[Path]:
 # --- enlarging ----------------------------------------------------------------------------------
 
 
-def open_engines(args: argparse.Namespace) -> Mapping[str, inference.Engine]:
-    """Return the generators by their labels in a comparison; the last one makes the result.
+@dataclass
+class Engines:
+    """What enlarges: the generator, and with `--compare-with` another one.
+
+    Attributes:
+        engine: makes the result.
+        label: the result's label in a comparison.
+        other: makes the picture in the middle of a comparison, or None.
+        other_label: its label.
+    """
+
+    engine: inference.Engine
+    label: str = "SR"
+    other: inference.Engine | None = None
+    other_label: str = ""
+
+
+def open_engines(args: argparse.Namespace) -> Engines:
+    """Open the generators that the options name.
 
     Raises:
-        UserError: they have different scales, or as for `inference.open_engine`.
+        UserError: they have different scales, cannot compute in `--precision`, or as for
+            `inference.open_engine`.
     """
+    # Refuse a precision that cannot work before any image is read
     chosen = weights.chosen_weights(args)
-    ours = inference.open_engine(chosen, args.device, args.backend)
-    if not args.compare_with:
-        return {"SR": ours}
-    compared = weights.Weights(args.compare_with)
-    theirs = inference.open_engine(compared, args.device, args.backend)
-    if theirs.upscale != ours.upscale:
-        raise cli.UserError(
-            f"--compare-with {args.compare_with}: an x{theirs.upscale} generator, "
-            f"but {chosen} is not"
-        )
-    return {args.compare_with.stem: theirs, f"{chosen.stem} (SR)": ours}
+    engine = inference.open_engine(chosen, args.device, args.backend)
+    engine.precision_of(args.precision)
+    engines = Engines(inference.Ensemble(engine) if args.ensemble else engine)
+
+    if args.compare_with:
+        other = inference.open_engine(weights.Weights(args.compare_with), args.device, args.backend)
+        other.precision_of(args.precision)
+        if other.upscale != engine.upscale:
+            raise cli.UserError(
+                f"--compare-with {args.compare_with}: an x{other.upscale} generator, "
+                f"but {chosen} is not"
+            )
+        engines.label = f"{chosen.stem} (SR)"
+        engines.other = inference.Ensemble(other) if args.ensemble else other
+        engines.other_label = args.compare_with.stem
+    return engines
 
 
 def enlarge(
-    engines: Mapping[str, inference.Engine],
+    engines: Engines,
     source: Path,
     target: Path,
     args: argparse.Namespace,
@@ -220,7 +245,7 @@ def enlarge(
     """Read, enlarge and write one image, and its comparison with `--compare`.
 
     Args:
-        engines: the generators by their labels in the comparison; the last one makes the result.
+        engines: the generators.
         source, target: the image's path and the result's.
         args: the options.
     """
@@ -231,26 +256,29 @@ def enlarge(
 
     # Size of the result
     height, width = picture.rgb.shape[:2]
-    *_, engine = engines.values()
     wanted = OutputSize(args.outscale, args.size)
-    size = wanted.of(source, width, height, engine.upscale, args.max_pixels)
+    size = wanted.of(source, width, height, engines.engine.upscale, args.max_pixels)
     images.check_output_path(target, *size, 1 if picture.gray else 3)
+
+    def enlarged(engine: inference.Engine) -> images.Picture:
+        return inference.upscale_picture(
+            engine, picture, args.tile, args.precision, progress=True, size=size
+        )
 
     # Enlarge
     panels = []
     if args.compare:
-        bicubic = images.resize_bicubic(images.on_white(picture), *size)
-        panels.append(("bicubic", bicubic))
-    for label, each in engines.items():
-        sr = inference.upscale_picture(
-            each, picture, args.tile, args.precision, progress=True, size=size
-        )
-        if args.compare:
-            panels.append((label, images.on_white(sr)))
-        if len(engines) > 1:
-            each.release_memory()  # for the next one
+        panels.append(("bicubic", images.resize_bicubic(images.on_white(picture), *size)))
+    if engines.other is not None:
+        panels.append((engines.other_label, images.on_white(enlarged(engines.other))))
+        engines.other.release_memory()
+    sr = enlarged(engines.engine)
+    if args.compare:
+        panels.append((engines.label, images.on_white(sr)))
+    if engines.other is not None:
+        engines.engine.release_memory()  # for the other one, in the next image
 
-    # Write the last engine's result, whole or not at all; the picture's metadata come with it
+    # Write the result, whole or not at all; the picture's metadata come with it
     for loss in images.what_is_lost(sr, target):
         print(f"{target}: {loss}", file=sys.stderr)
     written = result_files(target, args.compare)
@@ -268,14 +296,9 @@ def main(args: argparse.Namespace) -> int:
     # Plan
     args.compare = args.compare or args.compare_with is not None
     engines = open_engines(args)
-    *_, engine = engines.values()
-    for each in engines.values():
-        each.precision_of(args.precision)  # refuse one that cannot work before any image is read
-    if args.ensemble:
-        engines = {label: inference.Ensemble(each) for label, each in engines.items()}
     suffix = args.suffix
     if suffix is None:
-        suffix = OutputSize(args.outscale, args.size).suffix(engine.upscale)
+        suffix = OutputSize(args.outscale, args.size).suffix(engines.engine.upscale)
     plan = plan_outputs(args.inputs, args.out, suffix, args.recursive, args.compare, args.format)
     check_quality(args.quality, plan.values())
     number, parts = args.part or machine.process_part()

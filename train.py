@@ -5,7 +5,6 @@ python train.py --upscale 4 --crop 88
 
 import argparse
 import contextlib
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -407,7 +406,6 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
     loader = new_loader(
         train_set,
         args.batch_size,
-        args.seed,
         args.workers,
         pin=args.device == "cuda",
         rank=distributed.rank(),
@@ -453,7 +451,7 @@ def run(args: argparse.Namespace, initial: GeneratorNetwork | None) -> int:
             stopped = distributed.agree(stop)
             with log.timed("checkpoints"):
                 if scores is not None:
-                    progress = finish_epoch(args, models, progress, scores, log)
+                    progress = finish_epoch(args, models, progress, scores, log, record)
                 checkpoint.save_run(args.out, models.state, progress, log.rows, record)
             if scores is not None:
                 print(run_log.epoch_text(log.rows, last_epoch), flush=True)
@@ -543,15 +541,27 @@ def begin_phase(
 
 
 def new_loss(args: argparse.Namespace, perceptual: pretrained.Pretrained | None) -> GeneratorLoss:
-    """Return the generator's loss; each of its keywords is the option of the same name."""
+    """Return the generator's loss."""
     network = None
     if perceptual:
         network = PERCEPTUAL_NETWORKS[perceptual.network](perceptual.state_dict)
         # PyTorch's stub lacks this overload
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    keywords = inspect.signature(GeneratorLoss).parameters
-    values = {name: value for name, value in vars(args).items() if name in keywords}
-    return GeneratorLoss(network=network, **values)
+    return GeneratorLoss(
+        pixel_weight=args.pixel_weight,
+        adversarial_weight=args.adversarial_weight,
+        perceptual_weight=args.perceptual_weight,
+        tv_weight=args.tv_weight,
+        grid_weight=args.grid_weight,
+        consistency_weight=args.consistency_weight,
+        network=network,
+        perceptual_shift=args.perceptual_shift,
+        perceptual_zoom=args.perceptual_zoom,
+        sharpen=args.sharpen,
+        pixel_loss=args.pixel_loss,
+        adversarial_loss=args.adversarial_loss,
+        upscale=args.upscale,
+    )
 
 
 def validate_if_due(
@@ -587,6 +597,7 @@ def finish_epoch(
     progress: Progress,
     scores: dict[str, float],
     log: run_log.RunLog,
+    record: dict[str, Any],
 ) -> Progress:
     """Log a finished epoch and write its network files; return the next epoch's progress."""
     epoch = progress.epoch
@@ -610,7 +621,7 @@ def finish_epoch(
                 models.validated,
                 epoch=epoch,
                 validation_psnr_db=scores.get("PSNR"),
-                degradation=log.degradation,
+                degradation=record["degradation"]["version"],
             )
         if epoch > args.pretrain_epochs:
             discriminator_file.save(
@@ -633,7 +644,9 @@ def dry_run(
     lr, hr = next(iter(loader))
     lr = images.uint8_to_signed(move_to(models.device, lr))
     hr = images.uint8_to_signed(move_to(models.device, hr))
-    sr_shape = tuple(models.generate(lr).shape)  # the graph is freed at once
+    with torch.no_grad(), autocast(models.device, models.precision):
+        sr = models.generator(lr[:1])
+    sr_shape = (len(lr), *sr.shape[1:])
     print(f"batch: LR {tuple(lr.shape)}, HR {tuple(hr.shape)}, SR {sr_shape}")
     first_epochs = {1, args.pretrain_epochs + 1} if args.epochs else {1}
     for epoch in sorted(first_epochs):

@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
                 ("ours", ours, 18 * args.samples),
                 ("photo", photo, args.samples),
             ):
-                loader = new_loader(dataset, BATCH, 0, workers)
+                loader = new_loader(dataset, BATCH, workers)
                 with workers_of(loader):
                     rates[name] = samples_per_second(loader, samples)
             rows.append(

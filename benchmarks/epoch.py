@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
         train_set, val_set = train.open_datasets(options)
         cache_seconds = time.perf_counter() - began
         on_gpu = device.type == "cuda"
-        loader = new_loader(train_set, options.batch_size, 0, options.workers, pin=on_gpu)
+        loader = new_loader(train_set, options.batch_size, options.workers, pin=on_gpu)
         with workers_of(loader):
             first = our_epoch(options, models, loader, val_set, out, 1)
             ours = our_epoch(options, models, loader, val_set, out, 2)

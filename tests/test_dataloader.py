@@ -22,7 +22,7 @@ from utils import images
 
 
 def epoch_of(dataset, epoch: int, workers: int = 0, first_batch: int = 0):
-    loader = new_loader(dataset, 3, seed=4, workers=workers)
+    loader = new_loader(dataset, 3, workers=workers)
     loader.batch_sampler.epoch, loader.batch_sampler.first_batch = epoch, first_batch
     return list(loader)
 
@@ -75,7 +75,6 @@ def test_the_samples_of_an_epoch_are_those_that_earlier_versions_gave(tmp_path, 
     loader = new_loader(
         TrainDatasetFromFolder(tmp_path, 24, upscale, crops_per_image=4, seed=11),
         5,
-        seed=11,
         workers=0,
     )
     loader.batch_sampler.epoch = 3

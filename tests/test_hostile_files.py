@@ -58,7 +58,7 @@ def test_mutated_images_are_enlarged_or_refused(broken, tmp_path):
         began = time.monotonic()
         signal.alarm(20)  # a hang ends the test
         try:
-            test_image.enlarge({"SR": generator}, source, tmp_path / "out.png", args)
+            test_image.enlarge(test_image.Engines(generator), source, tmp_path / "out.png", args)
             with Image.open(tmp_path / "out.png") as result:
                 result.load()
             good += 1

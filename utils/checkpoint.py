@@ -60,26 +60,6 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, str]:
 # --- comparing a start with the first one -------------------------------------------------------
 
 
-def check_same_options(
-    saved: dict[str, Any], current: dict[str, Any], may_differ: set[str]
-) -> None:
-    """Check that the options that affect the result are those of the run's first start.
-
-    Raises:
-        UserError: it names every option that differs.
-    """
-    differing = []
-    for name in sorted(saved.keys() | current.keys()):
-        if name not in may_differ and saved.get(name) != current.get(name):
-            option = name.replace("_", "-")
-            differing.append(f"--{option} (was {saved.get(name)}, is {current.get(name)})")
-    if differing:
-        raise cli.UserError(
-            f"this run was started with other options: {', '.join(differing)}; "
-            "use those, or another --out"
-        )
-
-
 def check_same_images(what: str, saved: list, current: list) -> None:
     """Check that no image was added, removed or changed since a run began.
 

@@ -163,15 +163,20 @@ def _has_all_scans(content: bytes) -> bool:
     missing: dict[tuple[int, int], int] = {}  # bits, by component and coefficient
     position = 2
     while position + 4 <= len(content):
-        marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4])
+        if content[position] != 0xFF:
+            return False
+        marker = content[position + 1]
+        length = int.from_bytes(content[position + 2 : position + 4])
         body = content[position + 4 : position + 2 + length]
         position += 2 + length
-        if content[position - 2 - length] != 0xFF or marker == 0xDD:  # restarts
+        if marker == 0xDD:  # restarts
             return False
         if marker in (0xC0, 0xC1, 0xC2):  # a frame
             missing = {(number, k): 1 for number in body[6::3] for k in range(64)}
         if marker == 0xDA:  # a scan, and after its header its data up to the next marker
-            *_, first, last, bits = body
+            if len(body) < 4:
+                return False
+            first, last, bits = body[-3:]
             for number in body[1 : 1 + 2 * body[0] : 2]:
                 missing |= {(number, k): bits & 15 for k in range(first, last + 1)}
             following = _MARKER.search(content, position)

@@ -32,9 +32,6 @@ class RunLog:
         out: the run's folder; its subfolders are made and config.json is written.
         record: what checkpoints hold of the run (`options.run_record`).
         rows: the CSV rows of the finished epochs; new ones are added to this list.
-
-    Raises:
-        UserError: TensorBoard is wanted, but its package is not installed.
     """
 
     def __init__(self, out: Path, record: dict[str, Any], rows: list[dict[str, Any]]):
@@ -42,7 +39,6 @@ class RunLog:
         self.rows = rows
         self.board: TensorBoard | None = None
         self.leader = distributed.rank() == 0
-        self.degradation = record["degradation"]["version"]
         self.seconds = {"training": 0.0, "validation": 0.0, "checkpoints": 0.0}
         if not self.leader:
             return
@@ -182,19 +178,11 @@ def _discriminator_note(rows: list[dict[str, Any]]) -> str:
 
 
 class TensorBoard:
-    """The rows of the CSV and the triplets as TensorBoard events, in a folder of their own.
-
-    Raises:
-        UserError: the package tensorboard is not installed.
-    """
+    """The rows of the CSV and the triplets as TensorBoard events, in a folder of their own."""
 
     def __init__(self, folder: Path, epochs_done: int):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise cli.UserError(
-                "--tensorboard: the package is missing; pip install tensorboard"
-            ) from error
+        from torch.utils.tensorboard import SummaryWriter  # only with --tensorboard
+
         # An epoch that a killed process had logged and that is repeated now is not shown twice
         self._writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
