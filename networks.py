@@ -5,7 +5,6 @@ command line takes the names. Resuming, enlarging, blending and exporting all lo
 two tables (docs/extending.md).
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, Self
 
@@ -96,26 +95,11 @@ DISCRIMINATORS: dict[str, type[DiscriminatorNetwork]] = {
 }
 
 
-def constructor_defaults(name: str) -> dict[str, int]:
-    """Return the integer arguments of a generator's constructor but `upscale`, with defaults."""
-    parameters = inspect.signature(GENERATORS[name]).parameters
-    return {
-        argument: parameter.default
-        for argument, parameter in parameters.items()
-        if type(parameter.default) is int and argument != "upscale"
-    }
-
-
-def new_generator(name: str, upscale: int, **arguments: int) -> GeneratorNetwork:
-    """Create a generator with random weights.
+def empty_generator(name: str, **arguments: Any) -> GeneratorNetwork:
+    """Create a generator without memory for its weights (on the meta device).
 
     Raises:
         ValueError: its constructor does not support these arguments.
     """
-    return GENERATORS[name](upscale=upscale, **arguments)
-
-
-def empty_generator(name: str, upscale: int, **arguments: int) -> GeneratorNetwork:
-    """Create a generator without memory for its weights (on the meta device)."""
     with torch.device("meta"):
-        return new_generator(name, upscale, **arguments)
+        return GENERATORS[name](**arguments)

@@ -470,7 +470,7 @@ def _resolve_architecture(args: argparse.Namespace, initial: GeneratorNetwork | 
         elif value is None:
             setattr(args, argument, held.get(argument, defaults[argument]))
     try:
-        networks.empty_generator(args.generator, args.upscale, **architecture_options(args))
+        networks.empty_generator(args.generator, upscale=args.upscale, **architecture_options(args))
     except ValueError as error:
         raise cli.UserError(f"--generator {args.generator}: {error}") from error
 

@@ -134,7 +134,7 @@ def name_suffix(text: str) -> str:
 def check_quality(quality: int | None, targets: Iterable[Path]) -> None:
     """Raise UserError if a format that stores every pixel exactly is given a quality."""
     for target in targets:
-        if quality is not None and images.check_output_path(target) not in images.LOSSY_FORMATS:
+        if quality is not None and images.output_format(target) not in images.LOSSY_FORMATS:
             raise cli.UserError(
                 f"--quality {quality} is for JPEG, WebP, AVIF and JPEG XL, not for {target.name}; "
                 "choose --format jpg, webp, avif or jxl, or an --out that ends so"
@@ -160,7 +160,7 @@ def plan_outputs(
     """
     found = outputs.find(IMAGES, inputs, out, suffix, recursive)
     if out is not None and not out.is_dir() and images.names_a_picture(out):
-        images.check_output_path(out)  # refuses formats that cannot be written
+        images.output_format(out)  # refuses formats that cannot be written
         if file_format and not _is_format(out, file_format):
             raise cli.UserError(
                 f"--out {out} contradicts --format {file_format}; leave out one of them"
@@ -258,7 +258,7 @@ def enlarge(
     height, width = picture.rgb.shape[:2]
     wanted = OutputSize(args.outscale, args.size)
     size = wanted.of(source, width, height, engines.engine.upscale, args.max_pixels)
-    images.check_output_path(target, *size, 1 if picture.gray else 3)
+    images.output_format(target, *size, 1 if picture.gray else 3)  # refuses one too small for it
 
     def enlarged(engine: inference.Engine) -> images.Picture:
         return inference.upscale_picture(

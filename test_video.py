@@ -214,7 +214,7 @@ def codec_of(args: argparse.Namespace, out: Path, only_animations: bool) -> str 
         UserError: --codec and --crf do not fit the result.
     """
     if out.suffix.lower() not in animation.SUFFIXES:
-        return encoding.check_codec(out, args.codec, args.crf)
+        return encoding.codec_for(out, args.codec, args.crf)
     if only_animations and (args.codec or args.crf is not None):
         raise cli.UserError(f"{out}: --codec and --crf are for videos; {out.suffix} has neither")
     return None

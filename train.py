@@ -38,7 +38,7 @@ from dataloader import (
 from degradations import DEGRADATIONS
 from generator_loss_functions import PERCEPTUAL_NETWORKS, PIXEL_LOSSES, GeneratorLoss
 from model import Logits, move_towards
-from networks import DISCRIMINATORS, GeneratorNetwork, new_generator
+from networks import DISCRIMINATORS, GENERATORS, GeneratorNetwork
 from utils import (
     checkpoint,
     discriminator_file,
@@ -157,8 +157,8 @@ class Models:
         self.grad_clip: float = args.grad_clip
 
         # Networks (by default model.Generator and model.Discriminator)
-        generator = new_generator(
-            args.generator, args.upscale, **options.architecture_options(args)
+        generator = GENERATORS[args.generator](
+            upscale=args.upscale, **options.architecture_options(args)
         )
         discriminator = DISCRIMINATORS[args.discriminator]()
         if initial is not None:
@@ -207,7 +207,7 @@ class Models:
         return state
 
     @property
-    def validated(self) -> Any:
+    def output_generator(self) -> Any:
         """The generator that is validated and saved: the averaged one with `--ema`."""
         return self.ema.module if self.ema else self.generator
 
@@ -313,7 +313,7 @@ def train_epoch(
                 stopped = distributed.agree(stop)
                 if stopped:
                     return stopped
-    progress.check_weights(generator=models.validated, discriminator=models.discriminator)
+    progress.check_weights(generator=models.output_generator, discriminator=models.discriminator)
     return None
 
 
@@ -582,10 +582,10 @@ def validate_if_due(
         return {}
     began = time.monotonic()
     set_switches()
-    distributed.share_buffers(models.validated)
+    distributed.share_buffers(models.output_generator)
     folder = args.out / "validation" / f"epoch_{progress.epoch:03d}"
     scores = validate(
-        models.validated, val_set, args.precision, folder, args.val_triplets, stop, distances
+        models.output_generator, val_set, args.precision, folder, args.val_triplets, stop, distances
     )
     progress.validation_seconds = time.monotonic() - began
     return scores
@@ -618,7 +618,7 @@ def finish_epoch(
         for name in names:
             generator_file.save(
                 args.out / "checkpoints" / f"generator_{name}.pth",
-                models.validated,
+                models.output_generator,
                 epoch=epoch,
                 validation_psnr_db=scores.get("PSNR"),
                 degradation=record["degradation"]["version"],
@@ -655,7 +655,7 @@ def dry_run(
         values = step_of(args, epoch)(models, lr, hr)
         print(f"step of epoch {epoch}:", {name: value.item() for name, value in values.items()})
     val_set.usable = val_set.usable[:1]
-    scores = validate(models.validated, val_set, args.precision, None, 0, cli.StopRequest())
+    scores = validate(models.output_generator, val_set, args.precision, None, 0, cli.StopRequest())
     print(f"validation image: {scores}")
     print("dry run: nothing was written")
     return 0

@@ -53,7 +53,7 @@ def our_epoch(
         progress.means()  # waits for the device
         trained = time.perf_counter()
         triplets = options.val_triplets
-        validate(models.validated, val_set, options.precision, out, triplets, stop)
+        validate(models.output_generator, val_set, options.precision, out, triplets, stop)
     return {"training": trained - began, "validation": time.perf_counter() - trained}
 
 

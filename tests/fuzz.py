@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["PIL", "zipfile", "torch._weights_only_
 import corpus
 
 from model import Generator
-from utils import generator_file, images
+from utils import files, generator_file, images
 
 WORKPLACE = Path(sys.argv[2], "place", "inner")
 
@@ -42,7 +42,7 @@ def weight_files() -> list[bytes]:
     """Return small files in PyTorch's two formats: parts of our generator and of ESRGAN's."""
     generator = Generator(2, 1)
     ours = {
-        "format": generator_file.GENERATOR_FORMAT,
+        "format": files.GENERATOR_FORMAT,
         **generator.architecture,
         "state_dict": {
             name: tensor for name, tensor in generator.state_dict().items() if tensor.numel() < 100

@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import inference
 import metrics
 import train
-from networks import new_generator
+from model import Generator
 from utils import cli, images, pretrained
 from utils.checkpoint import Progress
 from validation import validate
@@ -271,7 +271,7 @@ def update(words: list[str], adam: dict[str, Any] | None = None) -> Record:
 
 def adam_state(fused: bool | None) -> dict[str, Any]:
     """The state of G's Adam in a checkpoint of a CPU, or of a version without fused Adam."""
-    network = new_generator("srresnet", 4, blocks=1)
+    network = Generator(4, 1)
     adam = torch.optim.Adam(network.parameters(), fused=fused)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -285,7 +285,7 @@ def adam_state(fused: bool | None) -> dict[str, Any]:
 def enlarge(precision: str) -> Record:
     """Enlarge an image in four tiles."""
     with played_gpu() as record:
-        generator = inference.prepared(new_generator("srresnet", 4, blocks=1)).to(GPU)
+        generator = inference.prepared(Generator(4, 1)).to(GPU)
         record.waits.clear()
         sr = inference.upscale(generator, np.zeros((32, 24, 3), np.uint8), 16, precision)
         assert sr.shape == (128, 96, 3)
@@ -304,7 +304,7 @@ def validation(precision: str) -> Record:
             *(torch.zeros(1, 3, *size, dtype=torch.uint8) for size in sizes),
         )
         distances = metrics.distance_networks(weights=[weights])
-        generator = new_generator("srresnet", 4, blocks=1).to(GPU)
+        generator = Generator(4, 1).to(GPU)
         record.waits.clear()
         scores = validate(generator, dataset, precision, None, 0, cli.StopRequest(), distances)
         assert {"PSNR", "SSIM", "Distance", "Grid"} <= scores.keys()

@@ -157,7 +157,7 @@ def test_a_new_constructor_argument_is_saved_and_older_files_get_its_default(tmp
 
 def test_a_bug_is_not_reported_as_a_bad_file(tmp_path, monkeypatch, generator):
     generator_file.save(tmp_path / "g.pth", generator)
-    monkeypatch.setattr(generator_file, "misfit", lambda *_: {}["typo"])
+    monkeypatch.setattr(files, "misfit", lambda *_: {}["typo"])
     with pytest.raises(KeyError, match="typo"):
         generator_file.load(tmp_path / "g.pth")
     monkeypatch.setattr(files, "load_tensors", lambda _path: torch.ones(2) @ torch.ones(3))
@@ -246,7 +246,7 @@ def test_added_blocks_start_as_the_identity_and_learn(capsys):
     )
     torch.manual_seed(0)
     lr, hr = torch.rand(2, 3, 12, 10) * 2 - 1, torch.rand(2, 3, 48, 40) * 2 - 1
-    for network in (models.generator, models.validated):
+    for network in (models.generator, models.output_generator):
         for training in (False, True):
             with torch.no_grad():
                 ours, expected = (copy.deepcopy(net).train(training)(lr) for net in (network, held))

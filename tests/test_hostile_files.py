@@ -153,7 +153,7 @@ def test_weight_files_that_claim_absurd_things_take_no_memory(tmp_path):
 
 def as_generator_file(architecture: dict, state: dict) -> dict:
     """The content of a generator file."""
-    return {"format": generator_file.GENERATOR_FORMAT, **architecture, "state_dict": state}
+    return {"format": files.GENERATOR_FORMAT, **architecture, "state_dict": state}
 
 
 def safetensors_file(header: bytes, content: bytes = b"") -> bytes:

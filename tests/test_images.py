@@ -248,14 +248,14 @@ def test_sizes_of_resizing(height, width, scale):
 
 def test_formats_that_cannot_hold_a_picture_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"cannot write \.gif"):
-        images.check_output_path(tmp_path / "a.gif")
+        images.output_format(tmp_path / "a.gif")
     for name, side in (("a.webp", 16_383), ("a.jpg", 65_500)):
         images.write_picture(tmp_path / name, images.Picture(np.zeros((1, side, 3), np.uint8)))
         with pytest.raises(ValueError, match=f"at most {side} pixels"):
-            images.check_output_path(tmp_path / name, side + 1, 1)
-    images.check_output_path(tmp_path / "a.bmp", 40_000, 40_000, channels=1)
+            images.output_format(tmp_path / name, side + 1, 1)
+    images.output_format(tmp_path / "a.bmp", 40_000, 40_000, channels=1)
     with pytest.raises(ValueError, match="BMP holds at most 4 GiB"):
-        images.check_output_path(tmp_path / "a.bmp", 40_000, 40_000)
+        images.output_format(tmp_path / "a.bmp", 40_000, 40_000)
 
 
 @pytest.mark.parametrize("channels", ["L", "LA", "RGB", "RGBA"])

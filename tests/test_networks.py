@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import choices
 import inference
 import networks
 from utils import generator_file
@@ -30,21 +31,18 @@ def test_a_generator_without_arguments_is_saved_loaded_and_enlarges(
     tmp_path, monkeypatch, astronaut
 ):
     monkeypatch.setitem(networks.GENERATORS, "plainest", Plainest)
-    assert networks.constructor_defaults("plainest") == {}
-    generator_file.save(tmp_path / "g.pth", networks.new_generator("plainest", 2))
+    generator_file.save(tmp_path / "g.pth", Plainest(2))
     generator = inference.open_generator(tmp_path / "g.pth", torch.device("cpu"))
     whole = inference.upscale(generator, astronaut[:40, :50], tile=0)
     tiles = inference.upscale(generator, astronaut[:40, :50], tile=16)
     assert whole.shape == (80, 100, 3) and (whole == tiles).all()
     with pytest.raises(ValueError, match="upscale 4 is not 2"):
-        networks.empty_generator("plainest", 4)
+        networks.empty_generator("plainest", upscale=4)
 
 
 def test_every_generator_and_discriminator_keeps_its_contract():
-    for name in networks.GENERATORS:
-        generator = networks.new_generator(
-            name, 4, **dict.fromkeys(networks.constructor_defaults(name), 2)
-        )
+    for name, constructor in networks.GENERATORS.items():
+        generator = constructor(upscale=4, **dict.fromkeys(choices.GENERATORS[name], 2))
         assert generator.architecture["generator"] == name and generator.upscale == 4
         assert isinstance(generator.halo, int)
         assert generator(torch.zeros(1, 3, 7, 5)).shape == (1, 3, 28, 20)

@@ -166,7 +166,7 @@ def test_a_missing_plugin_is_named(tmp_path, astronaut, without_plugins, capsys)
         with pytest.raises(cli.UserError, match=f"{name}: .*: pip install {package}$"):
             images.read_picture(tmp_path / name)
     with pytest.raises(cli.UserError, match=r"x\.jxl: JPEG XL .*: pip install pillow-jxl-plugin$"):
-        images.check_output_path(tmp_path / "x.jxl")
+        images.output_format(tmp_path / "x.jxl")
     advice = "no image in this folder.*; HEIC .*: pip install pillow-heif; JPEG XL .*-jxl-plugin$"
     with pytest.raises(cli.UserError, match=advice):
         images.list_image_names(tmp_path)

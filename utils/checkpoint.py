@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import cli, distributed, files
-from utils.generator_file import CHECKPOINT_FORMAT
+from utils.files import CHECKPOINT_FORMAT
 
 LAST = "last.pth"
 PREVIOUS = "previous.pth"

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from networks import DISCRIMINATORS
-from utils import cli, files, generator_file
-from utils.generator_file import CHECKPOINT_FORMAT, DISCRIMINATOR_FORMAT, GENERATOR_FORMAT
+from utils import cli, files
+from utils.files import CHECKPOINT_FORMAT, DISCRIMINATOR_FORMAT, GENERATOR_FORMAT
 
 
 def save(path: str | Path, name: str, discriminator: nn.Module, **facts: Any) -> None:
@@ -51,14 +51,9 @@ def load(path: str | Path, name: str) -> dict[str, Tensor]:
             f"{advice}"
         )
     wanted = DISCRIMINATORS[name]().state_dict()
-    if problem := generator_file.misfit(state, wanted):
+    if problem := files.misfit(state, wanted):
         raise cli.UserError(f"{path}: the weights do not fit the discriminator {name} ({problem})")
-    state = {key: state[key].to(tensor.dtype) for key, tensor in wanted.items()}
-    try:
-        files.check_finite(state)
-    except cli.RunError as error:
-        raise cli.UserError(f"{path}: {error}") from error
-    return state
+    return files.usable_state(path, state, wanted)
 
 
 def _read(path: str | Path) -> tuple[Any, dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Files written whole or not at all, locks, checksums, and tensors read without executing code."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import hashlib
@@ -11,12 +13,20 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from utils import cli
 
+if TYPE_CHECKING:
+    import torch
+
 # PyTorch, which takes a second to import, is imported by the functions that need it:
 # plot_statistics.py uses this module without it.
+
+# The formats of the project's own files
+GENERATOR_FORMAT = "srgan-generator-1"
+CHECKPOINT_FORMAT = "srgan-checkpoint-1"
+DISCRIMINATOR_FORMAT = "srgan-discriminator-1"
 
 TEMPORARY_PREFIX = ".srgan-"
 TEMPORARY_SUFFIX = ".tmp"
@@ -272,6 +282,37 @@ def save_tensors(path: str | Path, value: Any, backup: str | Path | None = None)
         except RuntimeError as error:
             # The zip writer's error hides the cause: a full disk, a signal, a dead worker
             raise (error.__context__ or error) from None
+
+
+def misfit(state: dict[str, Any], wanted: dict[str, torch.Tensor]) -> str:
+    """Return what is wrong with a state dict; empty if its names and shapes are as `wanted`."""
+    import torch
+
+    for name, tensor in wanted.items():
+        if name not in state:
+            return f"{name} is missing"
+        if not isinstance(state[name], torch.Tensor):
+            return f"{name} is not a tensor"
+        if state[name].shape != tensor.shape:
+            return f"{name} has the shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+    extra = state.keys() - wanted.keys()
+    return f"the network has no {min(extra)}" if extra else ""
+
+
+def usable_state(
+    path: str | Path, state: dict[str, Any], wanted: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return a fitting state dict in the number formats of `wanted`.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+    state = {name: state[name].to(tensor.dtype) for name, tensor in wanted.items()}
+    try:
+        check_finite(state)
+    except cli.RunError as error:
+        raise cli.UserError(f"{path}: {error}") from error
+    return state
 
 
 def check_finite(value: Any, name: str = "") -> None:

@@ -11,17 +11,11 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from esrgan import read_released
 from model import Generator
-from networks import GENERATORS, GeneratorNetwork, constructor_defaults
+from networks import GENERATORS, GeneratorNetwork, empty_generator
 from utils import cli, files
-
-GENERATOR_FORMAT = "srgan-generator-1"
-CHECKPOINT_FORMAT = "srgan-checkpoint-1"
-DISCRIMINATOR_FORMAT = "srgan-discriminator-1"
+from utils.files import CHECKPOINT_FORMAT, DISCRIMINATOR_FORMAT, GENERATOR_FORMAT
 
 
 def save(path: str | Path, generator: GeneratorNetwork, **facts: Any) -> None:
@@ -77,7 +71,7 @@ def load(path: str | Path, foreign: bool = False) -> GeneratorNetwork:
 def _build(path: str | Path, metadata: dict[str, Any], state: dict[str, Any]) -> GeneratorNetwork:
     generator = _build_empty(path, metadata, len(state))
     wanted = generator.state_dict()
-    if problem := misfit(state, wanted):
+    if problem := files.misfit(state, wanted):
         is_ours = metadata.get("format") == GENERATOR_FORMAT
         kind = cli.UserError if is_ours else _OtherNetworkError
         raise kind(f"{path}: the weights do not fit the network that the file names ({problem})")
@@ -85,12 +79,7 @@ def _build(path: str | Path, metadata: dict[str, Any], state: dict[str, Any]) ->
         raise cli.UserError(
             f"{path}: too small for the network that it names; its tensors share memory"
         )
-    state = {name: state[name].to(tensor.dtype) for name, tensor in wanted.items()}
-    try:
-        files.check_finite(state)
-    except cli.RunError as error:
-        raise cli.UserError(f"{path}: {error}") from error
-    generator.load_state_dict(state, assign=True)
+    generator.load_state_dict(files.usable_state(path, state, wanted), assign=True)
     return generator.requires_grad_(True).eval()
 
 
@@ -116,7 +105,7 @@ def copy_weights(source: GeneratorNetwork, target: GeneratorNetwork, path: str |
         and holds["blocks"] < wanted["blocks"]
     )
     if differing and not deepened:
-        settable = ("generator", "upscale", *constructor_defaults(holds["generator"]))
+        settable = ("generator", *inspect.signature(GENERATORS[holds["generator"]]).parameters)
         options = [
             f"--{name.replace('_', '-')} {holds[name]}" for name in differing if name in settable
         ]
@@ -198,22 +187,8 @@ def _build_empty(path: str | Path, metadata: dict[str, Any], tensors: int) -> Ge
         held = cli.counted(tensors, "tensor")
         raise cli.UserError(f"{path}: {reprlib.repr(blocks)} blocks in a file of {held}")
     try:
-        with torch.device("meta"):
-            return GENERATORS[name](**arguments)
+        return empty_generator(name, **arguments)
     except (ValueError, TypeError, RuntimeError) as error:  # refused by the network or by PyTorch
         raise cli.UserError(
             f"{path}: no network can be built from it ({cli.describe(error)})"
         ) from error
-
-
-def misfit(state: dict[str, Any], wanted: dict[str, Tensor]) -> str:
-    """Return what is wrong with a state dict; empty if its names and shapes are as `wanted`."""
-    for name, tensor in wanted.items():
-        if name not in state:
-            return f"{name} is missing"
-        if not isinstance(state[name], Tensor):
-            return f"{name} is not a tensor"
-        if state[name].shape != tensor.shape:
-            return f"{name} has the shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-    extra = state.keys() - wanted.keys()
-    return f"the network has no {min(extra)}" if extra else ""

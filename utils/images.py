@@ -344,7 +344,7 @@ def read_picture(
 # --- writing ------------------------------------------------------------------------------------
 
 
-def check_output_path(path: str | Path, width: int = 0, height: int = 0, channels: int = 3) -> str:
+def output_format(path: str | Path, width: int = 0, height: int = 0, channels: int = 3) -> str:
     """Return Pillow's name for the format of an output path.
 
     Raises:
@@ -383,7 +383,7 @@ def prepare_output(path: str | Path) -> None:
 
     Raises the same errors as `write_picture`.
     """
-    check_output_path(path)
+    output_format(path)  # refuses those that cannot be written
     files.make_folder(Path(path).parent)
 
 
@@ -404,7 +404,7 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
     """
     height, width = picture.rgb.shape[:2]
     channels = 1 if picture.gray else 3
-    file_format = check_output_path(path, width, height, channels)
+    file_format = output_format(path, width, height, channels)
     profile_held = not picture.icc_profile or _holds_profile(file_format, picture.icc_profile)
     is_deep = is_16_bit(picture) and profile_held and file_format in depth.FORMATS
     if not is_deep:
@@ -452,7 +452,7 @@ def write_picture(path: str | Path, picture: Picture, quality: int | None = None
 
 def what_is_lost(picture: Picture, path: str | Path) -> list[str]:
     """Return what the format of a path cannot hold of a picture, in words for the user."""
-    file_format = check_output_path(path)
+    file_format = output_format(path)
     height, width = picture.rgb.shape[:2]
     names = left_out(picture.metadata, file_format, height, width)
     lost = [f"{file_format} cannot hold {name}" for name in names]

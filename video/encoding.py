@@ -86,7 +86,7 @@ CODECS = {
 }
 
 
-def check_codec(path: str | Path, codec: str | None, crf: int | None) -> str:
+def codec_for(path: str | Path, codec: str | None, crf: int | None) -> str:
     """Return the codec for an output path: H.264 (VP9 in WebM) unless another is named.
 
     Raises:
