@@ -9,6 +9,7 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,23 @@ _SIGNATURE = re.compile(
     rb"\0\0\0\x0cjP  |\xffO\xffQ|....ftypavi[fs]",
     re.DOTALL,
 )
+
+
+@dataclass
+class Pixels:
+    """The pixels of a picture, upright.
+
+    Attributes:
+        rgb: (H, W, 3) uint8, or uint16 for one of 16 bits per channel.
+        alpha: (H, W), as deep as rgb, or None for an opaque picture.
+        icc_profile: ICC profile of the RGB values, or None for sRGB.
+        notes: messages for the user.
+    """
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None
+    icc_profile: bytes | None
+    notes: tuple[str, ...]
 
 
 # --- opening ------------------------------------------------------------------------------------
@@ -188,6 +206,13 @@ def _decoded(content: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=["JPEG", "MPO"])
     image.load()
     return image
+
+
+def read(image: Image.Image) -> Pixels:
+    """Return the 8-bit pixels of a picture that is `loaded`; notes are those of `gray_levels`."""
+    shallow, notes = to_8_bit(image)
+    rgb, alpha, profile = to_rgb(shallow)
+    return upright(Pixels(rgb, alpha, profile, notes), image)
 
 
 # --- depth --------------------------------------------------------------------------------------
@@ -340,6 +365,15 @@ def orientation(image: Image.Image) -> int:
         return image.getexif().get(_ORIENTATION, 1)
     except SyntaxError:  # broken EXIF data hold none
         return 1
+
+
+def upright(pixels: Pixels, image: Image.Image) -> Pixels:
+    """Turn pixels by the orientation of the image that they come from."""
+    turn = orientation(image)
+    pixels.rgb = turned(pixels.rgb, turn)
+    if pixels.alpha is not None:
+        pixels.alpha = turned(pixels.alpha, turn)
+    return pixels
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -6,7 +6,6 @@ OpenCV decodes colour. PNG and TIFF are written here, with whatever metadata Pil
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,24 +28,7 @@ _BIG_TIFF = b"II+\0\x08\0\0\0" + bytes(8)
 # --- reading ------------------------------------------------------------------------------------
 
 
-@dataclass
-class DeepPixels:
-    """The pixels of a picture; as `images.Picture` has them, but uint16.
-
-    Attributes:
-        rgb: (H, W, 3) uint16.
-        alpha: (H, W) uint16, or None.
-        icc_profile: ICC profile of the RGB values, or None for sRGB.
-        notes: messages for the user.
-    """
-
-    rgb: np.ndarray
-    alpha: np.ndarray | None
-    icc_profile: bytes | None
-    notes: tuple[str, ...]
-
-
-def read(image: Image.Image, bits: int, path: str | Path) -> DeepPixels | None:
+def read(image: Image.Image, bits: int, path: str | Path) -> decoding.Pixels | None:
     """Return the 16-bit pixels of a picture that Pillow has decoded, upright by its orientation.
 
     Args:
@@ -81,11 +63,8 @@ def read(image: Image.Image, bits: int, path: str | Path) -> DeepPixels | None:
         if not np.array_equal(tones, np.arange(256)):
             return None
 
-    # Orientation
-    orientation = decoding.orientation(image)
-    rgb = decoding.turned(rgb, orientation)
-    alpha = None if alpha is None else decoding.turned(alpha, orientation)
-    return DeepPixels(rgb, alpha, profile if space == "RGB" and not gray else None, notes)
+    kept_profile = profile if space == "RGB" and not gray else None
+    return decoding.upright(decoding.Pixels(rgb, alpha, kept_profile, notes), image)
 
 
 def _colour_values(image: Image.Image, path: str | Path) -> np.ndarray | None:

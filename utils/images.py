@@ -311,22 +311,17 @@ def read_picture(
         bits = decoding.bits_per_channel(file)
         file, damage = decoding.loaded(file, path)
         metadata = read_metadata(file)
-        deep = depth.read(file, bits, path) if keep_depth else None
-        if deep:
-            rgb, alpha, profile, notes = deep.rgb, deep.alpha, deep.icc_profile, deep.notes
-        else:
-            image, notes = decoding.to_8_bit(file)
-            rgb, alpha, profile = decoding.to_rgb(image)
-            orientation = decoding.orientation(file)
-            rgb = decoding.turned(rgb, orientation)
-            alpha = None if alpha is None else decoding.turned(alpha, orientation)
-        kept_bits = 8 * rgb.itemsize
+        pixels = depth.read(file, bits, path) if keep_depth else None
+        if pixels is None:
+            pixels = decoding.read(file)
+        notes = pixels.notes
+        kept_bits = 8 * pixels.rgb.itemsize
         if bits > kept_bits:
             notes += (f"{bits} bits per channel, reduced to {kept_bits}",)
         if file.format == "JXL":
             metadata.xmp = plugins.jxl_xmp(path)
         has_profile = "icc_profile" in file.info
-        if file.format == "PNG" and (profile or not has_profile):  # else the colours are converted
+        if file.format == "PNG" and (pixels.icc_profile or not has_profile):  # else converted
             metadata.colours = read_png_colours(path, has_profile)
 
         # Count the frames
@@ -338,7 +333,8 @@ def read_picture(
         if frames != "1":
             notes += (f"{frames} frames or pages, only the first is used",)
         notes += damage
-        return Picture(rgb, alpha, profile, decoding.is_gray(rgb), metadata, notes)
+        gray = decoding.is_gray(pixels.rgb)
+        return Picture(pixels.rgb, pixels.alpha, pixels.icc_profile, gray, metadata, notes)
 
 
 # --- writing ------------------------------------------------------------------------------------
