@@ -1,10 +1,14 @@
 """Each file in weights/ has the size, checksum and scores that its model card states."""
 
+import functools
+import io
 import re
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, photograph
+from PIL import Image
 
 import inference
 import metrics
@@ -63,3 +67,30 @@ def test_a_file_scores_on_set5_what_the_card_says(name, set5, networks):
     assert ssim.mean().item() == pytest.approx(float(row[3]), abs=1e-4)
     expected = [float(value) for value in re.findall(r"[\d.]+", beyond[1])]
     assert torch.tensor(textures).mean(0).tolist() == pytest.approx(expected, abs=2e-3)
+
+
+def scores_on_scikit_images_photographs(name: str) -> list[float]:
+    """Mean PSNR on luma of four photographs, from clean LR and from LR saved as JPEG."""
+    if name == "bicubic":
+        enlarge = functools.partial(images.upscale_bicubic, upscale=4)
+    else:
+        generator = inference.open_generator(ROOT / "weights" / name, torch.device("cpu"))
+        enlarge = functools.partial(inference.upscale, generator)
+    clean, compressed = [], []
+    for photo in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"):
+        hr = images.crop_to_multiple(photograph(photo), 4)
+        lr = images.downscale(hr, 4)
+        file = io.BytesIO()
+        Image.fromarray(lr).save(file, "JPEG", quality=60)
+        for scores, small in (clean, lr), (compressed, np.array(Image.open(file))):
+            pair = [images.uint8_to_unit(images.to_tensor(image)) for image in (enlarge(small), hr)]
+            scores.append(metrics.psnr_ssim_y(*pair, 4)[0].item())
+    return [float(np.mean(scores)) for scores in (clean, compressed)]
+
+
+@pytest.mark.parametrize("name", ["bicubic", *[name for name, *_ in FILES]])
+@torch.inference_mode()
+def test_a_file_scores_on_scikit_images_photographs_what_the_card_says(name):
+    row = re.search(rf"^\| (?:`{name}`|{name}) \| ([\d.]+) \| ([\d.]+) \|$", CARD, re.M)
+    expected = [float(value) for value in row.groups()]
+    assert scores_on_scikit_images_photographs(name) == pytest.approx(expected, abs=0.02)
