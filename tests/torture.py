@@ -97,7 +97,7 @@ def training(place: Path, kills: int) -> list[Row]:
 
 def pictures(place: Path, count: int, seed: int) -> list[Row]:
     """Enlarge mutated pictures as test_image.py does."""
-    generator = Generator(2, 1).eval()
+    engines = test_image.Engines(Generator(2, 1).eval())
     words = ["none", "--max-pixels", "100000", "--precision", "fp32"]
     args = test_image.get_args_parser().parse_args(words)
     rows = []
@@ -106,7 +106,7 @@ def pictures(place: Path, count: int, seed: int) -> list[Row]:
     for name, content in bar:
         source = place / name
         source.write_bytes(content)
-        enlarge = partial(test_image.enlarge, {"SR": generator}, source, place / "out.png", args)
+        enlarge = partial(test_image.enlarge, engines, source, place / "out.png", args)
         wrong = what_went_wrong(enlarge, name, (ValueError, OSError))
         rows.append((f"mutated {source.suffix[1:]}", name, wrong))
         source.unlink()
