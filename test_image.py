@@ -258,7 +258,7 @@ def enlarge(
     height, width = picture.rgb.shape[:2]
     wanted = OutputSize(args.outscale, args.size)
     size = wanted.of(source, width, height, engines.engine.upscale, args.max_pixels)
-    images.output_format(target, *size, 1 if picture.gray else 3)  # refuses one too small for it
+    images.output_format(target, *size, 1 if picture.gray else 3)  # refuses sizes it cannot hold
 
     def enlarged(engine: inference.Engine) -> images.Picture:
         return inference.upscale_picture(

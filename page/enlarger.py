@@ -113,7 +113,7 @@ class Enlarger:
             max_pixels: limit for the pictures that are read.
 
         Raises:
-            UserError: as for `inference.open_engine`, or the precision suits no generator.
+            UserError: as for `inference.open_engine`, or one cannot compute in this precision.
         """
         self.purposes = purposes
         self.folder = folder

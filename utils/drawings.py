@@ -1,6 +1,6 @@
 """Synthetic drawings: what photographs lack, but logos, charts and comics are made of.
 
-Generators that have seen only photographs shift pure colours, by up to 27 of 255 levels. A few
+Generators that have seen only photographs shift pure colours, by up to 37 of 255 levels. A few
 drawings among the training photographs teach them flat, saturated colours, straight edges and
 letters.
 """
