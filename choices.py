@@ -14,7 +14,7 @@ GENERATORS = {
     "rrdb": {"blocks": 23, "features": 64, "growth": 32},
 }
 # networks.DISCRIMINATORS
-DISCRIMINATORS = ("vgg", "multiscale", "unet")
+DISCRIMINATORS = ("vgg", "multiscale", "unet", "unet-small")
 # degradations.DEGRADATIONS
 DEGRADATIONS = ("bicubic", "photo", "photo-2")
 # Tables of the same names in generator_loss_functions

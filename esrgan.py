@@ -167,6 +167,13 @@ class UNetDiscriminator(nn.Module):
         return torch.sigmoid(self.logits(x))
 
 
+class SmallUNetDiscriminator(UNetDiscriminator):
+    """`UNetDiscriminator` with half its channels: a quarter of the operations, as for a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__(features=32)
+
+
 # --- released files -----------------------------------------------------------------------------
 
 _RELEASED_NAMES = (  # each pattern and its replacement in our networks

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from esrgan import RRDBGenerator, UNetDiscriminator
+from esrgan import RRDBGenerator, SmallUNetDiscriminator, UNetDiscriminator
 from model import Discriminator, Generator, MultiScaleDiscriminator
 
 # --- contracts ----------------------------------------------------------------------------------
@@ -92,6 +92,7 @@ DISCRIMINATORS: dict[str, type[DiscriminatorNetwork]] = {
     "vgg": Discriminator,
     "multiscale": MultiScaleDiscriminator,
     "unet": UNetDiscriminator,
+    "unet-small": SmallUNetDiscriminator,
 }
 
 

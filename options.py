@@ -181,7 +181,8 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         choices=choices.DISCRIMINATORS,
         default="vgg",
         help="vgg: SRGAN's; multiscale: three such networks, at full, half and quarter size; "
-        "unet: Real-ESRGAN's, which judges every pixel",
+        "unet: Real-ESRGAN's, which judges every pixel; unet-small: the same with half its "
+        "channels, as fast as vgg",
     )
     group.add_argument(
         "--degradation",

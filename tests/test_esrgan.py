@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from conftest import run
 
 import inference
-from esrgan import RRDBGenerator, UNetDiscriminator
+from esrgan import RRDBGenerator, SmallUNetDiscriminator, UNetDiscriminator
 from utils import cli, generator_file, images
 from utils.pretrained import import_torchvision
 
@@ -207,6 +207,15 @@ def test_the_unet_has_real_esrgans_size_and_judges_every_pixel():
     discriminator.eval()
     assert discriminator(x).shape == (2, 1, 40, 44)
     assert torch.equal(discriminator(x), torch.sigmoid(discriminator.logits(x)))
+
+
+def test_the_small_unet_has_half_the_channels():
+    small, whole = SmallUNetDiscriminator(), UNetDiscriminator()
+    halves = UNetDiscriminator(features=32)
+    shapes = {name: tensor.shape for name, tensor in small.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in halves.state_dict().items()}
+    assert small.first.out_channels == whole.first.out_channels // 2
+    assert small(torch.zeros(1, 3, 32, 32)).shape == (1, 1, 32, 32)
 
 
 def test_the_unet_is_the_published_network():
