@@ -200,11 +200,14 @@ class Enlarger:
             # It names a file of the server, and the visitor cannot mend it
             raise cli.RunError(str(error)) from error
         height, width = picture.rgb.shape[:2]
-        size = wanted.of(path.name, width, height, engine.upscale, self.max_pixels)
-        if max(size) > LARGEST_SIDE:
+        size = wanted.of(path.name, width, height, engine.upscale)
+        most = self.max_pixels * engine.upscale**2
+        if max(size) > LARGEST_SIDE or size[0] * size[1] > most:
             pixels = f"{size[0]} × {size[1]} pixels"
-            limit = f"this page shows up to {LARGEST_SIDE:,} per side"
-            raise cli.UserError(f"{path.name}: the result would have {pixels}; {limit}: {ADVICE}")
+            limit = f"up to {LARGEST_SIDE:,} per side and {most / 1e6:g} million in all"
+            raise cli.UserError(
+                f"{path.name}: the result would have {pixels}; this page shows {limit}: {ADVICE}"
+            )
 
         # Enlarge
         sr = inference.upscale_picture(
