@@ -173,6 +173,39 @@ def test_gray_of_other_depths_uses_16_bits(tmp_path):
     assert alpha[3, 4] == 0 and np.unique(alpha).tolist() == [0, 65535]
 
 
+def as_ppm(values: np.ndarray, white: int) -> bytes:
+    kind = 6 if values.ndim == 3 else 5
+    dtype = ">u2" if white > 255 else "u1"
+    header = f"P{kind} {values.shape[1]} {values.shape[0]} {white}\n"
+    return header.encode() + values.astype(dtype).tobytes()
+
+
+def test_other_formats_say_that_they_lose_depth(tmp_path):
+    deep = noise(64, 64, 3)
+    pictures = {
+        "a.ppm": (as_ppm(deep, 65535), 16),
+        "b.ppm": (as_ppm(deep >> 6, 1023), 16),
+        "c.jp2": (cv2.imencode(".jp2", deep)[1], 16),
+        "d.avif": (cv2.imencode(".avif", deep >> 6, [cv2.IMWRITE_AVIF_DEPTH, 10])[1], 10),
+        "e.avif": (cv2.imencode(".avif", deep >> 4, [cv2.IMWRITE_AVIF_DEPTH, 12])[1], 12),
+        "f.ppm": (as_ppm(deep >> 8, 255), 8),
+        "g.jp2": (cv2.imencode(".jp2", depth.to_8_bits(deep))[1], 8),
+        "h.avif": (cv2.imencode(".avif", depth.to_8_bits(deep))[1], 8),
+        "i.ppm": (b"P3 1 1 100 1 2 3", 8),
+        "j.pbm": (b"P4 8 1 a", 8),
+        "k.pbm": (b"P1 2 1 0 1", 8),
+    }
+    for name, (content, bits) in pictures.items():
+        (tmp_path / name).write_bytes(bytes(content))
+        notes = images.read_picture(tmp_path / name, keep_depth=True).notes
+        expected = (f"{bits} bits per channel, reduced to 8",) if bits > 8 else ()
+        assert notes == expected, name
+    # Gray keeps its depth
+    (tmp_path / "a.pgm").write_bytes(as_ppm(deep[..., 0], 65535))
+    picture = images.read_picture(tmp_path / "a.pgm", keep_depth=True)
+    assert np.array_equal(picture.rgb[..., 0], deep[..., 0]) and picture.notes == ()
+
+
 def test_colours_that_are_converted_have_8_bits(tmp_path):
     values = noise(8, 9)
     values.flat[:2] = 0, 65535

@@ -35,6 +35,7 @@ CLIP_SUFFIXES = {
     *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
 }
 _END_OF_JPEG = b"\xff\xd9"
+_JPEG2000_START = b"\xff\x4f\xff\x51"  # the markers SOC and SIZ
 _FILLINGS = (b"\x55" * 4096, b"\xaa" * 4096)
 _MARKER = re.compile(rb"\xff[^\0\xff]")
 
@@ -218,7 +219,7 @@ def read(image: Image.Image) -> Pixels:
 # --- depth --------------------------------------------------------------------------------------
 
 
-def bits_per_channel(image: Image.Image) -> int:
+def bits_per_channel(image: Image.Image, path: str | Path) -> int:
     """Return the depth of an opened picture that is not decoded yet; 8 if it is unknown."""
     if image.format == "HEIF":
         return int(image.info.get("bit_depth", 8))
@@ -227,7 +228,35 @@ def bits_per_channel(image: Image.Image) -> int:
     if image.format == "PNG":
         tiles = getattr(image, "tile", ())
         return 16 if any(";16" in str(tile) for tile in tiles) else 8
+    if image.format == "PPM":
+        # A raw mode, or a mode and the value of white
+        arguments = [tile[3] for tile in getattr(image, "tile", ())]
+        is_deep = any(";16" in a if isinstance(a, str) else a[-1] > 255 for a in arguments)
+        return 16 if is_deep else 8
+    if image.format == "JPEG2000":
+        return _jpeg2000_bits(Path(path).read_bytes())
+    if image.format == "AVIF":
+        return _avif_bits(Path(path).read_bytes())
     return 8
+
+
+def _jpeg2000_bits(content: bytes) -> int:
+    """Return the largest depth of the components (ISO/IEC 15444-1, A.5.1: the marker SIZ)."""
+    start = content.find(_JPEG2000_START)
+    if start < 0:
+        return 8
+    count = int.from_bytes(content[start + 40 : start + 42])
+    sizes = content[start + 42 :: 3][:count]  # each component has its depth and two steps
+    return max([8, *((size & 0x7F) + 1 for size in sizes)])
+
+
+def _avif_bits(content: bytes) -> int:
+    """Return the depth that an AVIF file's first AV1 configuration states (AV1-ISOBMFF, 2.3)."""
+    start = content.find(b"av1C")
+    flags = content[start + 6 : start + 7]
+    if start < 0 or not flags or not flags[0] & 0x40:
+        return 8
+    return 12 if flags[0] & 0x20 else 10
 
 
 def is_deep_gray(image: Image.Image) -> bool:

@@ -308,7 +308,7 @@ def read_picture(
     """
     with decoding.opened(path, max_pixels) as file:
         # Decode
-        bits = decoding.bits_per_channel(file)
+        bits = decoding.bits_per_channel(file, path)
         file, damage = decoding.loaded(file, path)
         metadata = read_metadata(file)
         pixels = depth.read(file, bits, path) if keep_depth else None
