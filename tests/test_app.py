@@ -196,7 +196,7 @@ def test_another_size_gives_the_result_of_test_image(
         ("2x", "Other size: 2x would be 2 pixels wide; write 2 for 2 times as wide and high"),
         ("0x9", "Other size: '0x9' is not WIDTHxHEIGHT in pixels, such as 1920x1080"),
         ("50x50", "a.png: a size of 50x50 would distort 20x12 pixels; 50x or x50 keeps"),
-        ("x300", "a.png: the result would have 500 × 300 pixels; this page shows up to 65,500 per"),
+        ("x300", "a.png: the result would have 500 × 300 pixels; this page shows up to 65,500"),
     ],
 )
 def test_a_size_that_cannot_be_is_told(mine, tmp_path, text, reason):

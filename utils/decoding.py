@@ -229,14 +229,25 @@ def bits_per_channel(image: Image.Image, path: str | Path) -> int:
         tiles = getattr(image, "tile", ())
         return 16 if any(";16" in str(tile) for tile in tiles) else 8
     if image.format == "PPM":
-        # A raw mode, or a mode and the value of white
-        arguments = [tile[3] for tile in getattr(image, "tile", ())]
-        is_deep = any(";16" in a if isinstance(a, str) else a[-1] > 255 for a in arguments)
-        return 16 if is_deep else 8
+        return _netpbm_bits(image)
     if image.format == "JPEG2000":
         return _jpeg2000_bits(Path(path).read_bytes())
     if image.format == "AVIF":
         return _avif_bits(Path(path).read_bytes())
+    return 8
+
+
+def _netpbm_bits(image: Image.Image) -> int:
+    """Return 16 if the values of a PPM or PGM take two bytes each, else 8."""
+    for tile in getattr(image, "tile", ()):
+        arguments = tile[3]  # of the decoder: a raw mode, or a mode and the value of white
+        if isinstance(arguments, str):
+            is_deep = ";16" in arguments
+        else:
+            white = arguments[-1]
+            is_deep = white > 255
+        if is_deep:
+            return 16
     return 8
 
 
