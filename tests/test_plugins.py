@@ -131,6 +131,32 @@ def test_a_jpeg_xl_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
             images.read_picture(tmp_path / "a.jxl")
 
 
+# 4x3 pixels each, by libjxl's cjxl: 8 bits, 10 bits, 16 bits to be turned, floating point
+DEPTHS = {
+    8: "ff0a103010505c080802010084004b188b15c201ccb31fcd0158ab64b2b7a8b4aa172c14e7b7032c0a12"
+    "a008812200",
+    10: "ff0a103014505c08080201005c004b188b150a15996e7e4407d8abd373ea71d26a0d0d0803",
+    16: "0000000c4a584c200d0a870a00000014667479706a786c20000000006a786c20000000096a786c6c0a00"
+    "0000446a786c63ff0a10300b3f00c5250108020100b0004b188b154202c4dd3a40ba0eb0a7e2abe2abe2"
+    "eb6139756ed5a2954b8f3a58b6ab124ecb0918c10175802102",
+    32: "ff0a10307200c5850802010018024b188b15527c67cb5b88410ab2603f2799fdff33a1085213ed8df315"
+    "5fde244900aff8e2155f156f7e51eda1896fb03249f3b91d977e0964029e85d933d223e2ddb66d5ecccc"
+    "8e577cf18aafcac495605ff2180f7268c78347f1ad8aa8d1ddf505fff6f88acf8b0eaaf18a2f5ef1e541"
+    "8ad16d085d1851da72b83be84e8b6c82fea69468fa04",
+}
+
+
+@pytest.mark.parametrize("bits", DEPTHS)
+def test_depth_that_a_jpeg_xl_loses_is_said(tmp_path, bits):
+    (tmp_path / "a.jxl").write_bytes(bytes.fromhex(DEPTHS[bits]))
+    assert plugins.jxl_bits(tmp_path / "a.jxl") == bits
+    if plugins.JXL.load():
+        picture = images.read_picture(tmp_path / "a.jxl", keep_depth=True)
+        expected = (f"{bits} bits per channel, reduced to 8",) if bits > 8 else ()
+        assert picture.notes == expected
+        assert picture.rgb.shape == ((4, 3, 3) if bits == 16 else (3, 4, 3))
+
+
 @pytest.mark.parametrize(
     ("height", "width"), [(1, 1), (8, 8), (256, 512), (60, 90), (513, 1), (9000, 3), (40, 48)]
 )

@@ -234,6 +234,8 @@ def bits_per_channel(image: Image.Image, path: str | Path) -> int:
         return _jpeg2000_bits(Path(path).read_bytes())
     if image.format == "AVIF":
         return _avif_bits(Path(path).read_bytes())
+    if image.format == "JXL":
+        return plugins.jxl_bits(path)
     return 8
 
 

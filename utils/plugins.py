@@ -78,10 +78,43 @@ def advice_for(names: list[str]) -> str:
     return "".join(f"; {plugin.advice}" for plugin in needed)
 
 
-# --- the size of a JPEG XL ----------------------------------------------------------------------
+# --- the header of a JPEG XL (ISO/IEC 18181-1, annex D) -----------------------------------------
 
-# Width to height, by the number in the header (ISO/IEC 18181-1, SizeHeader)
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
+_DEPTHS = ((8, 0), (10, 0), (12, 0), (1, 6))
+_FLOAT_DEPTHS = ((32, 0), (16, 0), (24, 0), (1, 6))
+_SIDES = ((1, 9), (1, 13), (1, 18), (1, 30))
+_HEADER_BYTES = 32  # as many as the fields up to the depth can take, and more
+
+
+class _Bits:
+    """The bits of a header, the lowest of each byte first."""
+
+    def __init__(self, content: bytes) -> None:
+        self.bits = int.from_bytes(content, "little")
+
+    def take(self, count: int) -> int:
+        value = self.bits & ((1 << count) - 1)
+        self.bits >>= count
+        return value
+
+    def number(self, choices: tuple[tuple[int, int], ...]) -> int:
+        """Return a number that two bits announce: a lowest value and the count of bits to add."""
+        lowest, count = choices[self.take(2)]
+        return lowest + self.take(count)
+
+    def size(self) -> tuple[int, int]:
+        """Return (height, width)."""
+        is_small = self.take(1)
+        height = self._side(is_small)
+        ratio = self.take(3)
+        if ratio == 0:
+            return height, self._side(is_small)
+        across, down = _RATIOS[ratio]
+        return height, height * across // down
+
+    def _side(self, is_small: int) -> int:
+        return 8 * (1 + self.take(5)) if is_small else self.number(_SIDES)
 
 
 def jxl_size(file: IO[bytes]) -> tuple[int, int]:
@@ -90,26 +123,34 @@ def jxl_size(file: IO[bytes]) -> tuple[int, int]:
     Raises:
         SyntaxError: there is no header, as Pillow says it.
     """
-    bits = int.from_bytes(_codestream(file)[2:], "little")
+    return _Bits(_codestream(file)[2:]).size()
 
-    def take(count: int) -> int:
-        nonlocal bits
-        value = bits & ((1 << count) - 1)
-        bits >>= count
-        return value
 
-    def side(is_small: int) -> int:
-        if is_small:
-            return 8 * (1 + take(5))
-        return 1 + take((9, 13, 18, 30)[take(2)])
+def jxl_bits(path: str | Path) -> int:
+    """Return the bits per channel of a JPEG XL file; 8 if it is animated or has a preview.
 
-    is_small = take(1)
-    height = side(is_small)
-    ratio = take(3)
-    if ratio == 0:
-        return height, side(is_small)
-    across, down = _RATIOS[ratio]
-    return height, height * across // down
+    Raises:
+        OSError: the file cannot be read.
+        SyntaxError: there is no header.
+    """
+    with open(path, "rb") as file:
+        header = _Bits(_codestream(file)[2:])
+    header.size()
+    has_defaults = header.take(1)
+    if has_defaults:
+        return 8
+    has_more_fields = header.take(1)
+    if has_more_fields:
+        header.take(3)  # the orientation
+        has_intrinsic_size = header.take(1)
+        if has_intrinsic_size:
+            header.size()
+        has_preview = header.take(1)
+        is_animated = header.take(1)
+        if has_preview or is_animated:
+            return 8
+    is_float = header.take(1)
+    return header.number(_FLOAT_DEPTHS if is_float else _DEPTHS)
 
 
 def jxl_xmp(path: str | Path) -> bytes | None:
@@ -123,16 +164,17 @@ def jxl_xmp(path: str | Path) -> bytes | None:
 
 
 def _codestream(file: IO[bytes]) -> bytes:
-    """Return the first 12 bytes of a file's codestream, which may lie in several boxes."""
+    """Return the first bytes of a file's codestream, which may lie in several boxes."""
     file.seek(0)
-    found = file.read(12)
+    found = file.read(_HEADER_BYTES)
     if not found.startswith(b"\xff\x0a"):
         found = b""
     for kind, begin, end in _boxes(file):
-        if kind in (b"jxlc", b"jxlp") and len(found) < 12:
+        if kind in (b"jxlc", b"jxlp") and len(found) < _HEADER_BYTES:
             begin += 4 if kind == b"jxlp" else 0  # the number of the part
             file.seek(begin)
-            found += file.read(12 if end is None else min(12, max(0, end - begin)))
+            length = _HEADER_BYTES if end is None else max(0, end - begin)
+            found += file.read(min(_HEADER_BYTES, length))
     if not found.startswith(b"\xff\x0a"):
         raise SyntaxError("no JPEG XL codestream")
     return found
