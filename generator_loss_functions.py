@@ -128,6 +128,11 @@ def absolute_difference(ours: Tensor, target: Tensor) -> Tensor:
     return (ours.float() - target.float()).abs().mean((1, 2, 3))
 
 
+def relative_difference(ours: Tensor, target: Tensor) -> Tensor:
+    """Return `absolute_difference` as a share of the target's mean absolute feature (N,)."""
+    return absolute_difference(ours, target) / target.float().abs().mean()
+
+
 class VGG16Features(PerceptualNetwork):
     """The output of VGG16's last pooling layer, compared by MSE (Ledig et al., equation 5).
 
@@ -207,6 +212,9 @@ class VGG19Features(StagedNetwork):
         last_of_blocks = [block[-1] for block in vgg19_blocks(state_dict)]
         weights = (0.1, 0.1, 1.0, 1.0, 1.0)[: len(last_of_blocks)]
         self.stages = dict(zip(last_of_blocks, weights, strict=True))
+        # The features of a distilled network shrink from stage to stage
+        is_distilled = len(state_dict["conv1_1.weight"]) < 64
+        self.difference = relative_difference if is_distilled else absolute_difference
 
     def forward(self, x: Tensor) -> Iterator[tuple[float, Tensor]]:
         """See `StagedNetwork`."""
@@ -221,9 +229,10 @@ class VGG19Features(StagedNetwork):
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
         """Return the L1 distance of each pair (N,) of images of at least 17x17 pixels.
 
-        The features' mean absolute difference is summed over stages, as in Real-ESRGAN.
+        The features' mean absolute difference is summed over stages, as in Real-ESRGAN. In a
+        distilled network, it is relative to the features of all HR of the batch.
         """
-        return self.over_stages(absolute_difference, sr, hr)
+        return self.over_stages(self.difference, sr, hr)
 
     def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
         """Return `normalised_difference`, summed over stages with their weights (N,).

@@ -49,6 +49,25 @@ class UpsampleBlock(nn.Module):
             return self.prelu(convolve_and_shuffle(x, self.conv, self.pixel_shuffle.upscale_factor))
         return self.prelu(self.pixel_shuffle(self.conv(x)))
 
+    @torch.no_grad()
+    def even_out_phases(self, amount: float = 1.0) -> None:
+        """Let constant features give all factor² pixels that come from one pixel the same value.
+
+        Otherwise, the pixel shuffle can print a regular pattern on smooth areas (Sugawara et al.,
+        2018, arXiv 1806.02658).
+
+        Args:
+            amount: how far to move the weights, from 0 to 1 (all the way).
+        """
+        assert self.conv.bias is not None
+        phases = self.pixel_shuffle.upscale_factor**2
+        weight = self.conv.weight.unflatten(0, (-1, phases))  # (channels, phases, channels, 3, 3)
+        response = weight.sum((3, 4), keepdim=True)
+        excess = response - response.mean(1, keepdim=True)
+        weight -= amount * excess / weight[0, 0, 0].numel()
+        bias = self.conv.bias.unflatten(0, (-1, phases))
+        bias -= amount * (bias - bias.mean(1, keepdim=True))
+
 
 class Generator(nn.Module):
     """SRResNet, the generator of SRGAN (section 2.1, figure 4).

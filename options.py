@@ -177,6 +177,12 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
             help=f"{what} (default: as in the --init file, else {listed})",
         )
     group.add_argument(
+        "--even-phases",
+        action="store_true",
+        help="constrain the generator's pixel shuffles so that they cannot print a regular pattern "
+        "on smooth areas",
+    )
+    group.add_argument(
         "--discriminator",
         choices=choices.DISCRIMINATORS,
         default="vgg",

@@ -37,7 +37,7 @@ from dataloader import (
 )
 from degradations import DEGRADATIONS
 from generator_loss_functions import PERCEPTUAL_NETWORKS, PIXEL_LOSSES, GeneratorLoss
-from model import Logits, move_towards
+from model import Logits, UpsampleBlock, move_towards
 from networks import DISCRIMINATORS, GENERATORS, GeneratorNetwork
 from utils import (
     checkpoint,
@@ -55,6 +55,8 @@ from utils.pixel_cache import cache_folder_for
 from validation import validate
 
 get_args_parser = options.get_args_parser
+
+UPDATES_TO_EVEN_OUT = 1000  # --even-phases takes effect bit by bit
 
 # --- one update ---------------------------------------------------------------------------------
 
@@ -170,6 +172,13 @@ class Models:
         assert isinstance(generator, nn.Module) and isinstance(discriminator, nn.Module)
         self.generator = generator
         self.discriminator = discriminator
+        self.shuffles: list[UpsampleBlock] = []
+        if args.even_phases:
+            self.shuffles = [m for m in self.generator.modules() if isinstance(m, UpsampleBlock)]
+            if not self.shuffles:
+                raise cli.UserError(
+                    "--even-phases: this generator has no pixel shuffle; leave the option out"
+                )
         self.ema = AveragedModel(self.generator) if args.ema else None
         self.ema_decay: float = args.ema
 
@@ -227,6 +236,14 @@ class Models:
             self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.grad_clip)
         self.scaler.step(optimizer)
+
+    def even_out_phases(self, updates: int) -> None:
+        """With `--even-phases`, even out the pixel shuffles; the first updates do it in part.
+
+        Done at once, it would ruin a generator of `--init` that was trained without it.
+        """
+        for block in self.shuffles:
+            block.even_out_phases(min(1.0, updates / UPDATES_TO_EVEN_OUT))
 
     def update_average(self) -> None:
         """Move the averaged weights and batch statistics, if any, towards the generator's."""
@@ -292,6 +309,7 @@ def train_epoch(
             lr = images.uint8_to_signed(move_to(models.device, lr))
             hr = images.uint8_to_signed(move_to(models.device, hr))
             values = step(models, lr, hr)
+            models.even_out_phases((progress.epoch - 1) * batches + progress.batch + 1)
             models.update_average()
             progress.add(values, len(lr) * distributed.world_size())
             is_last = progress.batch == batches

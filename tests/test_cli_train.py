@@ -58,12 +58,13 @@ def without_times(out: Path) -> list[dict[str, str]]:
     ]
 
 
-NEW_LOSS_OPTIONS = (
+NEW_OPTIONS = (
     "perceptual_shift",
     "perceptual_zoom",
     "grid_weight",
     "consistency_weight",
     "sharpen",
+    "even_phases",
 )  # since the first version
 
 
@@ -104,6 +105,7 @@ EVERYTHING = [
     1,
     "--crops-per-image",
     2,
+    "--even-phases",
 ]
 
 
@@ -381,7 +383,7 @@ def test_a_checkpoint_of_the_first_version_resumes(whole_run, stopped_run, tmp_p
         "learning_rate_d",
         "lpips",
         "save_every",
-        *NEW_LOSS_OPTIONS,
+        *NEW_OPTIONS,
     ):
         del state["options"][option]
     checkpoint.save_checkpoint(
@@ -498,7 +500,7 @@ def test_a_run_of_the_time_before_other_perceptual_networks_goes_on(photos, tmp_
     state = files.load_tensors(path)
     options = state["options"]
     options["vgg_weights"] = options.pop("perceptual_weights")
-    for name in ("perceptual", "adversarial_loss", *NEW_LOSS_OPTIONS):
+    for name in ("perceptual", "adversarial_loss", *NEW_OPTIONS):
         del options[name]
     files.save_tensors(path, state)
     done = run("train.py", *arguments, "--epochs", 2, "--vgg-weights", "random")

@@ -386,6 +386,32 @@ def test_vgg19s_first_layers_give_the_known_distances(vgg19_files, set5, name, s
     assert distances == pytest.approx(known, abs=1e-4)
 
 
+def distilled_state(factor: float) -> dict[str, torch.Tensor]:
+    """A quarter of VGG19's channels up to conv3_1, whose values are multiplied by a factor."""
+    generator = torch.Generator().manual_seed(4)
+    names = [name for block in pretrained.VGG19_BLOCKS for name in block][:5]
+    state = {}
+    channels = 3
+    for name, width in zip(names, (16, 16, 32, 32, 64), strict=True):
+        state[f"{name}.weight"] = torch.randn(width, channels, 3, 3, generator=generator) / 5
+        state[f"{name}.bias"] = torch.randn(width, generator=generator) / 5
+        channels = width
+    for kind in ("weight", "bias"):
+        state[f"{names[-1]}.{kind}"] *= factor
+    return state
+
+
+def test_a_distilled_networks_features_are_compared_relative_to_those_of_hr(pair):
+    sr, hr = pair
+    network = VGG19Features(distilled_state(1))
+    expected = torch.zeros(len(sr))
+    for (weight, ours), (_, target) in zip(network(sr), network(hr), strict=True):
+        expected += weight * (ours - target).abs().mean((1, 2, 3)) / target.abs().mean()
+    assert network.distance(sr, hr).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    smaller = VGG19Features(distilled_state(1e-3))
+    assert smaller.distance(sr, hr).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+
+
 def test_only_sr_gets_a_gradient_of_vgg19(pair):
     network = VGG19Features(pretrained.load("vgg19", "random").state_dict)
     sr, hr = (image.clone().requires_grad_() for image in pair)

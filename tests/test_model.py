@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -114,6 +116,41 @@ def test_an_untrained_generator_enlarges_bilinearly(upscale):
     sr = Generator(upscale).train()(lr)
     inner = (..., slice(8, -8), slice(8, -8))
     assert torch.allclose(torch.atanh(sr)[inner], bilinear[inner], atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_even_phases_give_constant_features_one_value(factor):
+    torch.manual_seed(0)
+    block = model.UpsampleBlock(8, factor)
+    before = block.conv.weight.detach().clone()
+    features = torch.randn(1, 8, 1, 1).expand(1, 8, 7, 7)
+
+    def pattern() -> torch.Tensor:
+        """One cell away from the border, less its mean."""
+        cell = block(features)[0, :, 3 * factor : 4 * factor, 3 * factor : 4 * factor].detach()
+        return cell - cell.mean((1, 2), keepdim=True)
+
+    assert pattern().abs().max() > 0.1
+    block.even_out_phases(0)
+    assert torch.equal(block.conv.weight, before)
+    block.even_out_phases()
+    assert pattern().abs().max() < 1e-6
+    # These are the nearest such weights: what they lost is the same in all nine positions
+    lost = (before - block.conv.weight.detach()).flatten(2)
+    assert torch.allclose(lost, lost[..., :1].expand_as(lost), atol=1e-7)
+    by_phase = before.unflatten(0, (8, -1)).sum((3, 4)).mean(1)
+    after = block.conv.weight.detach().unflatten(0, (8, -1)).sum((3, 4)).mean(1)
+    assert torch.allclose(after, by_phase, atol=1e-6)
+
+
+def test_phases_are_evened_out_in_part():
+    torch.manual_seed(0)
+    block = model.UpsampleBlock(8)
+    whole = copy.deepcopy(block)
+    whole.even_out_phases()
+    middle = block.conv.weight.detach().lerp(whole.conv.weight.detach(), 0.25)
+    block.even_out_phases(0.25)
+    assert torch.allclose(block.conv.weight, middle, atol=1e-7)
 
 
 def test_every_weight_learns_from_the_second_step_on():

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import model
 import train
 from generator_loss_functions import consistency_loss, grid_loss
-from utils import checkpoint
+from utils import checkpoint, cli
 from utils.checkpoint import Progress
 from utils.device import compile_for
 
@@ -261,6 +261,38 @@ def test_averaged_weights_are_those_of_pytorch():
     assert ours.keys() == theirs.state_dict().keys()
     for name, tensor in theirs.state_dict().items():
         assert torch.allclose(ours[name].double(), tensor.double(), atol=1e-6), name
+
+
+def test_even_phases_are_reached_bit_by_bit_and_kept():
+    models = models_of("--even-phases", "--ema", "0.5")
+    assert len(models.shuffles) == 2
+
+    def unevenness() -> float:
+        sums = models.generator.upsample[1].conv.weight.detach().sum((2, 3)).unflatten(0, (-1, 4))
+        return (sums - sums.mean(1, keepdim=True)).abs().max().item()
+
+    start = unevenness()
+    models.even_out_phases(train.UPDATES_TO_EVEN_OUT // 4)
+    assert unevenness() == pytest.approx(0.75 * start, rel=1e-4)
+    for _ in range(2):
+        models.even_out_phases(10 * train.UPDATES_TO_EVEN_OUT)
+        assert unevenness() < 1e-5
+    models = models_of()
+    before = copy.deepcopy(models.generator.state_dict())
+    models.even_out_phases(train.UPDATES_TO_EVEN_OUT)
+    assert all(torch.equal(before[name], t) for name, t in models.generator.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        ("--generator", "rrdb", "--features", "8", "--growth", "4"),
+        ("--upscale", "1", "--degradation", "photo"),
+    ],
+)
+def test_even_phases_need_a_pixel_shuffle(network):
+    with pytest.raises(cli.UserError, match="no pixel shuffle"):
+        models_of("--even-phases", *network)
 
 
 def test_a_resumed_optimiser_is_fused_where_this_device_needs_it():
