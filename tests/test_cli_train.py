@@ -105,7 +105,6 @@ EVERYTHING = [
     1,
     "--crops-per-image",
     2,
-    "--even-phases",
 ]
 
 

@@ -337,7 +337,14 @@ def test_a_slice_of_vgg19_pads_by_reflection_and_has_a_stage_per_block(pair):
     chain.append(first)
     channels = 3
     ends = {}
-    for name, width in (("1_1", 8), ("1_2", 8), ("2_1", 16), ("2_2", 16), ("3_1", 24), ("3_2", 24)):
+    for name, width in (
+        ("1_1", 64),
+        ("1_2", 8),
+        ("2_1", 16),
+        ("2_2", 16),
+        ("3_1", 24),
+        ("3_2", 24),
+    ):
         if name in ("2_1", "3_1"):
             chain.append(torch.nn.MaxPool2d(2, 2, ceil_mode=True))
         chain.append(torch.nn.ReflectionPad2d(1))
