@@ -80,6 +80,7 @@ def advice_for(names: list[str]) -> str:
 
 # --- the header of a JPEG XL (ISO/IEC 18181-1, annex D) -----------------------------------------
 
+# Width to height, and the lowest value and the count of further bits of numbers, by selector
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
 _DEPTHS = ((8, 0), (10, 0), (12, 0), (1, 6))
 _FLOAT_DEPTHS = ((32, 0), (16, 0), (24, 0), (1, 6))
