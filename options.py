@@ -86,8 +86,8 @@ def get_args_parser(description: str | None = None) -> argparse.ArgumentParser:
     speed.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        default=False,
-        help="compile the networks with torch.compile",
+        help="compile the networks with torch.compile, which takes about a minute at the start "
+        "(default: on CUDA, if Triton is there)",
     )
     _add_output_options(parser.add_argument_group("output"))
     return parser
@@ -447,6 +447,8 @@ def resolve(args: argparse.Namespace, initial: GeneratorNetwork | None = None) -
     chosen = device.resolve_device(args.device)
     args.device = chosen.type
     args.precision = device.resolve_precision(args.precision, chosen)
+    if args.compile is None:
+        args.compile = device.can_compile(chosen)
     if args.workers is None:
         args.workers = _default_workers(args)
 

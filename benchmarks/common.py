@@ -1,6 +1,7 @@
 """What the benchmarks share: the machine's limit, timing in turns, tables, pictures to work on."""
 
 import argparse
+import contextlib
 import json
 import platform
 import statistics
@@ -123,12 +124,17 @@ def limit_flops(device: torch.device, precision: str) -> float:
     return flops / min(seconds(work, device) for _ in range(10))
 
 
+def _uncompiled() -> contextlib.AbstractContextManager[None]:
+    # A function first called under a counter would never be compiled
+    return torch.compiler.set_stance("force_eager")
+
+
 def flops_of(work: Callable[[], object]) -> int:
     """Return how many floating-point operations PyTorch counts in `work`.
 
     It counts those of convolutions and matrix products.
     """
-    with FlopCounterMode(display=False) as counter:
+    with _uncompiled(), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
@@ -146,11 +152,11 @@ class _OperatorCounter(TorchDispatchMode):
 
 
 def operators_of(work: Callable[[], object]) -> int:
-    """Return how many operators PyTorch dispatches in `work`, without views.
+    """Return how many operators PyTorch dispatches in `work`, without views and not compiled.
 
     On a GPU, nearly each of them launches a kernel.
     """
-    with _OperatorCounter() as counter:
+    with _uncompiled(), _OperatorCounter() as counter:
         work()
     return counter.count
 

@@ -99,8 +99,8 @@ def train_options(
     """Return train.py's options with a perceptual network (untrained: it is as fast)."""
     words = ["--perceptual", perceptual, "--perceptual-weights", "random"]
     words += ["--crop", str(args.crop), "--device", device.type, "--precision", args.precision]
-    if args.compile:
-        words.append("--compile")
+    if args.compile is not None:
+        words.append("--compile" if args.compile else "--no-compile")
     return train.get_args_parser().parse_args(words)
 
 
@@ -119,7 +119,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--rounds", type=cli.positive_int, default=5, help="timings of each; the median is reported"
     )
     parser.add_argument(
-        "--compile", action="store_true", help="compile our networks with torch.compile"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile our networks with torch.compile (default: as in train.py)",
     )
     return parser
 

@@ -558,10 +558,11 @@ def test_a_checkpoint_of_another_version_is_refused_and_kept(whole_run, tmp_path
     assert (tmp_path / "checkpoints" / "last.pth").exists()
 
 
-def test_clipping_accumulation_and_a_rate_of_its_own_for_d_are_trained_and_resumed(
+def test_clipping_accumulation_even_phases_and_a_rate_for_d_are_trained_and_resumed(
     photos, tmp_path
 ):
     options = [
+        "--even-phases",
         "--grad-clip",
         0.1,
         "--accumulate",

@@ -74,7 +74,8 @@ def stepped(
 ) -> Steps:
     words = ["--perceptual", "squeezenet", "--perceptual-weights", "random", "--blocks", "16"]
     words += ["--ema", "0.9", "--grid-weight", "100", "--consistency-weight", "100", "--seed", "3"]
-    words += ["--device", device, "--precision", "fp32", "--batch-size", "1", *options]
+    words += ["--device", device, "--precision", "fp32", "--batch-size", "1"]
+    words += ["--no-compile", *options]
     args = train.get_args_parser().parse_args(words)
     train.options.resolve(args)
     args.precision = precision  # train.py refuses fp16 on a CPU
@@ -226,7 +227,7 @@ def test_a_run_ends_and_resumes(device, precision, photos, tmp_path):
     generator_file.save(tmp_path / "start.pth", generator)
     options = ["--init", tmp_path / "start.pth", "--pretrain-epochs", 1, "--ema", 0.9]
     options += ["--degradation", "photo", "--perceptual-weight", 0, "--learning-rate", 1e-3]
-    options += ["--device", device, "--precision", precision]
+    options += ["--device", device, "--precision", precision, "--no-compile"]
 
     def moved(folder: Path) -> torch.Tensor:
         last = generator_file.load(folder / "checkpoints" / "generator_last.pth")

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import math
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -314,9 +315,12 @@ def test_a_resumed_optimiser_is_fused_where_this_device_needs_it():
 def test_only_whole_batches_are_compiled(monkeypatch):
     """A compiler that met an epoch's smaller last batch would compile everything again."""
     compiled = []
-    monkeypatch.setattr(
-        torch, "compile", lambda function: lambda x: compiled.append(len(x)) or function(x)
-    )
+
+    def stand_in(function, dynamic):
+        assert not dynamic
+        return lambda x: compiled.append(len(x)) or function(x)
+
+    monkeypatch.setattr(torch, "compile", stand_in)
     function = compile_for(lambda x: 2 * x, 3)
     assert [function(torch.ones(size)).sum().item() for size in (3, 2, 3)] == [
         6,
@@ -324,6 +328,54 @@ def test_only_whole_batches_are_compiled(monkeypatch):
         6,
     ] and compiled == [3, 3]
     assert compile_for(len, None) is len
+
+
+def test_training_goes_on_without_a_compiler_that_fails(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    function = compile_for(lambda x: torch.relu(2 * x), 3)
+    for _ in range(2):
+        assert function(torch.ones(3)).tolist() == [2, 2, 2]
+    message = capsys.readouterr().err
+    assert message.count("going on without torch.compile, which failed") == 1
+    assert "No working C++ compiler found" in message
+
+
+def test_benchmarks_count_operators_without_preventing_compilation(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    from common import flops_of, operators_of
+
+    graphs = []
+    function = torch.compile(
+        lambda x, y: torch.relu(x @ y), backend=lambda graph, _inputs: graphs.append(graph) or graph
+    )
+    x = torch.ones(2, 2)
+    assert operators_of(lambda: function(x, x)) == 2
+    assert flops_of(lambda: function(x, x)) == 16
+    assert not graphs
+    function(x, x)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "triton", "options", "compiles"),
+    [
+        ("cuda", True, [], True),
+        ("cuda", True, ["--no-compile"], False),
+        ("cuda", False, [], False),
+        ("cuda", False, ["--compile"], True),
+        ("cpu", True, [], False),
+        ("cpu", True, ["--compile"], True),
+    ],
+)
+def test_training_is_compiled_where_it_pays_off(monkeypatch, device, triton, options, compiles):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: triton)
+    args = train.get_args_parser().parse_args(
+        ["--device", device, "--precision", "fp32", "--perceptual-weights", "random", *options]
+    )
+    train.options.resolve(args)
+    assert args.compile is compiles
 
 
 def test_the_pixel_step_is_a_step_of_adam_on_the_mse():

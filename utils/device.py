@@ -1,6 +1,7 @@
 """Choose the device and the precision, and find out how much memory is free."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -86,19 +87,41 @@ def set_switches(same_sizes: bool = False) -> None:
     torch.backends.cudnn.benchmark = same_sizes
 
 
+def can_compile(device: torch.device) -> bool:
+    """Return whether torch.compile makes training on a device faster: on a GPU with Triton.
+
+    On Windows, PyTorch has no Triton, which also needs compute capability 7.0 or higher.
+    """
+    from torch.utils._triton import has_triton
+
+    return device.type == "cuda" and has_triton()
+
+
 def compile_for(
     function: Callable[[Tensor], Tensor], batch_size: int | None
 ) -> Callable[[Tensor], Tensor]:
     """Return a function compiled for batches of one size, or unchanged if the size is None.
 
     Other sizes, such as an epoch's last batch, run uncompiled: compiling again would take longer.
+    If compiling fails, for example because there is no C++ compiler, all batches do.
     """
     if batch_size is None:
         return function
-    compiled = torch.compile(function)
+    from torch._dynamo.exc import TorchDynamoException
+
+    fastest = torch.compile(function, dynamic=False)
 
     def run(x: Tensor) -> Tensor:
-        return compiled(x) if len(x) == batch_size else function(x)
+        nonlocal fastest
+        if len(x) != batch_size:
+            return function(x)
+        try:
+            return fastest(x)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            print(f"\ngoing on without torch.compile, which failed: {reason}", file=sys.stderr)
+            fastest = function
+            return function(x)
 
     return run
 
