@@ -56,7 +56,7 @@ from validation import validate
 
 get_args_parser = options.get_args_parser
 
-UPDATES_TO_EVEN_OUT = 1000  # --even-phases takes effect bit by bit
+UPDATES_TO_EVEN_OUT = 1000  # after so many, --even-phases is in full effect
 
 # --- one update ---------------------------------------------------------------------------------
 
@@ -172,15 +172,17 @@ class Models:
         assert isinstance(generator, nn.Module) and isinstance(discriminator, nn.Module)
         self.generator = generator
         self.discriminator = discriminator
+        self.ema = AveragedModel(self.generator) if args.ema else None
+        self.ema_decay: float = args.ema
         self.shuffles: list[UpsampleBlock] = []
         if args.even_phases:
-            self.shuffles = [m for m in self.generator.modules() if isinstance(m, UpsampleBlock)]
+            for network in (self.generator, self.ema):
+                modules = network.modules() if network else []
+                self.shuffles += [m for m in modules if isinstance(m, UpsampleBlock)]
             if not self.shuffles:
                 raise cli.UserError(
                     "--even-phases: this generator has no pixel shuffle; leave the option out"
                 )
-        self.ema = AveragedModel(self.generator) if args.ema else None
-        self.ema_decay: float = args.ema
 
         # Losses and optimisers
         self.pixel_loss = PIXEL_LOSSES[args.pixel_loss]
@@ -238,12 +240,14 @@ class Models:
         self.scaler.step(optimizer)
 
     def even_out_phases(self, updates: int) -> None:
-        """With `--even-phases`, even out the pixel shuffles; the first updates do it in part.
+        """With `--even-phases`, even out the pixel shuffles, a little more by each update.
 
         Done at once, it would ruin a generator of `--init` that was trained without it.
         """
+        # This share of what is left makes the differences shrink linearly to 0
+        share = 1 / (1 + max(0, UPDATES_TO_EVEN_OUT - updates))
         for block in self.shuffles:
-            block.even_out_phases(min(1.0, updates / UPDATES_TO_EVEN_OUT))
+            block.even_out_phases(share)
 
     def update_average(self) -> None:
         """Move the averaged weights and batch statistics, if any, towards the generator's."""
