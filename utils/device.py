@@ -88,9 +88,9 @@ def set_switches(same_sizes: bool = False) -> None:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Return whether torch.compile makes training on a device faster: on a GPU with Triton.
+    """Return whether training on a device is compiled by default: on an NVIDIA GPU with Triton.
 
-    On Windows, PyTorch has no Triton, which also needs compute capability 7.0 or higher.
+    Triton does not come with PyTorch on Windows, and needs compute capability 7.0 or higher.
     """
     from torch.utils._triton import has_triton
 
