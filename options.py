@@ -448,7 +448,7 @@ def resolve(args: argparse.Namespace, initial: GeneratorNetwork | None = None) -
     args.device = chosen.type
     args.precision = device.resolve_precision(args.precision, chosen)
     if args.compile is None:
-        args.compile = device.can_compile(chosen)
+        args.compile = device.compiles_by_default(chosen)
     if args.workers is None:
         args.workers = _default_workers(args)
 

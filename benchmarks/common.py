@@ -152,7 +152,7 @@ class _OperatorCounter(TorchDispatchMode):
 
 
 def operators_of(work: Callable[[], object]) -> int:
-    """Return how many operators PyTorch dispatches in `work`, without views and not compiled.
+    """Return how many operators PyTorch dispatches in uncompiled `work`, without views.
 
     On a GPU, nearly each of them launches a kernel.
     """

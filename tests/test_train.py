@@ -338,7 +338,7 @@ def test_only_whole_batches_are_compiled(monkeypatch):
     assert compile_for(len, None) is len
 
 
-def test_training_goes_on_without_a_compiler_that_fails(monkeypatch, tmp_path, capsys):
+def test_training_goes_on_if_compiling_fails(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     function = compile_for(lambda x: torch.relu(2 * x), 3)
@@ -376,7 +376,7 @@ def test_benchmarks_count_operators_without_preventing_compilation(monkeypatch):
         ("cpu", True, ["--compile"], True),
     ],
 )
-def test_training_is_compiled_where_it_pays_off(monkeypatch, device, triton, options, compiles):
+def test_compiled_by_default_on_cuda_with_triton(monkeypatch, device, triton, options, compiles):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: triton)
     args = train.get_args_parser().parse_args(

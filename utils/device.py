@@ -87,7 +87,7 @@ def set_switches(same_sizes: bool = False) -> None:
     torch.backends.cudnn.benchmark = same_sizes
 
 
-def can_compile(device: torch.device) -> bool:
+def compiles_by_default(device: torch.device) -> bool:
     """Return whether training on a device is compiled by default: on an NVIDIA GPU with Triton.
 
     Triton does not come with PyTorch on Windows, and needs compute capability 7.0 or higher.
