@@ -17,7 +17,7 @@ from utils import cli, machine, weights
 
 # The first one is chosen at the start
 PURPOSES = (
-    Purpose("JPEG photographs: removes blocks and noise", weights.PHOTO),
+    Purpose("JPEG photographs: removes blocks and noise", weights.PHOTO_PIXEL, weights.PHOTO),
     Purpose("Clean pictures, faithful: the smallest error, a little soft", weights.FAITHFUL),
     Purpose(
         "Clean pictures, sharper: more texture, some of it invented",
@@ -73,18 +73,17 @@ def get_args_parser() -> argparse.ArgumentParser:
 def available_purposes(weights_files: list[Path], precision: str = "auto") -> list[Purpose]:
     """Return what the page offers: the project's purposes, and the user's generator files by name.
 
-    Purposes whose files are missing are left out, and so are blends with int8, which cannot
-    compute them.
+    Purposes whose files are missing are left out. With int8, which cannot compute blends, each
+    blend is replaced by the generator that has the texture.
 
     Raises:
         UserError: none is left.
     """
     purposes = []
     for purpose in PURPOSES:
-        paths = [purpose.path, purpose.texture_path or purpose.path]
         if precision == "int8" and purpose.texture_path:
-            continue
-        if all(path.exists() for path in paths):
+            purpose = Purpose(purpose.label, purpose.texture_path)
+        if all(path.exists() for path in (purpose.path, purpose.texture_path) if path):
             purposes.append(purpose)
     for name, path in names_of(weights_files).items():
         purposes.append(Purpose(name, path))

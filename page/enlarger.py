@@ -43,6 +43,14 @@ class Purpose:
     path: Path
     texture_path: Path | None = None
 
+    def weights(self, texture: float) -> Weights:
+        """Return the generator file, or the two to blend, for a position of the slider (0 to 1)."""
+        if self.texture_path is None or texture == 0:
+            return Weights(self.path)
+        if texture == 1:
+            return Weights(self.texture_path)
+        return Weights(self.path, self.texture_path, texture)
+
 
 def parse_output_size(text: str) -> OutputSize:
     """Parse what test_image.py takes as `--outscale` (1.5) or as `--size` (1920x1080, 1920x).
@@ -126,14 +134,13 @@ class Enlarger:
         self._opening = threading.Lock()
         self.scales: dict[Purpose, int] = {}
         for purpose in purposes:
-            engine = self.engine(purpose, 0.0)
+            engine = self.engine(purpose.weights(texture=1))
             engine.precision_of(precision)  # refuse one that cannot work before any visitor comes
             self.scales[purpose] = engine.upscale
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - the enlarger lives as long as the process
-    def engine(self, purpose: Purpose, texture: float) -> inference.Engine:
-        """Return the generator for a purpose; `texture` is 0 unless the purpose blends files."""
-        chosen = Weights(purpose.path, purpose.texture_path, texture)
+    def engine(self, chosen: Weights) -> inference.Engine:
+        """Return the generator of a purpose."""
         return inference.open_engine(chosen, self.device, self.backend)
 
     def read(self, path: Path) -> images.Picture:
@@ -195,7 +202,7 @@ class Enlarger:
         # Read
         picture = self.read(path)
         try:
-            engine = self.engine(purpose, texture if purpose.texture_path else 0.0)
+            engine = self.engine(purpose.weights(texture))
         except cli.UserError as error:
             # It names a file of the server, and the visitor cannot mend it
             raise cli.RunError(str(error)) from error

@@ -19,6 +19,7 @@ import app
 from model import Generator
 from page import enlarger, server, visitors
 from utils import cli, generator_file
+from utils.weights import Weights
 
 TILE = 8
 
@@ -471,8 +472,18 @@ def test_a_precision_that_cannot_work_is_refused_before_any_visitor_comes(
         enlarger.Enlarger(purposes, tmp_path, "cpu", "torch", precision, TILE, max_pixels=5000)
 
 
-def test_blends_are_not_offered_in_int8():
+def test_in_int8_the_file_with_texture_takes_the_place_of_a_blend():
     blends = [purpose for purpose in app.available_purposes([]) if purpose.texture_path]
     assert blends
-    offered = app.available_purposes([], "int8")
-    assert offered and not any(purpose.texture_path for purpose in offered)
+    offered = {purpose.label: purpose for purpose in app.available_purposes([], "int8")}
+    assert len(offered) == len(app.PURPOSES)
+    for blend in blends:
+        assert offered[blend.label] == enlarger.Purpose(blend.label, blend.texture_path)
+
+
+def test_only_a_slider_between_its_ends_needs_a_blend():
+    first, second = Path("a.pth"), Path("b.pth")
+    purpose = enlarger.Purpose("mine", first, second)
+    assert purpose.weights(0) == Weights(first) and purpose.weights(1) == Weights(second)
+    assert purpose.weights(0.25) == Weights(first, second, 0.25)
+    assert enlarger.Purpose("mine", first).weights(0.25) == Weights(first)

@@ -285,23 +285,32 @@ def test_the_metadata_of_a_photo_are_carried_over(tmp_path, weights, astronaut):
             assert result.info["icc_profile"] == profile and round(result.info["dpi"][0]) == 300
 
 
-def test_texture_blends_two_files_from_one_to_the_other(tmp_path, astronaut):
+@pytest.mark.parametrize(
+    ("first", "second", "options"),
+    [
+        ("srresnet_x4", "srgan_x4", []),
+        ("photo_x4_pixel", "photo_x4", ["--weights", "photo_x4"]),
+    ],
+)
+def test_texture_blends_two_files_from_one_to_the_other(
+    tmp_path, astronaut, first, second, options
+):
     Image.fromarray(astronaut[100:124, 200:232]).save(tmp_path / "a.png")
     fixed = [tmp_path / "a.png", "--precision", "fp32", "--device", "cpu", "--out"]
     results = {}
-    for name, options in {
-        "srresnet_x4": ["--weights", "srresnet_x4"],
-        "srgan_x4": ["--weights", "srgan_x4"],
-        "0": ["--texture", 0],
-        "0.7": ["--texture", 0.7],
-        "1": ["--texture", 1],
+    for name, chosen in {
+        first: ["--weights", first],
+        second: ["--weights", second],
+        "0": [*options, "--texture", 0],
+        "0.7": [*options, "--texture", 0.7],
+        "1": [*options, "--texture", 1],
     }.items():
-        run("test_image.py", *fixed, tmp_path / f"{name}.png", *options)
+        run("test_image.py", *fixed, tmp_path / f"{name}.png", *chosen)
         results[name] = images.read_picture(tmp_path / f"{name}.png").rgb.astype(int)
-    assert np.array_equal(results["0"], results["srresnet_x4"])
-    assert np.array_equal(results["1"], results["srgan_x4"])
-    ends = np.abs(results["srgan_x4"] - results["srresnet_x4"]).mean()
-    for end in ("srresnet_x4", "srgan_x4"):
+    assert np.array_equal(results["0"], results[first])
+    assert np.array_equal(results["1"], results[second])
+    ends = np.abs(results[second] - results[first]).mean()
+    for end in (first, second):
         assert 0.2 * ends < np.abs(results["0.7"] - results[end]).mean() < 0.8 * ends
 
 

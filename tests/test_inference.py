@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,15 @@ def test_pictures_benchmarks_and_blends_have_defaults_of_their_own():
     a, b = (weights.WEIGHTS_FOLDER / f"{name}.pth" for name in ("srresnet_x4", "srgan_x4"))
     assert chosen("--texture", 0.25) == weights.Weights(a, b, 0.25)
     assert chosen("--texture", 0.25).stem == "srresnet_x4_srgan_x4_0.25"
+    photo = tuple(weights.WEIGHTS_FOLDER / f"{name}.pth" for name in ("photo_x4_pixel", "photo_x4"))
+    for name, pair in (
+        ("photo_x4", photo),
+        (os.path.relpath(photo[1]), photo),
+        ("photo_x4_pixel", photo),
+        ("srgan_x4", (a, b)),
+        ("mine/other.pth", (Path("mine/other.pth"), b)),
+    ):
+        assert chosen("--weights", name, "--texture", 0.5) == weights.Weights(*pair, 0.5)
     named = chosen("--texture", 0, "--weights", "srgan_x4", "--texture-weights", "mine/other.pth")
     assert named == weights.Weights(weights.weights_file("srgan_x4"), Path("mine/other.pth"), 0.0)
     with pytest.raises(cli.UserError, match="--texture-weights needs --texture T"):

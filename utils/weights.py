@@ -8,8 +8,11 @@ from utils import cli
 
 WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
 PHOTO = WEIGHTS_FOLDER / "photo_x4.pth"
+PHOTO_PIXEL = WEIGHTS_FOLDER / "photo_x4_pixel.pth"
 FAITHFUL = WEIGHTS_FOLDER / "srresnet_x4.pth"
 TEXTURED = WEIGHTS_FOLDER / "srgan_x4.pth"
+# For --texture: a pixel-only generator, and the one that adversarial training made of it
+PAIRS = ((FAITHFUL, TEXTURED), (PHOTO_PIXEL, PHOTO))
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,14 @@ def add_weights_option(parser: argparse.ArgumentParser, default: Path = PHOTO) -
         "--texture",
         type=cli.number_between(0, 1),
         metavar="T",
-        help="blend two generators, with T from 0 (--weights alone, by default "
-        f"{FAITHFUL.stem}) to 1 (--texture-weights alone, by default {TEXTURED.stem})",
+        help=f"blend two generators, with T from 0 ({FAITHFUL.stem} alone) to 1 ({TEXTURED.stem} "
+        f"alone); with --weights {PHOTO.stem}, from {PHOTO_PIXEL.stem} to {PHOTO.stem}",
     )
     parser.add_argument(
         "--texture-weights",
         type=weights_file,
         metavar="NAME_OR_FILE",
-        help="second generator for --texture; it should have been trained from the first",
+        help="blend --weights and this file; it should have been trained from the first",
     )
 
 
@@ -69,13 +72,26 @@ def chosen_weights(args: argparse.Namespace) -> Weights:
     Raises:
         UserError: `--texture-weights` was given without `--texture`.
     """
-    if args.texture is not None:
-        return Weights(args.weights or FAITHFUL, args.texture_weights or TEXTURED, args.texture)
+    if args.texture is None:
+        if args.texture_weights:
+            raise cli.UserError(
+                "--texture-weights needs --texture T, the share of that file from 0 to 1"
+            )
+        return Weights(args.weights or args.default_weights)
     if args.texture_weights:
-        raise cli.UserError(
-            "--texture-weights needs --texture T, the share of that file from 0 to 1"
-        )
-    return Weights(args.weights or args.default_weights)
+        return Weights(args.weights or FAITHFUL, args.texture_weights, args.texture)
+    return Weights(*pair_with(args.weights or FAITHFUL), args.texture)
+
+
+def pair_with(path: Path) -> tuple[Path, Path]:
+    """Return the files that `--texture` blends if `--weights` names `path`, either of a pair.
+
+    A file of the user's own is blended with srgan_x4.
+    """
+    for pair in PAIRS:
+        if path.resolve() in [member.resolve() for member in pair]:
+            return pair
+    return path, TEXTURED
 
 
 def known() -> list[str]:
