@@ -239,7 +239,8 @@ def test_the_purposes_are_the_files_and_blends_of_test_image(open_page, tmp_path
         page.locator("#go").click()
         page.wait_for_function("window.worked")
         finished(page)
-        blend = expected(path, tmp_path / f"{purpose}.png", "--texture", 0.5, *options)
+        options = [*options, "--texture", 0.5, "--backend", "auto"]  # as on the page
+        blend = expected(path, tmp_path / f"{purpose}.png", *options)
         assert downloaded(page)[1] == blend
 
 
