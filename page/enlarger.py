@@ -134,13 +134,14 @@ class Enlarger:
         self._opening = threading.Lock()
         self.scales: dict[Purpose, int] = {}
         for purpose in purposes:
-            engine = self.engine(purpose.weights(texture=1))
-            engine.precision_of(precision)  # refuse one that cannot work before any visitor comes
+            for texture in (0, 1):
+                engine = self.engine(purpose.weights(texture))
+                engine.precision_of(precision)  # refuse one that cannot work before a visitor comes
             self.scales[purpose] = engine.upscale
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - the enlarger lives as long as the process
     def engine(self, chosen: Weights) -> inference.Engine:
-        """Return the generator of a purpose."""
+        """Return the engine of one generator file, or of two blended."""
         return inference.open_engine(chosen, self.device, self.backend)
 
     def read(self, path: Path) -> images.Picture:

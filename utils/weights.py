@@ -11,7 +11,7 @@ PHOTO = WEIGHTS_FOLDER / "photo_x4.pth"
 PHOTO_PIXEL = WEIGHTS_FOLDER / "photo_x4_pixel.pth"
 FAITHFUL = WEIGHTS_FOLDER / "srresnet_x4.pth"
 TEXTURED = WEIGHTS_FOLDER / "srgan_x4.pth"
-# For --texture: a pixel-only generator, and the one that adversarial training made of it
+# For --texture: a pixel-only generator, and one that adversarial training gave texture
 PAIRS = ((FAITHFUL, TEXTURED), (PHOTO_PIXEL, PHOTO))
 
 
@@ -56,13 +56,15 @@ def add_weights_option(parser: argparse.ArgumentParser, default: Path = PHOTO) -
         type=cli.number_between(0, 1),
         metavar="T",
         help=f"blend two generators, with T from 0 ({FAITHFUL.stem} alone) to 1 ({TEXTURED.stem} "
-        f"alone); with --weights {PHOTO.stem}, from {PHOTO_PIXEL.stem} to {PHOTO.stem}",
+        f"alone); with --weights {PHOTO.stem}, from {PHOTO_PIXEL.stem} to {PHOTO.stem}; with "
+        f"another file, from that one to {TEXTURED.stem}",
     )
     parser.add_argument(
         "--texture-weights",
         type=weights_file,
         metavar="NAME_OR_FILE",
-        help="blend --weights and this file; it should have been trained from the first",
+        help="second generator for --texture, trained from that of --weights (default of the "
+        f"latter: {FAITHFUL.stem})",
     )
 
 
@@ -86,7 +88,7 @@ def chosen_weights(args: argparse.Namespace) -> Weights:
 def pair_with(path: Path) -> tuple[Path, Path]:
     """Return the files that `--texture` blends if `--weights` names `path`, either of a pair.
 
-    A file of the user's own is blended with srgan_x4.
+    Any other file is blended with srgan_x4.
     """
     for pair in PAIRS:
         if path.resolve() in [member.resolve() for member in pair]:
