@@ -220,6 +220,13 @@ def test_pictures_benchmarks_and_blends_have_defaults_of_their_own():
         chosen("--texture-weights", "srgan_x4")
 
 
+def test_a_link_to_itself_is_no_file_of_a_pair(tmp_path):
+    loop = tmp_path / "loop.pth"
+    loop.symlink_to(loop)
+    blend = chosen("--weights", loop, "--texture", 0.5)
+    assert blend == weights.Weights(loop, weights.TEXTURED, 0.5)
+
+
 @pytest.mark.parametrize("texture", ["-0.1", "1.0001", "nan", "inf", "half", ""])
 def test_a_texture_outside_0_to_1_is_refused(texture, capsys):
     with pytest.raises(SystemExit, match="2"):

@@ -1,6 +1,7 @@
 """The generator files that a command line names: by path, by name in weights/, or two to blend."""
 
 import argparse
+import os.path
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def pair_with(path: Path) -> tuple[Path, Path]:
     Any other file is blended with srgan_x4.
     """
     for pair in PAIRS:
-        if path.resolve() in [member.resolve() for member in pair]:
+        if os.path.realpath(path) in map(os.path.realpath, pair):
             return pair
     return path, TEXTURED
 
