@@ -177,17 +177,17 @@ class MultiScaleDiscriminator(nn.Module):
         self.scales = nn.ModuleList(Discriminator(batch_norm) for _ in range(3))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to scores (3N,); a mean loss over them weighs sizes equally."""
+        """Map images to scores (3N,), three per image; a mean loss weighs the sizes equally."""
         scores = []
         for discriminator in self.scales:
             assert isinstance(discriminator, Discriminator)
             scores.append(discriminator.logits(x))
             x = F.avg_pool2d(x, 2)
-        return torch.cat(scores)
+        return torch.stack(scores, 1).flatten()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to the probability (N,) of being real, averaged over sizes."""
-        return torch.sigmoid(self.logits(x)).view(3, -1).mean(0)
+        return torch.sigmoid(self.logits(x)).view(-1, 3).mean(1)
 
 
 class Logits(nn.Module):

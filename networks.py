@@ -76,7 +76,10 @@ class DiscriminatorNetwork(_Module, Protocol):
     minimum_crop: int  # side of the smallest training crop that it takes, in HR pixels
 
     def logits(self, x: Tensor, /) -> Tensor:
-        """Map images (N, 3, H, W) in [-1, 1] to unbounded scores of any shape, high for HR."""
+        """Map images (N, 3, H, W) in [-1, 1] to unbounded scores, high for HR.
+
+        They may have any shape, as long as the first dimension goes through the images in order.
+        """
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Map images (N, 3, H, W) in [-1, 1] to probabilities of being HR."""

@@ -183,12 +183,25 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         "on smooth areas",
     )
     group.add_argument(
+        "--freeze-batch-norm",
+        action="store_true",
+        help="in adversarial epochs, normalise the generator's features as in enlarging, with its "
+        "running statistics, so that the losses judge the pictures that users get; needs "
+        "--pretrain-epochs or --init",
+    )
+    group.add_argument(
         "--discriminator",
         choices=choices.DISCRIMINATORS,
         default="vgg",
         help="vgg: SRGAN's; multiscale: three such networks, at full, half and quarter size; "
         "unet: Real-ESRGAN's, which judges every pixel; unet-small: the same with half its "
         "channels, as fast as vgg",
+    )
+    group.add_argument(
+        "--joint-batch",
+        action="store_true",
+        help="show the discriminator HR and SR in one batch: in two, its batch normalisation hides "
+        "how they differ on average",
     )
     group.add_argument(
         "--degradation",
@@ -544,6 +557,13 @@ def _check(args: argparse.Namespace) -> None:
         raise cli.UserError(
             "--grid-weight and --consistency-weight have no meaning with --upscale 1, where no "
             "pixel shuffle can leave a grid and LR is as large as HR; leave them out"
+        )
+
+    # Statistics to keep
+    if args.freeze_batch_norm and not (args.init or args.pretrain_epochs):
+        raise cli.UserError(
+            "--freeze-batch-norm: an untrained generator has no statistics to keep; pass "
+            "--pretrain-epochs or --init"
         )
 
     # Numbers

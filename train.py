@@ -80,8 +80,7 @@ def adversarial_step(models: "Models", lr: Tensor, hr: Tensor) -> dict[str, Tens
         with autocast(models.device, models.precision):
             with torch.set_grad_enabled(not regenerate):
                 fake = models.generate(part_lr)
-            real_logits = models.discriminate(part_hr)
-            fake_logits = models.discriminate(fake.detach())
+            real_logits, fake_logits = models.judge(models.discriminate, part_hr, fake.detach())
         loss_d, scores = adversarial.discriminator_loss(real_logits, fake_logits)
         models.scaler.scale(share * loss_d).backward()
         add_values(values, {"Loss_D": loss_d, **scores}, share)
@@ -98,9 +97,11 @@ def adversarial_step(models: "Models", lr: Tensor, hr: Tensor) -> dict[str, Tens
             hr_logits = None
             sr_logits = None
             if models.loss.weights["Loss_Adversarial"]:
-                if adversarial.needs_real:
-                    hr_logits = models.discriminate_unwrapped(part_hr)
-                sr_logits = models.discriminate_unwrapped(fake)
+                discriminate = models.discriminate_unwrapped
+                if adversarial.needs_real or models.joint_batch:
+                    hr_logits, sr_logits = models.judge(discriminate, part_hr, fake)
+                else:
+                    sr_logits = discriminate(fake)
             sr = images.signed_to_unit(fake.float())
             target = images.signed_to_unit(part_hr)
             loss_g, terms = models.loss(sr, target, sr_logits, hr_logits)
@@ -157,6 +158,7 @@ class Models:
         self.precision: str = args.precision  # fp32, bf16 or fp16
         self.accumulate: int = args.accumulate
         self.grad_clip: float = args.grad_clip
+        self.joint_batch: bool = args.joint_batch
 
         # Networks (by default model.Generator and model.Discriminator)
         generator = GENERATORS[args.generator](
@@ -183,6 +185,14 @@ class Models:
                 raise cli.UserError(
                     "--even-phases: this generator has no pixel shuffle; leave the option out"
                 )
+        self.frozen: list[nn.BatchNorm2d] = []  # in adversarial epochs
+        if args.freeze_batch_norm:
+            self.frozen = [m for m in generator.modules() if isinstance(m, nn.BatchNorm2d)]
+            if not self.frozen:
+                raise cli.UserError(
+                    "--freeze-batch-norm: this generator has no batch normalisation; leave the "
+                    "option out"
+                )
 
         # Losses and optimisers
         self.pixel_loss = PIXEL_LOSSES[args.pixel_loss]
@@ -196,12 +206,13 @@ class Models:
         if args.compile:
             share_of_batch = math.ceil(args.batch_size / distributed.world_size())
             size = math.ceil(share_of_batch / args.accumulate)
+        size_d = 2 * size if size and self.joint_batch else size
         self.wrapped_g = distributed.wrap(self.generator)
         self.wrapped_d = distributed.wrap(Logits(self.discriminator))
         self.generate = compile_for(self.wrapped_g, size)
-        self.discriminate = compile_for(self.wrapped_d, size)
+        self.discriminate = compile_for(self.wrapped_d, size_d)
         # In G's step, D has no gradients to average
-        self.discriminate_unwrapped = compile_for(self.discriminator.logits, size)
+        self.discriminate_unwrapped = compile_for(self.discriminator.logits, size_d)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -231,6 +242,16 @@ class Models:
         for number, (lr_part, hr_part) in enumerate(parts, 1):
             with distributed.averaging(number == len(parts), self.wrapped_g, self.wrapped_d):
                 yield lr_part, hr_part, len(lr_part) / len(lr)
+
+    def judge(
+        self, discriminate: Callable[[Tensor], Tensor], hr: Tensor, sr: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return D's logits for HR and SR (N, 3, H, W): of two batches, or of a joint one."""
+        if not self.joint_batch:
+            return discriminate(hr), discriminate(sr)
+        logits = discriminate(torch.cat([hr, sr]))
+        half = len(logits) // 2
+        return logits[:half], logits[half:]
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
         """Apply a network's gradients, clipped to `--grad-clip`."""
@@ -554,12 +575,16 @@ def begin_phase(
     perceptual: pretrained.Pretrained | None,
     progress: Progress,
 ) -> None:
-    """Reset G's optimiser and the best PSNR as a phase starts; create G's loss when needed."""
+    """Reset G's optimiser and the best PSNR as a phase starts; prepare adversarial epochs."""
     if progress.batch == 0 and progress.epoch in (1, args.pretrain_epochs + 1):
         models.optimizer_g = new_adam(models.generator)
         progress.best_psnr = -math.inf
-    if progress.epoch > args.pretrain_epochs and models.loss is None:
+    if progress.epoch <= args.pretrain_epochs:
+        return
+    if models.loss is None:
         models.loss = new_loss(args, perceptual).to(models.device)
+    for layer in models.frozen:
+        layer.eval()  # its running statistics are used and kept
 
 
 def new_loss(args: argparse.Namespace, perceptual: pretrained.Pretrained | None) -> GeneratorLoss:

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import model
 import train
 from generator_loss_functions import consistency_loss, grid_loss
+from networks import DISCRIMINATORS
 from utils import checkpoint, cli
 from utils.checkpoint import Progress
 from utils.device import compile_for
@@ -302,6 +303,74 @@ def test_even_phases_are_reached_bit_by_bit_and_kept():
 def test_even_phases_need_a_pixel_shuffle(network):
     with pytest.raises(cli.UserError, match="no pixel shuffle"):
         models_of("--even-phases", *network)
+
+
+def test_only_a_trained_batch_norm_can_be_frozen():
+    with pytest.raises(cli.UserError, match="an untrained generator has no statistics to keep"):
+        models_of("--freeze-batch-norm")
+    rrdb = ("--generator", "rrdb", "--features", "8", "--growth", "4")
+    with pytest.raises(cli.UserError, match="this generator has no batch normalisation"):
+        models_of("--freeze-batch-norm", "--pretrain-epochs", "1", *rrdb)
+
+
+def test_frozen_batch_norm_judges_the_pictures_that_users_get():
+    """In adversarial epochs, the generator gives the same in training as in enlarging."""
+    models = models_of("--freeze-batch-norm", "--pretrain-epochs", "1")
+    torch.manual_seed(1)
+    lr, hr = torch.rand(3, 3, 8, 8) * 2 - 1, torch.rand(3, 3, 32, 32) * 2 - 1
+    args = argparse.Namespace(pretrain_epochs=1)
+
+    def difference_from_enlarging() -> float:
+        enlarging = copy.deepcopy(models.generator).eval()
+        training = copy.deepcopy(models.generator)
+        with torch.no_grad():
+            return (training(lr) - enlarging(lr)).abs().max().item()
+
+    train.begin_phase(args, models, None, Progress(epoch=1))
+    train.pixel_step(models, lr, hr)
+    assert difference_from_enlarging() > 1e-3
+    before = copy.deepcopy(models.generator.state_dict())
+    train.begin_phase(args, models, None, Progress(epoch=2))
+    train.adversarial_step(models, lr, hr)
+    assert difference_from_enlarging() < 1e-5
+    for name, tensor in models.generator.state_dict().items():
+        kept = torch.equal(tensor, before[name])
+        assert kept == any(word in name for word in ("running_", "num_batches")), name
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_a_joint_batch_gives_each_image_its_own_scores(name):
+    torch.manual_seed(1)
+    discriminator = DISCRIMINATORS[name]().eval()  # nothing depends on the rest of the batch
+    side = discriminator.minimum_crop
+    hr, sr = torch.rand(2, 3, side, side) * 2 - 1, torch.rand(2, 3, side, side) * 2 - 1
+    with torch.no_grad():
+        scores = models_of("--joint-batch").judge(discriminator.logits, hr, sr)
+        for ours, batch in zip(scores, (hr, sr), strict=True):
+            assert torch.allclose(ours, discriminator.logits(batch), atol=1e-5)
+    assert not torch.allclose(*scores, atol=1e-5)
+
+
+def test_a_joint_batch_has_joint_batch_statistics_in_both_steps():
+    models = models_of("--joint-batch", "--adversarial-weight", "0.5")
+    for optimizer in (models.optimizer_g, models.optimizer_d):
+        optimizer.param_groups[0]["lr"] = 0.0
+    torch.manual_seed(1)
+    lr, hr = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
+    values = train.adversarial_step(models, lr, hr)
+    ours = models.generator.tail.bias.grad
+    models.generator.zero_grad()
+    sr = models.generator(lr)
+    logits = models.discriminator.logits(torch.cat([hr, sr]))
+    fooled = torch.nn.functional.softplus(-logits[2:]).mean()  # -log D(G(z))
+    loss_d = torch.nn.functional.softplus(-logits[:2]).mean()
+    loss_d = loss_d + torch.nn.functional.softplus(logits[2:]).mean()
+    assert values["Loss_D"].item() == pytest.approx(loss_d.item(), rel=1e-4)
+    assert values["Loss_Adversarial"].item() == pytest.approx(fooled.item(), rel=1e-4)
+    unit, target = (sr + 1) / 2, (hr + 1) / 2
+    others, _ = models.loss(unit, target, torch.zeros(2))  # its adversarial part has no gradient
+    (others + 0.5 * fooled).backward()
+    assert torch.allclose(ours, models.generator.tail.bias.grad, rtol=1e-3, atol=1e-7)
 
 
 def test_a_resumed_optimiser_is_fused_where_this_device_needs_it():
