@@ -177,7 +177,7 @@ class MultiScaleDiscriminator(nn.Module):
         self.scales = nn.ModuleList(Discriminator(batch_norm) for _ in range(3))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Map images to scores (3N,), three per image; a mean loss weighs the sizes equally."""
+        """Map images (N, 3, H, W) to scores (3N,), three per image; a mean weighs sizes equally."""
         scores = []
         for discriminator in self.scales:
             assert isinstance(discriminator, Discriminator)
